@@ -1,0 +1,129 @@
+//! Which plan a tenant is on and whether it has paid: the vocabulary in which billing answers and entitlements ask.
+
+use std::fmt;
+
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+
+use crate::{CoreError, PlanKey, TenantContext};
+
+/// Whether the tenant has access, as far as money goes. Computed from instants at read time; nothing has to fire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "standing", rename_all = "snake_case")]
+pub enum Standing {
+    /// All is paid.
+    Active,
+    /// A payment failed; full access lasts until `until`.
+    Grace {
+        /// When access becomes restricted.
+        until: DateTime<Utc>,
+        /// When access ends, if nothing is paid.
+        suspended_from: DateTime<Utc>,
+    },
+    /// Access has ended.
+    Suspended {
+        /// Since when.
+        since: DateTime<Utc>,
+    },
+}
+
+/// What the tenant may do at one instant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AccessLevel {
+    /// Nothing: sign-in, billing pages and export only.
+    Suspended,
+    /// Reading, not creating: features that cost money are off.
+    Restricted,
+    /// Everything the plan grants.
+    Full,
+}
+
+impl Standing {
+    /// The access level at `now`.
+    #[must_use]
+    pub fn access(&self, now: DateTime<Utc>) -> AccessLevel {
+        match *self {
+            Self::Active => AccessLevel::Full,
+            Self::Grace { until, .. } if now < until => AccessLevel::Full,
+            Self::Grace { suspended_from, .. } if now < suspended_from => AccessLevel::Restricted,
+            Self::Suspended { since } if now < since => AccessLevel::Full,
+            Self::Grace { .. } | Self::Suspended { .. } => AccessLevel::Suspended,
+        }
+    }
+
+    /// The next instant after `now` at which [`access`](Self::access) gives another answer.
+    #[must_use]
+    pub fn next_boundary(&self, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
+        match *self {
+            Self::Active => None,
+            Self::Grace { until, suspended_from } => [until, suspended_from].into_iter().find(|at| *at > now),
+            Self::Suspended { since } => (since > now).then_some(since),
+        }
+    }
+}
+
+/// The plan that a tenant is on, as the source of plans knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlanAssignment {
+    /// The plan.
+    pub plan: PlanKey,
+    /// Its version; `None` follows the newest.
+    pub version: Option<u32>,
+    /// Whether it is paid.
+    pub standing: Standing,
+    /// Start of the billing period in which usage is counted; `None` counts by the calendar.
+    pub period_start: Option<DateTime<Utc>>,
+    /// When the plan ends by itself (trial or cancellation), with nothing to take its place but the default plan.
+    pub ends_at: Option<DateTime<Utc>>,
+}
+
+impl PlanAssignment {
+    /// A plan that is paid for and does not end.
+    #[must_use]
+    pub const fn active(plan: PlanKey) -> Self {
+        Self { plan, version: None, standing: Standing::Active, period_start: None, ends_at: None }
+    }
+}
+
+/// Answers which plan a tenant is on.
+///
+/// Billing implements it; an adopter without Stripe uses [`FixedPlan`] or a table of their own.
+///
+/// # Contract
+/// - *Pure of side effects*: asking changes nothing.
+/// - *Coherent*: whoever changes the answer bumps the tenant's revision in the same transaction.
+/// - *Total*: a tenant that bought nothing is on the adopter's default plan, not an error.
+#[async_trait]
+pub trait PlanSource: fmt::Debug + Send + Sync + 'static {
+    /// The tenant's plan at `now`.
+    async fn plan_of(&self, ctx: &dyn TenantContext, now: DateTime<Utc>) -> Result<PlanAssignment, CoreError>;
+}
+
+/// Every tenant is on one plan.
+#[derive(Debug, Clone)]
+pub struct FixedPlan(pub PlanKey);
+
+#[async_trait]
+impl PlanSource for FixedPlan {
+    async fn plan_of(&self, _: &dyn TenantContext, _: DateTime<Utc>) -> Result<PlanAssignment, CoreError> {
+        Ok(PlanAssignment::active(self.0.clone()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // D6
+    #[test]
+    fn access_changes_exactly_at_the_instants_without_any_event() {
+        let at = |s| DateTime::from_timestamp(s, 0).unwrap();
+        let grace = Standing::Grace { until: at(100), suspended_from: at(200) };
+        let levels = [99, 100, 101, 199, 200, 201].map(|s| grace.access(at(s)));
+        use AccessLevel::{Full, Restricted, Suspended};
+        assert_eq!(levels, [Full, Restricted, Restricted, Restricted, Suspended, Suspended]);
+        assert_eq!([99, 100, 200].map(|s| grace.next_boundary(at(s))), [Some(at(100)), Some(at(200)), None]);
+    }
+}
