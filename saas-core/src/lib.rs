@@ -8,6 +8,8 @@ mod clock;
 mod context;
 #[cfg(feature = "postgres")]
 pub mod db;
+#[cfg(feature = "postgres")]
+pub mod doctor;
 mod error;
 mod id;
 #[cfg(feature = "postgres")]
