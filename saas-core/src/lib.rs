@@ -9,6 +9,8 @@ mod id;
 mod name;
 mod page;
 pub mod subscription;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 pub use actor::Actor;
 #[cfg(feature = "testing")]
