@@ -39,7 +39,6 @@ macro_rules! keys {
             /// # Panics
             /// When the literal is not a key and the call is not evaluated at compile time.
             #[must_use]
-            #[expect(clippy::panic, reason = "this is how a const fn refuses a bad literal at compile time")]
             pub const fn from_static(text: &'static str) -> Self {
                 if !is_key(text) {
                     panic!("a key is 1 to 64 of a-z 0-9 . - _, starts with a letter and does not end in a separator");

@@ -12,7 +12,7 @@ use std::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    thread,
+    thread::{self, JoinHandle},
     time::Duration,
 };
 
@@ -48,6 +48,7 @@ pub enum Cut {
 pub struct Proxy {
     address: SocketAddr,
     shared: Arc<Shared>,
+    listening: Option<JoinHandle<()>>,
 }
 
 impl Proxy {
@@ -61,8 +62,9 @@ impl Proxy {
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared::default());
         let accepting = Arc::clone(&shared);
-        thread::Builder::new().name("saas-proxy".to_owned()).spawn(move || accept(&listener, target, &accepting))?;
-        Ok(Self { address, shared })
+        let accept = move || accept(&listener, target, &accepting);
+        let listening = Some(thread::Builder::new().name("saas-proxy".to_owned()).spawn(accept)?);
+        Ok(Self { address, shared, listening })
     }
 
     /// Where to connect instead of the target.
@@ -102,7 +104,7 @@ impl Proxy {
         self.shared.connections.load(Ordering::SeqCst)
     }
 
-    /// Ends every connection that is open now; new ones are served.
+    /// Ends every connection accepted so far; new ones are served.
     pub fn cut(&self, how: Cut) {
         self.shared.cut(how);
     }
@@ -154,9 +156,12 @@ impl Proxy {
 impl Drop for Proxy {
     fn drop(&mut self) {
         self.shared.stopped.store(true, Ordering::SeqCst);
-        self.shared.cut(Cut::Reset);
         // Wakes the listener, which then sees that it is over.
         drop(TcpStream::connect(self.address));
+        if let Some(listening) = self.listening.take() {
+            drop(listening.join());
+        }
+        self.shared.cut(Cut::Reset);
     }
 }
 

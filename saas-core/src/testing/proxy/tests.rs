@@ -124,6 +124,7 @@ fn silence_holds_answers_back_until_it_ends() {
 fn a_silent_connection_can_still_be_cut() {
     let proxy = echo_behind_proxy();
     let mut client = client(&proxy);
+    exchange(&mut client, b"x").unwrap();
     proxy.stop_answering();
     client.write_all(b"x").unwrap();
     proxy.cut(Cut::Reset);
@@ -168,4 +169,5 @@ fn dropping_the_proxy_frees_its_port_and_resets_its_connections() {
     exchange(&mut client, b"x").unwrap();
     drop(proxy);
     assert!(client.read(&mut [0]).is_err());
+    assert_eq!(TcpStream::connect(address).unwrap_err().kind(), ErrorKind::ConnectionRefused);
 }
