@@ -23,6 +23,8 @@ pub mod revision;
 pub mod subscription;
 #[cfg(feature = "postgres")]
 pub mod tenant;
+#[cfg(feature = "testing")]
+pub mod testing;
 #[cfg(feature = "postgres")]
 pub mod timeline;
 
