@@ -8,6 +8,7 @@ mod error;
 mod id;
 mod name;
 mod page;
+pub mod plan;
 pub mod subscription;
 
 pub use actor::Actor;
@@ -19,3 +20,4 @@ pub use error::{Cause, CoreError, ErrorKind, InvalidInput};
 pub use id::{ApiKeyId, AuditId, JobId, LeaseToken, OverrideId, RequestId, TenantId, UsageEventId, UserId};
 pub use name::{EmailAddress, FeatureKey, IdempotencyKey, MeterKey, PlanKey, RoleName, Slug, Topic};
 pub use page::{Page, PageSize};
+pub use plan::{CatalogError, Limit, PlanCatalog, PlanVersionRef};
