@@ -63,7 +63,7 @@
 //! // Every mistake at once, each with its place and its remedy:
 //! let error = PlanCatalog::from_toml("default_plan = \"gold\"\n[features.x]\nkind = \"bool\"\n").unwrap_err();
 //! let lines: Vec<_> = error.faults().iter().map(|fault| fault.line).collect();
-//! assert_eq!(lines, [1, 2, 3]);
+//! assert_eq!(lines, [1, 1, 2, 3]);
 //! # Ok::<_, saas_core::plan::CatalogError>(())
 //! ```
 
