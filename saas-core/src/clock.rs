@@ -69,6 +69,7 @@ impl TestClock {
 #[cfg(feature = "testing")]
 impl Clock for TestClock {
     fn now(&self) -> DateTime<Utc> {
-        DateTime::from_timestamp_micros(self.0.load(std::sync::atomic::Ordering::SeqCst)).unwrap_or(DateTime::UNIX_EPOCH)
+        DateTime::from_timestamp_micros(self.0.load(std::sync::atomic::Ordering::SeqCst))
+            .unwrap_or(DateTime::UNIX_EPOCH)
     }
 }

@@ -156,7 +156,9 @@ pub enum CoreError {
         cause: Cause,
     },
     /// The connection was lost while the commit was on its way.
-    #[error("the connection broke during commit: it may or may not have happened; repeat with the same idempotency key")]
+    #[error(
+        "the connection broke during commit: it may or may not have happened; repeat with the same idempotency key"
+    )]
     OutcomeUnknown {
         /// What broke.
         #[source]

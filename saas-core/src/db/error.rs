@@ -1,0 +1,56 @@
+//! Translates database errors: by SQLSTATE and constraint name, never by message.
+
+use sqlx::Error;
+
+use crate::CoreError;
+
+impl CoreError {
+    /// Sorts an error of the driver. For use with `map_err` wherever a statement is run.
+    #[must_use]
+    pub fn from_database(error: Error) -> Self {
+        let Some(database) = error.as_database_error() else {
+            return match error {
+                Error::Io(_)
+                | Error::Tls(_)
+                | Error::Protocol(_)
+                | Error::PoolTimedOut
+                | Error::PoolClosed
+                | Error::WorkerCrashed
+                | Error::BeginFailed => Self::Unavailable { cause: Box::new(error) },
+                Error::RowNotFound => Self::NotFound { what: "row" },
+                other => Self::Statement { cause: Box::new(other) },
+            };
+        };
+        let code = database.code().unwrap_or_default().into_owned();
+        let constraint = database.constraint().unwrap_or("").to_owned();
+        let cause = Box::new(error);
+        match code.as_str() {
+            // 40: serialization and deadlock; 08, 57, 53: gone, shutting down, out of resources; 55P03: lock timeout.
+            "55P03" => Self::Unavailable { cause },
+            "25P02" => Self::Aborted { cause },
+            "42501" => Self::Forbidden { cause },
+            _ => match code.get(..2) {
+                Some("40" | "08" | "57" | "53") => Self::Unavailable { cause },
+                Some("23") => Self::Conflict { constraint, cause },
+                _ => Self::Statement { cause },
+            },
+        }
+    }
+
+    /// The constraint that a conflict broke, so that a crate can give it a meaning.
+    #[must_use]
+    pub fn constraint(&self) -> Option<&str> {
+        match self {
+            Self::Conflict { constraint, .. } => Some(constraint),
+            _ => None,
+        }
+    }
+
+    /// An error during COMMIT: without an answer from the server, nobody knows.
+    pub(super) fn from_commit(error: Error) -> Self {
+        if error.as_database_error().is_some() {
+            return Self::from_database(error);
+        }
+        Self::OutcomeUnknown { cause: Box::new(error) }
+    }
+}

@@ -1,0 +1,165 @@
+//! The two ways to talk to the database: as one tenant, or as the system.
+
+use std::{
+    fmt,
+    ops::{Deref, DerefMut},
+};
+
+use sqlx::PgConnection;
+
+use super::{Place, SessionBinding, SystemPool, guard::Guard};
+use crate::{Actor, CoreError, RequestId, TenantContext, TenantId};
+
+/// A transaction that can only see and change one tenant's rows.
+///
+/// The tenant is bound in the round trip that opens the transaction and ends with it. Dereferences to the connection.
+/// [`commit`](Self::commit) consumes it; any other end, including a panic or a cancelled future, rolls back.
+///
+/// Scopes do not nest: there is no way to bind a second tenant inside.
+pub struct TenantTx {
+    guard: Guard,
+    tenant: TenantId,
+    actor: Actor,
+    request: RequestId,
+}
+
+impl TenantTx {
+    /// Opens a transaction bound to the context's tenant, in one round trip.
+    ///
+    /// # Errors
+    /// [`Unavailable`](CoreError::Unavailable) when no connection can be had; whatever the binding refuses.
+    ///
+    /// ```no_run
+    /// # use saas_core::{*, db::*};
+    /// # async fn example(tenants: &TenantPool, ctx: &RequestContext) -> Result<(), CoreError> {
+    /// let mut tx = TenantTx::begin(tenants, ctx).await?;
+    /// let projects: i64 = sqlx::query_scalar("select count(*) from project") // this tenant's only
+    ///     .fetch_one(&mut *tx)
+    ///     .await
+    ///     .map_err(CoreError::from_database)?;
+    /// tx.commit().await?;
+    /// # Ok(()) }
+    /// ```
+    pub async fn begin(binding: &dyn SessionBinding, ctx: &dyn TenantContext) -> Result<Self, CoreError> {
+        let tenant = ctx.tenant();
+        let Place { pool } = binding.place(ctx).await?;
+        let guard = Guard::begin(&pool, bind(tenant)).await?;
+        Ok(Self { guard, tenant, actor: ctx.actor().clone(), request: ctx.request() })
+    }
+
+    /// The tenant that the transaction is bound to.
+    #[must_use]
+    pub const fn tenant(&self) -> TenantId {
+        self.tenant
+    }
+
+    /// Who acts, for the audit log.
+    #[must_use]
+    pub const fn actor(&self) -> &Actor {
+        &self.actor
+    }
+
+    /// The request that the transaction serves.
+    #[must_use]
+    pub const fn request(&self) -> RequestId {
+        self.request
+    }
+
+    /// Commits.
+    ///
+    /// # Errors
+    /// - [`Aborted`](CoreError::Aborted): an earlier statement had failed; nothing was stored.
+    /// - [`Conflict`](CoreError::Conflict): a deferred constraint refused; nothing was stored.
+    /// - [`OutcomeUnknown`](CoreError::OutcomeUnknown): the connection broke. Repeat with the same idempotency key.
+    pub async fn commit(self) -> Result<(), CoreError> {
+        self.guard.commit().await
+    }
+
+    /// Rolls back and waits for it. Dropping the transaction rolls back too, without waiting.
+    ///
+    /// # Errors
+    /// When the connection broke; nothing was stored either way.
+    pub async fn rollback(self) -> Result<(), CoreError> {
+        self.guard.rollback().await
+    }
+}
+
+/// `SET LOCAL`, not `set_config()`: distributed PostgreSQL passes only the former on to its workers.
+#[expect(clippy::disallowed_types, reason = "the value is a typed UUID: 32 hexadecimal digits and hyphens")]
+fn bind(tenant: TenantId) -> sqlx::AssertSqlSafe<String> {
+    sqlx::AssertSqlSafe(format!("begin; set local saas.tenant_id = '{tenant}'"))
+}
+
+/// A transaction of the foundation or of an operator, which may see every tenant.
+///
+/// Stepping outside a tenant is loud: it names who does it and why, and both stand in the trace.
+pub struct SystemTx {
+    guard: Guard,
+    actor: Actor,
+}
+
+impl SystemTx {
+    /// Opens a transaction as the system role.
+    ///
+    /// # Errors
+    /// [`Unavailable`](CoreError::Unavailable) when no connection can be had.
+    pub async fn begin(pool: &SystemPool, actor: Actor, reason: &'static str) -> Result<Self, CoreError> {
+        tracing::debug!(target: "saas.db.system", %actor, reason, "system transaction");
+        let guard = Guard::begin(pool.pool(), "begin").await?;
+        Ok(Self { guard, actor })
+    }
+
+    /// Who acts, for the audit log.
+    #[must_use]
+    pub const fn actor(&self) -> &Actor {
+        &self.actor
+    }
+
+    /// Commits. The same errors as [`TenantTx::commit`].
+    ///
+    /// # Errors
+    /// See [`TenantTx::commit`].
+    pub async fn commit(self) -> Result<(), CoreError> {
+        self.guard.commit().await
+    }
+
+    /// Rolls back and waits for it.
+    ///
+    /// # Errors
+    /// When the connection broke; nothing was stored either way.
+    pub async fn rollback(self) -> Result<(), CoreError> {
+        self.guard.rollback().await
+    }
+}
+
+macro_rules! is_a_connection {
+    ($($name:ident),+) => {$(
+        impl Deref for $name {
+            type Target = PgConnection;
+
+            fn deref(&self) -> &PgConnection {
+                self.guard.connection()
+            }
+        }
+
+        impl DerefMut for $name {
+            fn deref_mut(&mut self) -> &mut PgConnection {
+                self.guard.connection_mut()
+            }
+        }
+    )+};
+}
+
+is_a_connection!(TenantTx, SystemTx);
+
+impl fmt::Debug for TenantTx {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TenantTx").field("tenant", &self.tenant).field("actor", &self.actor).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for SystemTx {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SystemTx").field("actor", &self.actor).finish_non_exhaustive()
+    }
+}
