@@ -11,12 +11,12 @@ mod revenue;
 
 pub use dunning::GracePolicy;
 pub use objects::{AnyMerged, TenantObjects};
-pub use plan::{PlanVersion, PriceBook};
 pub use revenue::Revenue;
 
 use std::collections::BTreeSet;
 
 use chrono::{DateTime, Utc};
+use saas_core::{PlanCatalog, PlanVersionRef};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -28,7 +28,7 @@ use crate::{
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Derived {
     /// The plan that was bought; `None` when nothing live was, and the adopter's default plan holds.
-    pub plan: Option<PlanVersion>,
+    pub plan: Option<PlanVersionRef>,
     /// The subscription that decides.
     pub subscription: Option<ObjectId>,
     /// Its status.
@@ -106,7 +106,7 @@ pub struct FetchRequest {
 
 /// Derives what a tenant has from its objects.
 #[must_use]
-pub fn derive(objects: &TenantObjects, book: &dyn PriceBook) -> Derived {
+pub fn derive(objects: &TenantObjects, catalog: &PlanCatalog) -> Derived {
     let mut derived = Derived { alerts: alerts(objects), fetches: objects.fetches(), ..Derived::default() };
     let live: Vec<(u8, &Merged<Subscription>)> =
         objects.subscriptions.values().filter_map(|merged| Some((preference(merged)?, merged))).collect();
@@ -114,15 +114,12 @@ pub fn derive(objects: &TenantObjects, book: &dyn PriceBook) -> Derived {
         let subscriptions = live.iter().map(|(_, merged)| merged.value().id.clone()).collect();
         derived.alerts.insert(Alert::SeveralSubscriptions { subscriptions });
     }
-    let best = live.iter().max_by(|a, b| {
-        let key = |(preference, merged): &(u8, &Merged<Subscription>)| {
-            (*preference, merged.value().created, merged.value().id.clone())
-        };
-        key(a).cmp(&key(b))
+    let choices = live.iter().map(|(preference, merged)| {
+        let choice = plan::choose(merged, catalog, &mut derived.alerts);
+        ((*preference, choice.rank, merged.value().created, &merged.value().id), merged, choice)
     });
-    let Some((_, best)) = best else { return derived };
+    let Some((_, best, choice)) = choices.max_by(|a, b| a.0.cmp(&b.0)) else { return derived };
     let subscription = best.value();
-    let choice = plan::choose(best, book, &mut derived.alerts);
     derived.plan = choice.plan;
     derived.seats = choice.item.and_then(|item| item.quantity);
     derived.period = choice.item.and_then(|item| item.period);

@@ -1,9 +1,8 @@
 //! From prices to a plan of the catalogue.
 
-use std::{collections::BTreeSet, fmt};
+use std::collections::BTreeSet;
 
-use saas_core::PlanKey;
-use serde::{Deserialize, Serialize};
+use saas_core::{PlanCatalog, PlanVersionRef};
 
 use super::Alert;
 use crate::{
@@ -11,24 +10,11 @@ use crate::{
     object::{Subscription, SubscriptionItem},
 };
 
-/// One version of a plan of the catalogue.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct PlanVersion {
-    /// The plan.
-    pub plan: PlanKey,
-    /// Its version.
-    pub version: u32,
-}
-
-/// Knows which plan a Stripe price belongs to. The catalogue is one.
-pub trait PriceBook: fmt::Debug + Send + Sync + 'static {
-    /// The plan version that is sold at `price`, or `None` when no plan is (an add-on, or a price made by hand).
-    fn plan_of_price(&self, price: &str) -> Option<PlanVersion>;
-}
-
 /// What a subscription buys.
 pub(super) struct Choice<'a> {
-    pub(super) plan: Option<PlanVersion>,
+    pub(super) plan: Option<PlanVersionRef>,
+    /// Its place in the upgrade order; 0 without a plan.
+    pub(super) rank: u32,
     pub(super) item: Option<&'a SubscriptionItem>,
 }
 
@@ -36,23 +22,27 @@ pub(super) struct Choice<'a> {
 /// price that was a plan's keeps the plan: money is being paid, so it must not turn into the free plan silently.
 pub(super) fn choose<'a>(
     merged: &'a Merged<Subscription>,
-    book: &dyn PriceBook,
+    catalog: &PlanCatalog,
     alerts: &mut BTreeSet<Alert>,
 ) -> Choice<'a> {
     let subscription = merged.value();
     let mut found =
-        subscription.items.iter().filter_map(|item| Some((book.plan_of_price(item.price.id.as_str())?, item)));
+        subscription.items.iter().filter_map(|item| Some((catalog.plan_for_price(item.price.id.as_str())?, item)));
     if let Some((plan, item)) = found.next() {
         if found.any(|(other, _)| other.plan != plan.plan) {
             alerts.insert(Alert::SeveralPlans { subscription: subscription.id.clone() });
         }
-        return Choice { plan: Some(plan), item: Some(item) };
+        return Choice { rank: rank(catalog, &plan), plan: Some(plan), item: Some(item) };
     }
     let unknown = subscription
         .items
         .iter()
         .map(|item| Alert::UnknownPrice { subscription: subscription.id.clone(), price: item.price.id.clone() });
     alerts.extend(unknown);
-    let plan = merged.history().prices().into_iter().find_map(|price| book.plan_of_price(price.as_str()));
-    Choice { plan, item: subscription.items.first() }
+    let plan = merged.history().prices().into_iter().find_map(|price| catalog.plan_for_price(price.as_str()));
+    Choice { rank: plan.as_ref().map_or(0, |plan| rank(catalog, plan)), plan, item: subscription.items.first() }
+}
+
+fn rank(catalog: &PlanCatalog, plan: &PlanVersionRef) -> u32 {
+    catalog.plan(&plan.plan).map_or(0, |plan| plan.rank())
 }
