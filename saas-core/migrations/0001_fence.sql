@@ -26,6 +26,7 @@ create function saas.fence(target regclass, privileges text default 'select, ins
 returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
+set client_min_messages = warning
 as $fence$
 declare
     kind        "char";

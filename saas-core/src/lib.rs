@@ -8,6 +8,8 @@ mod clock;
 mod context;
 #[cfg(feature = "postgres")]
 pub mod db;
+#[cfg(feature = "postgres")]
+pub mod doctor;
 mod error;
 mod id;
 #[cfg(feature = "postgres")]
@@ -17,6 +19,7 @@ mod name;
 #[cfg(feature = "postgres")]
 pub mod outbox;
 mod page;
+pub mod plan;
 pub mod revision;
 pub mod subscription;
 #[cfg(feature = "postgres")]
@@ -37,6 +40,7 @@ pub use error::{Cause, CoreError, ErrorKind, InvalidInput};
 pub use id::{ApiKeyId, AuditId, JobId, LeaseToken, OverrideId, RequestId, TenantId, UsageEventId, UserId};
 pub use name::{EmailAddress, FeatureKey, IdempotencyKey, MeterKey, PlanKey, RoleName, Slug, Topic};
 pub use page::{Page, PageSize};
+pub use plan::{CatalogError, Limit, PlanCatalog, PlanVersionRef};
 pub use revision::Revision;
 
 /// The tables of this crate.

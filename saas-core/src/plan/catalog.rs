@@ -1,0 +1,195 @@
+//! The catalogue itself: immutable, shared, cheap to clone.
+
+use std::{collections::HashMap, fmt::Write as _, sync::Arc};
+
+use super::{
+    CatalogError, Feature, FeatureId, Meter, MeterId, Plan, PlanVersion, PlanVersionRef,
+    compile::{Compiled, compile, compile_bytes},
+};
+use crate::{FeatureKey, MeterKey, PlanKey};
+
+/// Everything that is sold, checked as a whole.
+///
+/// A clone is another handle to the same data. Two catalogues that grant the same have the same
+/// [`fingerprint`](Self::fingerprint), whatever the order and the comments of their files.
+#[derive(Debug, Clone)]
+pub struct PlanCatalog(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    features: Box<[Feature]>,
+    meters: Box<[Meter]>,
+    /// Ascending by rank.
+    plans: Box<[Plan]>,
+    default_plan: usize,
+    by_plan: HashMap<PlanKey, usize>,
+    by_price: HashMap<Box<str>, PlanVersionRef>,
+    fingerprint: u64,
+}
+
+impl PlanCatalog {
+    /// Reads a catalogue file.
+    ///
+    /// # Errors
+    /// With every mistake of the file at once; see [`CatalogError::faults`]. A file that is not TOML at all reports its
+    /// syntax errors first.
+    pub fn from_toml(text: &str) -> Result<Self, CatalogError> {
+        compile(text).map(Self::new)
+    }
+
+    /// Reads a catalogue file that has not been checked to be UTF-8.
+    ///
+    /// # Errors
+    /// As [`from_toml`](Self::from_toml), and when the bytes are not UTF-8.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, CatalogError> {
+        compile_bytes(bytes).map(Self::new)
+    }
+
+    /// All features by id.
+    #[must_use]
+    pub fn features(&self) -> &[Feature] {
+        &self.0.features
+    }
+
+    /// All meters by id.
+    #[must_use]
+    pub fn meters(&self) -> &[Meter] {
+        &self.0.meters
+    }
+
+    /// All plans, lowest rank first.
+    #[must_use]
+    pub fn plans(&self) -> &[Plan] {
+        &self.0.plans
+    }
+
+    /// The feature of that name.
+    #[must_use]
+    pub fn feature(&self, key: &FeatureKey) -> Option<&Feature> {
+        let at = self.0.features.binary_search_by(|feature| feature.key().cmp(key)).ok()?;
+        self.0.features.get(at)
+    }
+
+    /// The feature at that place.
+    #[must_use]
+    pub fn feature_by_id(&self, id: FeatureId) -> Option<&Feature> {
+        self.0.features.get(id.index())
+    }
+
+    /// The meter of that name.
+    #[must_use]
+    pub fn meter(&self, key: &MeterKey) -> Option<&Meter> {
+        let at = self.0.meters.binary_search_by(|meter| meter.key().cmp(key)).ok()?;
+        self.0.meters.get(at)
+    }
+
+    /// The meter at that place.
+    #[must_use]
+    pub fn meter_by_id(&self, id: MeterId) -> Option<&Meter> {
+        self.0.meters.get(id.index())
+    }
+
+    /// The plan of that name.
+    #[must_use]
+    pub fn plan(&self, key: &PlanKey) -> Option<&Plan> {
+        self.0.plans.get(*self.0.by_plan.get(key)?)
+    }
+
+    /// One version of a plan; the newest for `None`.
+    #[must_use]
+    pub fn version(&self, plan: &PlanKey, version: Option<u32>) -> Option<&PlanVersion> {
+        self.plan(plan)?.version(version)
+    }
+
+    /// The plan of tenants that bought nothing, in its newest version.
+    #[must_use]
+    pub fn default_version(&self) -> &PlanVersion {
+        let plan = &self.0.plans[self.0.default_plan];
+        &plan.versions[plan.versions.len() - 1]
+    }
+
+    /// The plan version that a price of the payment provider buys. A price belongs to one version.
+    #[must_use]
+    pub fn plan_for_price(&self, price: &str) -> Option<PlanVersionRef> {
+        self.0.by_price.get(price).cloned()
+    }
+
+    /// The newest version of the lowest-ranked offered plan of at least `min_rank` that has the feature: the upgrade
+    /// hint.
+    #[must_use]
+    pub fn cheapest_with(&self, feature: FeatureId, min_rank: u32) -> Option<&PlanVersion> {
+        self.newest_offered(min_rank).find(|version| version.grants(feature))
+    }
+
+    /// As [`cheapest_with`](Self::cheapest_with), by any condition on the version.
+    #[must_use]
+    pub fn cheapest_where(&self, min_rank: u32, wanted: impl Fn(&PlanVersion) -> bool) -> Option<&PlanVersion> {
+        self.newest_offered(min_rank).find(|version| wanted(version))
+    }
+
+    /// 64 bits that differ between catalogues that grant differently. Part of every shared cache key, so that old and
+    /// new binaries do not read each other's bit positions during a deployment. Not a cryptographic hash.
+    #[must_use]
+    pub fn fingerprint(&self) -> u64 {
+        self.0.fingerprint
+    }
+
+    fn newest_offered(&self, min_rank: u32) -> impl Iterator<Item = &PlanVersion> {
+        let plans = self.0.plans.iter().filter(move |plan| plan.is_offered() && plan.rank() >= min_rank);
+        plans.filter_map(|plan| plan.version(None))
+    }
+
+    fn new(compiled: Compiled) -> Self {
+        let Compiled { features, meters, mut plans, default_plan } = compiled;
+        plans.sort_by_key(Plan::rank);
+        let by_plan: HashMap<_, _> = plans.iter().enumerate().map(|(at, plan)| (plan.key().clone(), at)).collect();
+        let versions = plans.iter().flat_map(Plan::versions);
+        let by_price = versions.flat_map(|v| v.prices().map(|price| (price.into(), v.reference().clone()))).collect();
+        let default_plan = by_plan.get(&default_plan).copied().unwrap_or(0);
+        let fingerprint = fingerprint(&features, &meters, &plans, default_plan);
+        Self(Arc::new(Inner {
+            features: features.into(),
+            meters: meters.into(),
+            plans: plans.into(),
+            default_plan,
+            by_plan,
+            by_price,
+            fingerprint,
+        }))
+    }
+}
+
+/// FNV-1a, 64 bits (draft-eastlake-fnv): written out because it must never change with a dependency.
+struct Fnv1a(u64);
+
+impl std::fmt::Write for Fnv1a {
+    fn write_str(&mut self, text: &str) -> std::fmt::Result {
+        for byte in text.bytes() {
+            self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+        Ok(())
+    }
+}
+
+/// Hashes what the catalogue grants, in one fixed spelling.
+fn fingerprint(features: &[Feature], meters: &[Meter], plans: &[Plan], default_plan: usize) -> u64 {
+    let mut hash = Fnv1a(0xcbf2_9ce4_8422_2325);
+    let mut write = |line: std::fmt::Arguments<'_>| {
+        // Writing to a number cannot fail.
+        let _ = hash.write_fmt(line);
+    };
+    for f in features {
+        write(format_args!("feature {} {:?} {:?} {:?}\n", f.key, f.kind, f.fail, f.min_access));
+    }
+    for m in meters {
+        write(format_args!("meter {} {:?} {:?}\n", m.key, m.aggregation, m.min_access));
+    }
+    for (at, plan) in plans.iter().enumerate() {
+        write(format_args!("plan {} {} {} {}\n", plan.key, plan.rank, plan.offered, at == default_plan));
+        for v in plan.versions() {
+            write(format_args!("version {} {} {:?}\n", v.reference.version, v.trial_days, v.granted));
+            write(format_args!("{:?} {:?} {:?}\n", v.prices, v.values, v.limits));
+        }
+    }
+    hash.0
+}

@@ -1,0 +1,124 @@
+//! Limits: how much of a meter a plan includes, over which window, and what happens at the end of it.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// The most that may be used in a window. "Unlimited" is its own case: neither 0, nor absent, nor a huge number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Limit {
+    /// No limit.
+    Unlimited,
+    /// This many units, 0 included.
+    Max(u64),
+}
+
+impl Limit {
+    /// Whether `used + more` stays within the limit, without overflow.
+    #[must_use]
+    pub const fn admits(self, used: u64, more: u64) -> bool {
+        match self {
+            Self::Unlimited => true,
+            Self::Max(max) => match used.checked_add(more) {
+                Some(total) => total <= max,
+                None => false,
+            },
+        }
+    }
+
+    /// What is left after `used`: never less than 0.
+    #[must_use]
+    pub const fn left(self, used: u64) -> Self {
+        match self {
+            Self::Unlimited => Self::Unlimited,
+            Self::Max(max) => Self::Max(max.saturating_sub(used)),
+        }
+    }
+}
+
+impl fmt::Display for Limit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unlimited => f.write_str("unlimited"),
+            Self::Max(max) => max.fmt(f),
+        }
+    }
+}
+
+/// How long usage adds up before it starts again from 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Window {
+    /// 60 minutes.
+    Hour,
+    /// 24 hours.
+    Day,
+    /// 7 days; by the calendar, from Monday (ISO 8601).
+    Week,
+    /// A month.
+    Month,
+    /// 12 months.
+    Year,
+    /// Never starts again.
+    Lifetime,
+}
+
+impl Window {
+    /// The name in the file and in the database.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Hour => "hour",
+            Self::Day => "day",
+            Self::Week => "week",
+            Self::Month => "month",
+            Self::Year => "year",
+            Self::Lifetime => "lifetime",
+        }
+    }
+}
+
+impl fmt::Display for Window {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Where windows start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WindowAnchor {
+    /// At the hour, midnight, Monday, the 1st, 1 January; UTC.
+    Calendar,
+    /// At the tenant's billing anchor; by the calendar while there is none.
+    Billing,
+}
+
+/// What happens to a use that does not fit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Overage {
+    /// It is refused, whole.
+    Block,
+    /// It is counted and goes through.
+    Allow,
+    /// It is counted, goes through and is billed.
+    Bill,
+}
+
+/// A plan's limit for one meter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MeterLimit {
+    /// How much.
+    pub limit: Limit,
+    /// Per which time.
+    pub window: Window,
+    /// From when.
+    pub anchor: WindowAnchor,
+    /// What happens beyond it.
+    pub overage: Overage,
+    /// Percentages of the limit whose crossing is announced, ascending, each 1 to 1000 (above 100 only where overage
+    /// is let through).
+    pub warn: Box<[u16]>,
+}

@@ -1,0 +1,237 @@
+//! Good files and bad ones.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::{FeatureKey, MeterKey, PlanKey, subscription::AccessLevel};
+
+const GOOD: &str = r#"
+default_plan = "free"
+
+[features.csv]
+kind = "boolean"
+fail = "closed"
+
+[features.sso]
+kind = "boolean"
+fail = "open"
+min_access = "suspended"
+
+[features.retention]
+kind = "integer"
+fail = "open"
+
+[features.support]
+kind = "text"
+fail = "open"
+
+[features.api]
+kind = "metered"
+meter = "calls"
+fail = "open"
+
+[meters.calls]
+aggregation = "sum"
+
+[meters.exports]
+aggregation = "count"
+min_access = "restricted"
+
+[plans.free]
+rank = 0
+[[plans.free.versions]]
+version = 1
+grants = { retention = 7, csv = false }
+limits.calls = { max = 0, window = "day", overage = "block" }
+
+[plans.pro]
+rank = 10
+[[plans.pro.versions]]
+version = 1
+prices = ["price_1"]
+grants = { csv = true, retention = 30 }
+limits.calls = { max = 1_000, window = "month", anchor = "billing", overage = "block", warn = [80, 100] }
+[[plans.pro.versions]]
+version = 3
+prices = ["price_3"]
+grants = { csv = true, sso = true, retention = 0xff, support = "e-mail" }
+limits.calls = { max = "unlimited", window = "month" }
+
+[plans.acme]
+rank = 5
+offered = false
+[[plans.acme.versions]]
+version = 1
+grants = { csv = true }
+"#;
+
+fn faults(text: &str) -> Vec<String> {
+    PlanCatalog::from_toml(text).unwrap_err().faults().iter().map(ToString::to_string).collect()
+}
+
+/// The good file with one piece of text replaced.
+fn with(from: &str, to: &str) -> String {
+    assert!(GOOD.contains(from), "{from:?}");
+    GOOD.replacen(from, to, 1)
+}
+
+#[test]
+fn a_good_file_is_read_as_written() {
+    let catalog = PlanCatalog::from_toml(GOOD).unwrap();
+    let id = |key: &'static str| catalog.feature(&FeatureKey::from_static(key)).unwrap().id();
+    let pro = catalog.version(&PlanKey::from_static("pro"), None).unwrap();
+    assert_eq!(pro.reference().to_string(), "pro@3");
+    assert_eq!(catalog.version(&PlanKey::from_static("pro"), Some(2)).map(PlanVersion::rank), None);
+    assert_eq!(pro.value(id("retention")), Some(&StaticValue::Integer(255)));
+    assert_eq!(pro.value(id("support")), Some(&StaticValue::Text("e-mail".into())));
+    assert!(pro.grants(id("sso")) && pro.grants(id("api")), "an unlimited meter switches its feature on");
+
+    let first = catalog.version(&PlanKey::from_static("pro"), Some(1)).unwrap();
+    let calls = catalog.meter(&MeterKey::from_static("calls")).unwrap();
+    let rule = first.limit(calls.id()).unwrap();
+    assert_eq!((rule.limit, rule.window, rule.anchor), (Limit::Max(1_000), Window::Month, WindowAnchor::Billing));
+    assert_eq!((rule.overage, &*rule.warn), (Overage::Block, &[80, 100][..]));
+
+    let free = catalog.default_version();
+    assert!(!free.grants(id("csv")) && free.grants(id("retention")));
+    assert!(!free.grants(id("api")), "a limit of 0 is not an included meter");
+    assert_eq!(catalog.meters()[1].min_access(), AccessLevel::Restricted);
+    assert_eq!(catalog.feature_by_id(id("csv")).unwrap().min_access(), AccessLevel::Full);
+    assert_eq!(catalog.feature_by_id(id("retention")).unwrap().min_access(), AccessLevel::Suspended);
+}
+
+#[test]
+fn a_price_names_the_version_that_it_buys() {
+    let catalog = PlanCatalog::from_toml(GOOD).unwrap();
+    assert_eq!(catalog.plan_for_price("price_1").unwrap().to_string(), "pro@1");
+    assert_eq!(catalog.plan_for_price("price_3").unwrap().to_string(), "pro@3");
+    assert_eq!(catalog.plan_for_price("price_2"), None);
+}
+
+#[test]
+fn the_upgrade_hint_is_the_lowest_offered_plan_that_has_the_feature() {
+    let catalog = PlanCatalog::from_toml(GOOD).unwrap();
+    let csv = catalog.feature(&FeatureKey::from_static("csv")).unwrap().id();
+    assert_eq!(catalog.cheapest_with(csv, 1).unwrap().reference().to_string(), "pro@3", "acme is not offered");
+    assert!(catalog.cheapest_with(csv, 11).is_none());
+}
+
+// G15
+#[test]
+fn the_fingerprint_follows_what_is_granted_and_nothing_else() {
+    let print = |text: &str| PlanCatalog::from_toml(text).unwrap().fingerprint();
+    assert_eq!(print(GOOD), print(&with("[features.csv]", "# a comment\n[features.csv]")));
+    let swapped = with("kind = \"boolean\"\nfail = \"closed\"", "fail = \"closed\"\nkind = \"boolean\"");
+    assert_eq!(print(GOOD), print(&swapped));
+    for (from, to) in [
+        ("retention = 7", "retention = 8"),
+        ("csv = false", "csv = true"),
+        ("warn = [80, 100]", "warn = [90, 100]"),
+        ("fail = \"closed\"", "fail = \"open\""),
+        ("price_3", "price_4"),
+        ("default_plan = \"free\"", "default_plan = \"pro\""),
+    ] {
+        assert_ne!(print(GOOD), print(&with(from, to)), "{from}");
+    }
+}
+
+#[test]
+fn every_mistake_is_refused_with_its_line_and_its_remedy() {
+    for (from, to, line, words) in [
+        ("fail = \"closed\"", "", 4, "features.csv.fail is missing"),
+        ("fail = \"closed\"", "fail = \"ajar\"", 6, "write \"open\" or \"closed\""),
+        ("kind = \"boolean\"", "kind = \"bool\"", 5, "is \"bool\", which is none of its values"),
+        ("kind = \"boolean\"", "kind = 1", 5, "is a whole number, not text"),
+        (
+            "kind = \"boolean\"",
+            "kind = \"boolean\"\nmeter = \"calls\"",
+            6,
+            "is given for a feature that is not metered",
+        ),
+        ("meter = \"calls\"", "meter = \"cals\"", 23, "names \"cals\", which is no meter"),
+        ("[features.csv]", "[features.Csv]", 4, "is not a key"),
+        ("aggregation = \"sum\"", "aggregation = \"unique\"", 27, "which this version does not support"),
+        ("rank = 0", "rank = 10", 41, "which another plan has (line 34)"),
+        ("rank = 0", "rank = -1", 34, "is -1, which is out of range"),
+        ("rank = 0", "rank = 0.5", 34, "is a fraction, not a whole number"),
+        ("rank = 0", "rank = 0\nrang = 1", 35, "plans.free.rang is not a known key"),
+        ("csv = false", "csv = 1", 37, "is a whole number, not a boolean"),
+        ("csv = false", "cvs = false", 37, "is no feature"),
+        ("csv = false", "api = true", 37, "is metered, so its limit grants it"),
+        ("retention = 7", "retention = 9223372036854775808", 37, "is out of range"),
+        ("max = 0", "max = 9223372036854775808", 38, "is 9223372036854775808, which is out of range"),
+        ("max = 0", "max = \"lots\"", 38, "is another text than \"unlimited\""),
+        ("max = 0", "max = 5, warn = [100, 80]", 38, "is not ascending"),
+        ("max = 0", "max = 5, warn = [80, 80]", 38, "is not ascending"),
+        ("max = 0", "max = 5, warn = [120]", 38, "is 120, which is out of range"),
+        ("max = 0", "max = 0, warn = [80]", 38, "is given for a limit that has no part"),
+        (
+            "window = \"day\"",
+            "window = \"lifetime\", anchor = \"billing\"",
+            38,
+            "is given for a window that never starts",
+        ),
+        ("overage = \"block\" }", "}", 38, "limits.calls.overage is missing"),
+        ("max = \"unlimited\"", "max = \"unlimited\", overage = \"block\"", 51, "is given for an unlimited meter"),
+        ("version = 3", "version = 1", 48, "is 1, after 1"),
+        ("price_3", "price_1", 49, "holds \"price_1\", which line 44 already has"),
+        ("\"price_3\"", "\"\"", 49, "holds \"\""),
+        ("\"price_3\"", "3", 49, "holds a whole number, not text"),
+        ("default_plan = \"free\"", "default_plan = \"fre\"", 2, "names \"fre\", which is no plan"),
+        ("default_plan = \"free\"", "", 1, "default_plan is missing"),
+        ("limits.calls = { max = 0", "limits.cals = { max = 0", 38, "is no meter"),
+        ("[meters.exports]", "[meters.calls]", 29, "is not TOML: duplicate key"),
+        ("fail = \"closed\"", "fail = \"closed\"\nfail = \"open\"", 7, "is not TOML: duplicate key"),
+    ] {
+        let found = faults(&with(from, to));
+        let place = format!("line {line}, column ");
+        let hit = found.iter().any(|fault| fault.starts_with(&place) && fault.contains(words));
+        assert!(hit, "{from:?} → {to:?}: expected line {line}: {words}; found {found:#?}");
+    }
+}
+
+#[test]
+fn all_mistakes_of_a_file_come_at_once_in_its_order() {
+    let found =
+        faults("default_plan = 1\n[features.A]\nkind = \"x\"\n[plans.p]\nrank = \"low\"\nversions = []\nextra = 1\n");
+    let lines: Vec<_> = found.iter().map(|fault| &fault[..6]).collect();
+    assert_eq!(lines, ["line 1", "line 2", "line 2", "line 3", "line 4", "line 5", "line 7"], "{found:#?}");
+}
+
+#[test]
+fn hostile_files_are_refused_and_do_not_exhaust_anything() {
+    assert!(!faults("").is_empty());
+    assert!(!faults(&"\0".repeat(100)).is_empty());
+    assert!(!faults(&"[".repeat(100_000)).is_empty());
+    assert!(!faults(&format!("a = {}1{}", "[".repeat(100_000), "]".repeat(100_000))).is_empty());
+    let wide = format!("{GOOD}{}", "# x\n".repeat(300_000));
+    assert!(faults(&wide)[0].contains("more than 1048576"));
+    let many: String = (0..20_000).map(|n| format!("[features.f{n}]\n")).collect();
+    let error = PlanCatalog::from_toml(&many).unwrap_err();
+    assert_eq!(error.faults().len(), CatalogError::MAX_FAULTS);
+    assert!(error.to_string().contains("features has 20000 entries, more than 4096"), "{}", &error.to_string()[..200]);
+    let error = PlanCatalog::from_bytes(b"default_plan = \"free\"\n# \xff\n").unwrap_err();
+    assert_eq!((error.faults()[0].line, error.faults()[0].column), (2, 3));
+    let secret = format!("default_plan = \"{}\"", "x".repeat(10_000));
+    assert!(faults(&secret).iter().all(|fault| fault.len() < 400), "messages stay short");
+}
+
+proptest! {
+    // G18
+    #[test]
+    fn a_limit_never_overflows(used: u64, more: u64, max: u64) {
+        let limit = Limit::Max(max);
+        prop_assert_eq!(limit.admits(used, more), u128::from(used) + u128::from(more) <= u128::from(max));
+        prop_assert!(Limit::Unlimited.admits(used, more));
+        if limit.admits(used, more) {
+            prop_assert_eq!(limit.left(used + more), Limit::Max(max - used - more));
+        }
+    }
+
+    #[test]
+    fn any_text_is_answered_without_panic(text in "(\\[features\\.[a-z\"]{1,3}\\]\n|[a-z_]{1,6} = [\\[\\]{}\"0-9a-z]{0,6}\n){0,12}") {
+        if let Err(error) = PlanCatalog::from_toml(&text) {
+            prop_assert!(!error.faults().is_empty());
+        }
+    }
+}
