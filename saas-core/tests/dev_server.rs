@@ -1,4 +1,5 @@
 //! The development server ends with its process, whatever ends that, and leaves nothing behind.
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a failed step fails the test")]
 
 use std::{
     env,

@@ -76,11 +76,12 @@ impl Cluster {
         let lifeline = watchdog.stdin.take();
         let mut cluster = Self { port: 0, watchdog, lifeline, home };
         let deadline = Instant::now() + START_DEADLINE;
+        let mut seen = 0;
         for _ in 0..PORT_TRIES {
             let port = choose_port().map_err(|error| format!("no free loopback port: {error}"))?;
-            match cluster.try_port(port, deadline)? {
+            match cluster.try_port(port, seen, deadline)? {
                 Attempt::Ready => return Ok(cluster),
-                Attempt::PortTaken => {}
+                Attempt::PortTaken { log } => seen = log,
             }
         }
         Err(format!("{PORT_TRIES} ports in a row were taken between choosing and using them"))
@@ -91,9 +92,9 @@ impl Cluster {
         self.port
     }
 
-    fn try_port(&mut self, port: u16, deadline: Instant) -> Result<Attempt, String> {
+    /// `seen`: the length of the log that earlier attempts wrote.
+    fn try_port(&mut self, port: u16, seen: usize, deadline: Instant) -> Result<Attempt, String> {
         self.port = port;
-        let seen = self.log().len();
         let lifeline = self.lifeline.as_mut().ok_or("the watchdog has no input")?;
         writeln!(lifeline, "{port}").map_err(|error| format!("the watchdog ended: {error}; {}", self.log_end(0)))?;
         while Instant::now() < deadline {
@@ -101,8 +102,9 @@ impl Cluster {
                 return Ok(Attempt::Ready);
             }
             if self.home.path.join("exited").exists() {
-                let taken = self.log().get(seen..).is_some_and(is_port_taken);
-                return if taken { self.forget_exit() } else { Err(self.log_end(seen)) };
+                let log = self.log();
+                let taken = log.get(seen..).is_some_and(is_port_taken);
+                return if taken { self.forget_exit(log.len()) } else { Err(self.log_end(seen)) };
             }
             if let Ok(Some(status)) = self.watchdog.try_wait() {
                 return Err(format!("the watchdog ended with {status}"));
@@ -113,9 +115,9 @@ impl Cluster {
     }
 
     /// So that the next attempt does not read this attempt's end as its own.
-    fn forget_exit(&self) -> Result<Attempt, String> {
+    fn forget_exit(&self, log: usize) -> Result<Attempt, String> {
         fs::remove_file(self.home.path.join("exited")).map_err(|error| format!("cannot try another port: {error}"))?;
-        Ok(Attempt::PortTaken)
+        Ok(Attempt::PortTaken { log })
     }
 
     fn log(&self) -> String {
@@ -154,7 +156,10 @@ impl Drop for Cluster {
 
 enum Attempt {
     Ready,
-    PortTaken,
+    /// Someone was faster; `log` is the log's length at the server's end.
+    PortTaken {
+        log: usize,
+    },
 }
 
 fn spawn_watchdog(home: &Home, binaries: &Binaries, durability: Durability) -> io::Result<Child> {
