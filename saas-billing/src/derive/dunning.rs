@@ -19,13 +19,15 @@ pub struct GracePolicy {
 }
 
 impl Default for GracePolicy {
-    /// Two weeks of full access (the median time from a first failure to its end), then two restricted.
     fn default() -> Self {
-        Self { full: TimeDelta::days(14), restricted: TimeDelta::days(14) }
+        Self::DEFAULT
     }
 }
 
 impl GracePolicy {
+    /// Two weeks of full access (the median time from a first failure to its end), then two restricted.
+    pub const DEFAULT: Self = Self { full: TimeDelta::days(14), restricted: TimeDelta::days(14) };
+
     /// Full access for `full` after the first failure, then restricted for `restricted`, then none.
     ///
     /// # Errors

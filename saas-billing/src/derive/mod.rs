@@ -16,7 +16,7 @@ pub use revenue::Revenue;
 use std::collections::BTreeSet;
 
 use chrono::{DateTime, Utc};
-use saas_core::{PlanCatalog, PlanVersionRef};
+use saas_core::{PlanCatalog, PlanKey, PlanVersionRef, subscription::PlanAssignment};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -49,8 +49,31 @@ pub struct Derived {
     pub revenue: Option<Revenue>,
     /// What a person should look at.
     pub alerts: BTreeSet<Alert>,
-    /// What must be fetched before the answer is certain.
+    /// What must be fetched before the answer is certain. Work to do, not part of what is stored.
+    #[serde(skip)]
     pub fetches: BTreeSet<FetchRequest>,
+}
+
+impl Derived {
+    /// What the tenant is on at `now`; `default_plan` when nothing live was bought.
+    #[must_use]
+    pub fn assignment(&self, policy: &GracePolicy, default_plan: &PlanKey, now: DateTime<Utc>) -> PlanAssignment {
+        let Some(bought) = &self.plan else { return PlanAssignment::active(default_plan.clone()) };
+        PlanAssignment {
+            plan: bought.plan.clone(),
+            version: Some(bought.version),
+            standing: policy.standing(self.unpaid_since, self.suspended_since, now),
+            period_start: self.period.map(|period| period.start),
+            ends_at: self.ends_at,
+        }
+    }
+
+    /// Whether the answer to "which plan, and is it paid" is the same.
+    #[must_use]
+    pub fn answers_like(&self, other: &Self) -> bool {
+        (&self.plan, self.period, self.ends_at, self.unpaid_since, self.suspended_since)
+            == (&other.plan, other.period, other.ends_at, other.unpaid_since, other.suspended_since)
+    }
 }
 
 /// Something that is not an error and should not stay unseen.

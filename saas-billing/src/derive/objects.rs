@@ -2,10 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use chrono::{DateTime, Utc};
+
 use super::FetchRequest;
 use crate::{
     event::AnySnapshot,
-    merge::{ContentHash, Fact, Merged, StripeObject},
+    merge::{ContentHash, Fact, Merged, Origin, StripeObject},
     object::{CheckoutSession, Customer, Invoice, ObjectId, ObjectKind, Subscription},
 };
 
@@ -61,6 +63,14 @@ impl TenantObjects {
             ObjectKind::Subscription => self.subscriptions.get(id).cloned().map(AnyMerged::Subscription),
             ObjectKind::Invoice => self.invoices.get(id).cloned().map(AnyMerged::Invoice),
         }
+    }
+
+    /// The latest invoices of live subscriptions that are not among the objects.
+    #[must_use]
+    pub fn unseen_invoices(&self) -> Vec<ObjectId> {
+        let live = self.subscriptions.values().map(Merged::value).filter(|subscription| !subscription.is_final());
+        let latest = live.filter_map(|subscription| subscription.latest_invoice.as_ref());
+        latest.filter(|id| !self.invoices.contains_key(*id)).cloned().collect()
     }
 
     /// One hash over everything that is known.
@@ -130,6 +140,12 @@ impl AnyMerged {
     /// Never in practice: every value of ours has a JSON form.
     pub fn to_stored(&self) -> Result<serde_json::Value, serde_json::Error> {
         for_any!(self, merged => serde_json::to_value(merged))
+    }
+
+    /// The origin and the instant of a snapshot about to be fetched, as [`Merged::fetch_origin`].
+    #[must_use]
+    pub fn fetch_origin(&self, sequence: u64, as_of: Option<DateTime<Utc>>) -> (Origin, DateTime<Utc>) {
+        for_any!(self, merged => merged.fetch_origin(sequence, as_of))
     }
 
     /// What ever happened to the object.
