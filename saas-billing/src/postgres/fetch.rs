@@ -62,11 +62,11 @@ pub(crate) async fn claim(
             limit $4
             for update skip locked
          )
-         update saas.billing_fetch as fetch
-         set attempts = fetch.attempts + 1, sequence = fetch.sequence + 1, lease = $5, due_at = $6
+         update saas.billing_fetch as listed
+         set attempts = listed.attempts + 1, sequence = listed.sequence + 1, lease = $5, due_at = $6
          from due
-         where fetch.account = due.account and fetch.livemode = due.livemode and fetch.object_id = due.object_id
-         returning fetch.kind, fetch.object_id, fetch.sequence, fetch.attempts",
+         where listed.account = due.account and listed.livemode = due.livemode and listed.object_id = due.object_id
+         returning listed.kind, listed.object_id, listed.sequence, listed.attempts",
     )
     .bind(&scope.account)
     .bind(scope.livemode)

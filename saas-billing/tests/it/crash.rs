@@ -52,11 +52,9 @@ async fn a_run_cut_at_every_answer_and_resumed_ends_in_the_state_of_an_undisturb
         let finished = outcome.is_ok() && proxy.flights() - before <= cuts;
         drop(billing);
         // The machine comes back: Stripe repeats what was not answered, leases end, the worker goes on.
-        for _ in 0..3 {
-            shop.database.clock().advance(TimeDelta::seconds(61));
-            work(&shop.billing, &shop, &events).await.unwrap();
-            shop.apply().await;
-        }
+        shop.database.clock().advance(TimeDelta::seconds(61));
+        work(&shop.billing, &shop, &events).await.unwrap();
+        shop.apply().await;
         digests.insert(shop.digest(&ctx).await);
         assert_eq!(digests.len(), 1, "after a cut in place of answer {cuts}: {digests:#?}");
         let open = "select count(*) from saas.billing_receipt where state <> 'applied'";
