@@ -65,15 +65,19 @@ pub fn read_snapshot(envelope: &Envelope<'_>) -> Result<Option<AnySnapshot>, Unr
     let Content::Snapshot { object, previous } = envelope.content else { return Ok(None) };
     let event_type = envelope.event_type.as_str();
     let Some(kind) = ObjectKind::from_event_type(event_type) else { return Ok(None) };
-    // A known type with another object inside is not ours to interpret. An upcoming invoice has no id yet.
-    if object_of(object)? != Some(kind) || event_type == "invoice.upcoming" {
-        return Ok(None);
+    if event_type == "invoice.upcoming" {
+        return Ok(None); // It has no id yet.
     }
     let deleted = event_type.ends_with(".deleted");
     let origin = if event_type.ends_with(".created") { Origin::Creation } else { Origin::Change };
     let before = previous.and_then(|previous| undo(object, previous));
     let source = Source { object, before, created: envelope.created, origin, event_type, deleted };
-    source.read(kind).map(Some)
+    match source.read(kind) {
+        Ok(snapshot) => Ok(Some(snapshot)),
+        // A known type with another object inside is not ours to interpret, however it is shaped.
+        Err(why) if why.is_foreign() || object_of(object)? != Some(kind) => Ok(None),
+        Err(why) => Err(why),
+    }
 }
 
 /// Reads an object that was fetched from Stripe's API as a snapshot.
