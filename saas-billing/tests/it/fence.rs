@@ -13,9 +13,11 @@ async fn a_tenant_reads_its_own_billing_and_writes_none() {
     shop.deliver_all().await;
     for (ctx, rows) in [(&buyer, 1), (&other, 0)] {
         let mut tx = TenantTx::begin(shop.database.tenants(), ctx).await.unwrap();
-        let seen: i64 = sqlx::query_scalar("select count(*) from saas.billing_state").fetch_one(&mut *tx).await.unwrap();
+        let seen: i64 =
+            sqlx::query_scalar("select count(*) from saas.billing_state").fetch_one(&mut *tx).await.unwrap();
         assert_eq!(seen, rows);
-        let objects: i64 = sqlx::query_scalar("select count(*) from saas.billing_object").fetch_one(&mut *tx).await.unwrap();
+        let objects: i64 =
+            sqlx::query_scalar("select count(*) from saas.billing_object").fetch_one(&mut *tx).await.unwrap();
         assert_eq!(objects > 0, rows > 0);
     }
     for forbidden in [
@@ -28,7 +30,8 @@ async fn a_tenant_reads_its_own_billing_and_writes_none() {
         "insert into saas.billing_effect select tenant_id, livemode, object_id, 'x', at from saas.billing_effect returning 1::bigint",
     ] {
         let mut tx = TenantTx::begin(shop.database.tenants(), &buyer).await.unwrap();
-        let refused = sqlx::query_scalar::<_, i64>(forbidden).fetch_one(&mut *tx).await.map_err(CoreError::from_database);
+        let refused =
+            sqlx::query_scalar::<_, i64>(forbidden).fetch_one(&mut *tx).await.map_err(CoreError::from_database);
         assert!(matches!(refused, Err(CoreError::Forbidden { .. })), "{forbidden}: {refused:?}");
     }
     assert!(shop.billing.derived(&buyer).await.unwrap().plan.is_some());
