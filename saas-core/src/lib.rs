@@ -8,6 +8,8 @@ mod clock;
 mod context;
 #[cfg(feature = "postgres")]
 pub mod db;
+#[cfg(feature = "postgres")]
+pub mod doctor;
 mod error;
 mod id;
 #[cfg(feature = "postgres")]
@@ -22,6 +24,8 @@ pub mod revision;
 pub mod subscription;
 #[cfg(feature = "postgres")]
 pub mod tenant;
+#[cfg(feature = "testing")]
+pub mod testing;
 #[cfg(feature = "postgres")]
 pub mod timeline;
 

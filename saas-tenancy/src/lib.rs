@@ -1,1 +1,34 @@
-//! placeholder
+//! Tenants and the people in them, on isolation that the database enforces.
+//!
+//! [`Tenancy`] creates a tenant with its owner in one transaction, and keeps memberships: who may do what is a printable
+//! [matrix](role::MATRIX), nobody gives a role above their own, and the last owner cannot leave. Isolation itself is the
+//! job of `saas_core::db`; sessions and sign-in stay with the adopter's identity provider.
+//!
+//! ```no_run
+//! # use std::sync::Arc;
+//! # use saas_core::{SystemClock, SystemPool, TenantPool};
+//! # use saas_tenancy::{NewTenant, Tenancy};
+//! # async fn example(tenants: TenantPool, system: SystemPool) -> Result<(), Box<dyn std::error::Error>> {
+//! let tenancy = Tenancy::new(tenants, system, Arc::new(SystemClock));
+//! let acme = tenancy.create_tenant(&NewTenant::new("acme".parse()?, "Acme Inc.")?, &"ada@acme.example".parse()?).await?;
+//! let ctx = tenancy.enter(acme.tenant, acme.owner).await?; // what a request of the owner carries
+//! # Ok(()) }
+//! ```
+
+mod error;
+#[cfg(feature = "postgres")]
+mod postgres;
+pub mod role;
+#[cfg(feature = "postgres")]
+mod tenancy;
+
+pub use error::TenancyError;
+pub use role::{Permission, Role};
+#[cfg(feature = "postgres")]
+pub use saas_core::tenant::NewTenant;
+#[cfg(feature = "postgres")]
+pub use tenancy::{Created, Membership, Tenancy};
+
+/// The tables of this crate. They need those of `saas_core`.
+#[cfg(feature = "postgres")]
+pub static SCHEMA: saas_core::Schema = saas_core::schema!("tenancy": 1 "0001_membership");

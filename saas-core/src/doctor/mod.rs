@@ -1,0 +1,51 @@
+//! The isolation audit: looks through the database's catalogue for every known way around the fence.
+//!
+//! Each [`Finding`] names the object, says why it leaks, and carries the SQL that mends it. Usable at start-up, in an
+//! adopter's CI and from an operator's terminal: it only reads the catalogue, which every role may.
+
+use std::fmt;
+
+use serde::Serialize;
+use sqlx::PgPool;
+
+use crate::CoreError;
+
+/// One way around the fence.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// A stable name, such as `view-as-owner`.
+    pub code: String,
+    /// What is wrong: a table, view, function, role, …
+    pub object: String,
+    /// Why that is a leak.
+    pub reason: String,
+    /// The SQL that mends it. Read it before you run it.
+    pub mend: String,
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {} {}\n  mend: {}", self.code, self.object, self.reason, self.mend)
+    }
+}
+
+/// The questions, by subject. Each returns code, object, reason, mend.
+const QUESTIONS: &[&str] =
+    &[include_str!("tables.sql"), include_str!("routes.sql"), include_str!("grants.sql"), include_str!("roles.sql")];
+
+/// Looks for every known leak of the database that `pool` is connected to.
+///
+/// An empty answer means that none of the known ways is open. It looks at the catalogue, not at the adopter's code: a
+/// statement that runs as another role, or SQL injection, is outside its sight.
+///
+/// # Errors
+/// When the database does not answer, or the schema `saas` is not there.
+pub async fn examine(pool: &PgPool) -> Result<Vec<Finding>, CoreError> {
+    let mut findings = Vec::new();
+    for question in QUESTIONS {
+        let rows: Vec<(String, String, String, String)> =
+            sqlx::query_as(*question).fetch_all(pool).await.map_err(CoreError::from_database)?;
+        findings.extend(rows.into_iter().map(|(code, object, reason, mend)| Finding { code, object, reason, mend }));
+    }
+    Ok(findings)
+}

@@ -1,0 +1,88 @@
+//! Why an operation on tenants or memberships was refused.
+
+use saas_core::{CoreError, ErrorKind, InvalidInput};
+
+use crate::{Permission, Role};
+
+/// Why an operation on tenants or memberships was refused.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TenancyError {
+    /// The kernel or the database below refused.
+    #[error(transparent)]
+    Core(#[from] CoreError),
+    /// The address belongs to another tenant.
+    #[error("the slug `{0}` is taken; choose another")]
+    SlugTaken(String),
+    /// The person is in the tenant already.
+    #[error("this person is already a member")]
+    AlreadyMember,
+    /// No such tenant, or the person is not in it: from outside, both look the same.
+    #[error("no such tenant")]
+    NotMember,
+    /// The actor's role lacks a permission.
+    #[error("the role `{role}` may not {permission}")]
+    NotAllowed {
+        /// The actor's role.
+        role: Role,
+        /// What was asked.
+        permission: Permission,
+    },
+    /// The role to give, or of the member to change, stands above the actor's own.
+    #[error("a member with role `{actor}` may not give, change or remove the role `{target}`")]
+    RankTooLow {
+        /// The actor's role.
+        actor: Role,
+        /// The other role.
+        target: Role,
+    },
+    /// Only people change memberships, under their own name.
+    #[error("memberships are changed by a signed-in member under their own name, not by {actor}")]
+    NotAPerson {
+        /// Who tried.
+        actor: String,
+    },
+    /// A tenant always has an owner.
+    #[error("the last owner cannot leave or give up the role; make someone else owner first")]
+    LastOwner,
+}
+
+impl From<InvalidInput> for TenancyError {
+    fn from(error: InvalidInput) -> Self {
+        Self::Core(error.into())
+    }
+}
+
+impl TenancyError {
+    /// What a caller can do about it.
+    #[must_use]
+    pub const fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Core(error) => error.kind(),
+            Self::SlugTaken(_) | Self::AlreadyMember | Self::LastOwner => ErrorKind::Conflict,
+            Self::NotMember => ErrorKind::NotFound,
+            Self::NotAllowed { .. } | Self::RankTooLow { .. } | Self::NotAPerson { .. } => ErrorKind::Forbidden,
+        }
+    }
+
+    /// A stable name for logs, metrics and clients.
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::Core(error) => error.code(),
+            Self::SlugTaken(_) => "slug_taken",
+            Self::AlreadyMember => "already_member",
+            Self::NotMember => "not_a_member",
+            Self::NotAllowed { .. } => "not_allowed",
+            Self::RankTooLow { .. } => "rank_too_low",
+            Self::NotAPerson { .. } => "not_a_person",
+            Self::LastOwner => "last_owner",
+        }
+    }
+
+    /// Whether the same call can succeed later.
+    #[must_use]
+    pub const fn is_retryable(&self) -> bool {
+        self.kind().is_retryable()
+    }
+}

@@ -1,0 +1,246 @@
+//! The service: creates tenants, and changes who is in them.
+
+use chrono::{DateTime, Utc};
+use saas_core::{
+    Actor, CoreError, EmailAddress, Page, PageSize, RequestContext, SharedClock, SystemPool, SystemTx, TenantContext,
+    TenantId, TenantPool, TenantTx, UserId,
+    audit::{self, Entry},
+    mail::{self, Mail},
+    tenant::{self, NewTenant},
+};
+use serde::Serialize;
+use serde_json::json;
+
+use crate::{Permission, Role, TenancyError, postgres as store};
+
+/// A tenant that was just created.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Created {
+    /// The tenant.
+    pub tenant: TenantId,
+    /// Its first owner.
+    pub owner: UserId,
+}
+
+/// One person in one tenant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Membership {
+    /// Who.
+    pub user: UserId,
+    /// As what.
+    pub role: Role,
+    /// Since when.
+    pub since: DateTime<Utc>,
+}
+
+/// Tenants and the people in them.
+#[derive(Debug, Clone)]
+pub struct Tenancy {
+    tenants: TenantPool,
+    system: SystemPool,
+    clock: SharedClock,
+}
+
+impl Tenancy {
+    /// The service over an application's two pools.
+    #[must_use]
+    pub fn new(tenants: TenantPool, system: SystemPool, clock: SharedClock) -> Self {
+        Self { tenants, system, clock }
+    }
+
+    /// Creates a tenant with its owner, its line in the operators' list and the welcome message: all or nothing.
+    ///
+    /// A person who has an account keeps it.
+    ///
+    /// # Errors
+    /// [`SlugTaken`](TenancyError::SlugTaken) when the address belongs to another tenant.
+    pub async fn create_tenant(&self, new: &NewTenant, owner: &EmailAddress) -> Result<Created, TenancyError> {
+        let mut tx = SystemTx::begin(&self.system, SIGN_UP, "create a tenant").await?;
+        let created = self.create_tenant_in(&mut tx, new, owner).await?;
+        tx.commit().await?;
+        Ok(created)
+    }
+
+    /// [`create_tenant`](Self::create_tenant) in the caller's transaction.
+    ///
+    /// # Errors
+    /// As [`create_tenant`](Self::create_tenant); the transaction cannot be used further then.
+    pub async fn create_tenant_in(
+        &self,
+        tx: &mut SystemTx,
+        new: &NewTenant,
+        owner: &EmailAddress,
+    ) -> Result<Created, TenancyError> {
+        let now = self.clock.now();
+        let tenant = tenant::create_in(tx, new, now).await.map_err(|error| match error.constraint() {
+            Some("tenant_slug_pkey") => TenancyError::SlugTaken(new.slug().to_string()),
+            _ => error.into(),
+        })?;
+        let user = store::ensure_user(tx, owner, now).await?;
+        store::add(tx, tenant, user, Role::Owner, now).await?;
+        let actor = Actor::user(user);
+        let named = Entry::new("tenant.created", new.slug()).with_detail(json!({ "name": new.name() }));
+        audit::record_in(tx, tenant, &actor, named, now).await?;
+        record_membership(tx, tenant, &actor, "membership.added", user, Role::Owner, now).await?;
+        let welcome = Mail::new(
+            owner.clone(),
+            format!("Welcome to {}", new.name()),
+            format!("{} is ready. You are its owner.\n", new.name()),
+        )?;
+        mail::enqueue_in(tx, tenant, &welcome, now).await?;
+        Ok(Created { tenant, owner: user })
+    }
+
+    /// The context of a request by `user` in `tenant`, with the role that the membership gives.
+    ///
+    /// # Errors
+    /// [`NotMember`](TenancyError::NotMember) when there is no such tenant or the person is not in it.
+    pub async fn enter(&self, tenant: TenantId, user: UserId) -> Result<RequestContext, TenancyError> {
+        let ctx = RequestContext::new(tenant, Actor::user(user), self.clock.as_ref());
+        let mut tx = TenantTx::begin(&self.tenants, &ctx).await?;
+        let role = store::role_of(&mut tx, tenant, user).await?.ok_or(TenancyError::NotMember)?;
+        Ok(ctx.with_role(role.name()))
+    }
+
+    /// Lists the tenant's members in the order in which they joined.
+    ///
+    /// # Errors
+    /// [`NotAllowed`](TenancyError::NotAllowed) without the permission to read members.
+    pub async fn list_members(
+        &self,
+        ctx: &dyn TenantContext,
+        after: Option<(DateTime<Utc>, UserId)>,
+        size: PageSize,
+    ) -> Result<Page<Membership, (DateTime<Utc>, UserId)>, TenancyError> {
+        let mut tx = TenantTx::begin(&self.tenants, ctx).await?;
+        authorize(&mut tx, ctx, Permission::ReadMembers).await?;
+        let rows = store::list(&mut tx, ctx.tenant(), after, size).await?;
+        Ok(Page::from_rows(rows, size, |member| (member.since, member.user)))
+    }
+
+    /// Adds a person under their address, and creates their account if there is none.
+    ///
+    /// # Errors
+    /// [`NotAllowed`](TenancyError::NotAllowed), [`RankTooLow`](TenancyError::RankTooLow),
+    /// [`AlreadyMember`](TenancyError::AlreadyMember).
+    pub async fn add_member(
+        &self,
+        ctx: &dyn TenantContext,
+        email: &EmailAddress,
+        role: Role,
+    ) -> Result<UserId, TenancyError> {
+        let now = self.clock.now();
+        let mut tx = self.begin_change(ctx, "add a member").await?;
+        let actor = authorize(&mut tx, ctx, Permission::ManageMembers).await?;
+        within_rank(actor, role)?;
+        let user = store::ensure_user(&mut tx, email, now).await?;
+        if store::role_of(&mut tx, ctx.tenant(), user).await?.is_some() {
+            return Err(TenancyError::AlreadyMember);
+        }
+        store::add(&mut tx, ctx.tenant(), user, role, now).await?;
+        record_membership(&mut tx, ctx.tenant(), ctx.actor(), "membership.added", user, role, now).await?;
+        tx.commit().await?;
+        Ok(user)
+    }
+
+    /// Gives a member another role.
+    ///
+    /// # Errors
+    /// [`NotAllowed`](TenancyError::NotAllowed), [`RankTooLow`](TenancyError::RankTooLow),
+    /// [`NotMember`](TenancyError::NotMember), [`LastOwner`](TenancyError::LastOwner).
+    pub async fn change_role(&self, ctx: &dyn TenantContext, user: UserId, role: Role) -> Result<(), TenancyError> {
+        let now = self.clock.now();
+        let mut tx = self.begin_change(ctx, "change a role").await?;
+        let actor = authorize(&mut tx, ctx, Permission::ManageMembers).await?;
+        let present = store::role_of(&mut tx, ctx.tenant(), user).await?.ok_or(TenancyError::NotMember)?;
+        within_rank(actor, present)?;
+        within_rank(actor, role)?;
+        if role != Role::Owner {
+            keep_an_owner(&mut tx, ctx.tenant(), present).await?;
+        }
+        store::set_role(&mut tx, ctx.tenant(), user, role).await?;
+        record_membership(&mut tx, ctx.tenant(), ctx.actor(), "membership.role_changed", user, role, now).await?;
+        tx.commit().await?;
+        Ok(())
+    }
+
+    /// Removes a member. Anyone may leave, except the last owner.
+    ///
+    /// # Errors
+    /// [`NotAllowed`](TenancyError::NotAllowed), [`RankTooLow`](TenancyError::RankTooLow),
+    /// [`NotMember`](TenancyError::NotMember), [`LastOwner`](TenancyError::LastOwner).
+    pub async fn remove_member(&self, ctx: &dyn TenantContext, user: UserId) -> Result<(), TenancyError> {
+        let now = self.clock.now();
+        let mut tx = self.begin_change(ctx, "remove a member").await?;
+        let leaving = person(ctx)? == user;
+        let permission = if leaving { Permission::ReadData } else { Permission::ManageMembers };
+        let actor = authorize(&mut tx, ctx, permission).await?;
+        let present = store::role_of(&mut tx, ctx.tenant(), user).await?.ok_or(TenancyError::NotMember)?;
+        within_rank(actor, present)?;
+        keep_an_owner(&mut tx, ctx.tenant(), present).await?;
+        store::remove(&mut tx, ctx.tenant(), user).await?;
+        record_membership(&mut tx, ctx.tenant(), ctx.actor(), "membership.removed", user, present, now).await?;
+        tx.commit().await?;
+        Ok(())
+    }
+
+    /// Opens a transaction that changes memberships: one at a time per tenant, so that two owners cannot demote each
+    /// other at once.
+    async fn begin_change(&self, ctx: &dyn TenantContext, reason: &'static str) -> Result<SystemTx, TenancyError> {
+        person(ctx)?;
+        let mut tx = SystemTx::begin(&self.system, ctx.actor().clone(), reason).await?;
+        tenant::lock_in(&mut tx, ctx.tenant()).await.map_err(|error| match error {
+            CoreError::NotFound { .. } => TenancyError::NotMember,
+            other => other.into(),
+        })?;
+        Ok(tx)
+    }
+}
+
+const SIGN_UP: Actor = Actor::system("sign-up");
+
+/// The person behind a request. Impersonators, machines and jobs do not change who is in a tenant.
+fn person(ctx: &dyn TenantContext) -> Result<UserId, TenancyError> {
+    match ctx.actor() {
+        Actor::User { id } => Ok(*id),
+        other
+        @ (Actor::ApiKey { .. } | Actor::Operator { .. } | Actor::Impersonation { .. } | Actor::System { .. }) => {
+            Err(TenancyError::NotAPerson { actor: other.to_string() })
+        }
+    }
+}
+
+/// Reads the actor's role from the database, in the caller's transaction: a role in the context may be out of date.
+async fn authorize(
+    connection: &mut sqlx::PgConnection,
+    ctx: &dyn TenantContext,
+    permission: Permission,
+) -> Result<Role, TenancyError> {
+    let role = store::role_of(connection, ctx.tenant(), person(ctx)?).await?.ok_or(TenancyError::NotMember)?;
+    if role.allows(permission) { Ok(role) } else { Err(TenancyError::NotAllowed { role, permission }) }
+}
+
+fn within_rank(actor: Role, target: Role) -> Result<(), TenancyError> {
+    if actor.outranks_or_equals(target) { Ok(()) } else { Err(TenancyError::RankTooLow { actor, target }) }
+}
+
+async fn keep_an_owner(tx: &mut SystemTx, tenant: TenantId, leaving: Role) -> Result<(), TenancyError> {
+    if leaving == Role::Owner && store::count_owners(tx, tenant).await? <= 1 {
+        return Err(TenancyError::LastOwner);
+    }
+    Ok(())
+}
+
+async fn record_membership(
+    tx: &mut SystemTx,
+    tenant: TenantId,
+    actor: &Actor,
+    action: &'static str,
+    user: UserId,
+    role: Role,
+    now: DateTime<Utc>,
+) -> Result<(), TenancyError> {
+    store::count_seats(tx, tenant).await?;
+    audit::record_in(tx, tenant, actor, Entry::new(action, user).with_detail(json!({ "role": role })), now).await?;
+    Ok(())
+}
