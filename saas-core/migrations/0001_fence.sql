@@ -7,7 +7,7 @@ create table saas.global_table (
     reason  text not null check (reason <> '')
 );
 revoke all on saas.global_table from public;
-grant select on saas.global_table to saas_system;
+grant select on saas.global_table to saas_app, saas_system;
 
 create function saas.declare_global(target regclass, reason text)
 returns void
@@ -21,6 +21,7 @@ $$;
 revoke all on function saas.declare_global(regclass, text) from public;
 comment on function saas.declare_global(regclass, text) is
     'Says that a table belongs to no tenant, and why.';
+select saas.declare_global('saas.global_table', 'the list itself');
 
 create function saas.fence(target regclass, privileges text default 'select, insert, update, delete')
 returns void

@@ -30,7 +30,7 @@ select saas.declare_global('saas.tenant_slug', 'slugs are unique across tenants;
 
 -- Whoever changes what the gate answers calls this in the same transaction; every process hears of it at commit.
 -- The payload is an id and a number: every role of the database can listen.
-create function saas.bump_revision(tenant uuid)
+create function saas.bump_revision(of_tenant uuid)
 returns bigint
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -38,9 +38,9 @@ as $$
 declare
     bumped bigint;
 begin
-    update saas.tenant set revision = revision + 1 where id = tenant returning revision into bumped;
+    update saas.tenant set revision = revision + 1 where id = of_tenant returning revision into bumped;
     if bumped is not null then
-        perform pg_notify('saas_revision', tenant::text || ':' || bumped::text);
+        perform pg_notify('saas_revision', of_tenant::text || ':' || bumped::text);
     end if;
     return bumped;
 end

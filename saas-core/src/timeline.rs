@@ -50,7 +50,7 @@ const NEWEST_FIRST: &str = "
          order by at desc, id desc
          limit $4)
         union all
-        (select created_at, id, 'system:outbox', topic || '.' || state, id::text,
+        (select created_at, id, 'system:outbox', topic || '.' || state as action, id::text as subject,
                 jsonb_build_object('attempts', attempts, 'finished_at', finished_at)
          from saas.outbox
          where tenant_id = $1 and topic = 'mail' and ($2::timestamptz is null or (created_at, id) < ($2, $3))

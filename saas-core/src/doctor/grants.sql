@@ -1,7 +1,7 @@
 -- Privileges that row-level security does not govern.
 with grantee (role) as (values ('saas_app'), ('saas_system')),
 mine as (
-    select c.oid, c.oid::regclass::text as name, c.relkind
+    select c.oid, format('%I.%I', n.nspname, c.relname) as name, c.relkind
     from pg_class c
     join pg_namespace n on n.oid = c.relnamespace
     where n.nspname not in ('pg_catalog', 'information_schema') and n.nspname not like 'pg\_%'

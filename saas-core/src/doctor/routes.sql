@@ -1,6 +1,6 @@
 -- Ways to a tenant's rows that do not pass the policies of the table.
 with object as (
-    select c.oid, c.oid::regclass::text as name, c.relkind, c.relispartition, c.reloptions, c.relowner, n.nspname
+    select c.oid, format('%I.%I', n.nspname, c.relname) as name, c.relkind, c.relispartition, c.reloptions, c.relowner, n.nspname
     from pg_class c
     join pg_namespace n on n.oid = c.relnamespace
     where n.nspname not in ('pg_catalog', 'information_schema') and n.nspname not like 'pg\_%'
@@ -49,7 +49,7 @@ union all
 select 'function-in-policy', format('%s.%s', l.polrelid::regclass, l.polname),
        format('calls %s: a cached plan may keep its answer for the next tenant, and it runs once per row',
               string_agg(p.oid::regprocedure::text, ', ')),
-       format('select saas.fence(%L);', l.polrelid::regclass::text)
+       format('drop policy %I on %s; select saas.fence(%L);', l.polname, l.polrelid::regclass, l.polrelid::regclass::text)
 from pg_policy l
 join pg_depend d on d.classid = 'pg_policy'::regclass and d.objid = l.oid and d.refclassid = 'pg_proc'::regclass
 join pg_proc p on p.oid = d.refobjid

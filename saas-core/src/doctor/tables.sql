@@ -1,6 +1,6 @@
 -- Tables with a tenant, and whether only that tenant can reach them.
 with candidate as (
-    select c.oid, c.oid::regclass::text as name, c.relkind, c.relispartition, c.relrowsecurity, c.relforcerowsecurity,
+    select c.oid, format('%I.%I', n.nspname, c.relname) as name, c.relkind, c.relispartition, c.relrowsecurity, c.relforcerowsecurity,
            n.nspname, c.relname, a.attnum as tenant_att, a.attnotnull as tenant_not_null,
            (a.attnum is not null or c.oid = to_regclass('saas.tenant')) as is_tenant_table,
            has_any_column_privilege('saas_app', c.oid, 'select, insert, update')
@@ -54,27 +54,55 @@ select 'unclassified-table', name,
 from candidate c
 where not is_tenant_table and is_reachable and not relispartition
   and not (nspname = 'saas' and relname like '\_migrations\_%')
-  and not exists (select from saas.global_table g where g.name = c.name or g.name = format('%s.%s', c.nspname, c.relname))
+  and not exists (select from saas.global_table g where g.name = c.name)
 union all
-select 'unique-without-tenant', i.indexrelid::regclass::text,
+select 'unique-without-tenant', i.name,
        format('is a unique key of %s without tenant_id: an insert tells one tenant what another one stores', t.name),
-       format('drop index %s;  -- or its constraint; then: create unique index on %s (tenant_id, %s);',
-              i.indexrelid::regclass, t.name,
-              (select string_agg(quote_ident(a.attname), ', ') from pg_attribute a
-               where a.attrelid = t.oid and a.attnum = any(i.indkey)))
+       case when k.contype in ('p', 'u')
+           then format('alter table %s drop constraint %I, add %s (tenant_id, %s);', t.name, k.conname,
+                       case k.contype when 'p' then 'primary key' else 'unique' end, i.columns)
+           when k.contype = 'x' then format('alter table %s drop constraint %I;  -- then add it again with tenant_id', t.name, k.conname)
+           when i.is_plain then format('drop index %s; create unique index on %s (tenant_id, %s);', i.name, t.name, i.columns)
+           else format('drop index %s;  -- then create it again with tenant_id first', i.name) end
 from tenant_table t
-join pg_index i on i.indrelid = t.oid and (i.indisunique or i.indisexclusion)
-where t.tenant_att is not null and t.is_reachable
-  and t.tenant_att <> all ((string_to_array(i.indkey::text, ' ')::smallint[])[1:i.indnkeyatts])
+join (
+    select x.indexrelid, x.indrelid, format('%I.%I', n.nspname, c.relname) as name,
+           (string_to_array(x.indkey::text, ' ')::smallint[])[1:x.indnkeyatts] as key,
+           x.indexprs is null and x.indpred is null as is_plain,
+           (select string_agg(quote_ident(a.attname), ', ' order by array_position(string_to_array(x.indkey::text, ' ')::smallint[], a.attnum))
+            from pg_attribute a where a.attrelid = x.indrelid and a.attnum = any(x.indkey)) as columns
+    from pg_index x
+    join pg_class c on c.oid = x.indexrelid
+    join pg_namespace n on n.oid = c.relnamespace
+    where x.indisunique or x.indisexclusion
+) i on i.indrelid = t.oid
+left join pg_constraint k on k.conindid = i.indexrelid and k.conrelid = t.oid and k.contype in ('p', 'u', 'x')
+where t.tenant_att is not null and t.is_reachable and t.tenant_att <> all (i.key)
 union all
 select 'foreign-key-without-tenant', format('%s.%s', t.name, k.conname),
        format('references %s without tenant_id: foreign keys ignore row-level security, so one tenant can point at, and '
               || 'with a cascade delete, another one''s rows', k.confrelid::regclass),
-       format('alter table %s drop constraint %I;  -- then: add foreign key (tenant_id, …) references %s (tenant_id, …);',
-              t.name, k.conname, k.confrelid::regclass)
+       case when r.tenant_att is null
+           then format('alter table %s drop constraint %I;', t.name, k.conname)
+           else format('%salter table %s drop constraint %I, add constraint %3$I foreign key (tenant_id, %s) references %s (tenant_id, %s)%s;',
+               case when exists (
+                   select from pg_index x
+                   where x.indrelid = r.oid and x.indisunique and x.indpred is null
+                     and (select array_agg(c order by c) from unnest((string_to_array(x.indkey::text, ' ')::smallint[])[1:x.indnkeyatts]) c)
+                       = (select array_agg(c order by c) from unnest(array_append(k.confkey, r.tenant_att)) c))
+               then '' else format('alter table %s add unique (tenant_id, %s); ', r.name, pair.theirs) end,
+               t.name, k.conname, pair.mine, r.name, pair.theirs,
+               case k.confdeltype when 'c' then ' on delete cascade' else '' end) end
 from tenant_table t
 join pg_constraint k on k.conrelid = t.oid and k.contype = 'f' and k.conparentid = 0
 join tenant_table r on r.oid = k.confrelid
+cross join lateral (
+    select string_agg(quote_ident(m.attname), ', ' order by u.place) as mine,
+           string_agg(quote_ident(f.attname), ', ' order by u.place) as theirs
+    from unnest(k.conkey, k.confkey) with ordinality as u (mine, theirs, place)
+    join pg_attribute m on m.attrelid = k.conrelid and m.attnum = u.mine
+    join pg_attribute f on f.attrelid = k.confrelid and f.attnum = u.theirs
+) pair
 where t.tenant_att is not null
   and not exists (
       select

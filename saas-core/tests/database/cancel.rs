@@ -1,0 +1,106 @@
+//! Futures dropped at every point: no open transaction, no bound tenant, no acknowledged write lost.
+
+use std::{
+    future::{Future, poll_fn},
+    pin::pin,
+    task::Poll,
+    time::Duration,
+};
+
+use saas_core::{TenantContext, TenantPool, TenantTx};
+use sqlx::Executor;
+
+use crate::{
+    adopter::Fixture,
+    transactions::{proxy_of, through_proxy},
+};
+
+/// Polls a future at most `polls` times, then drops it.
+pub(crate) async fn cancel_after<F: Future>(polls: usize, future: F) -> Option<F::Output> {
+    let mut future = pin!(future);
+    let mut polled = 0;
+    poll_fn(|cx| {
+        polled += 1;
+        match future.as_mut().poll(cx) {
+            Poll::Ready(output) => Poll::Ready(Some(output)),
+            Poll::Pending if polled >= polls => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        }
+    })
+    .await
+}
+
+/// A table without a fence, so that a bare autocommit statement can write to it.
+const LOG: &str = "
+    create table public.log (n int primary key);
+    grant select, insert on public.log to saas_app;
+    select saas.declare_global('public.log', 'test')";
+
+async fn insert(tenants: &TenantPool, n: i32) {
+    sqlx::query("insert into public.log values ($1)").bind(n).execute(tenants.pool()).await.unwrap();
+}
+
+/// The whole life of a transaction, one await after another.
+async fn work(tenants: &TenantPool, fixture: &Fixture, name: &str) {
+    let mut tx = TenantTx::begin(tenants, &fixture.a).await.unwrap();
+    fixture.add_project(&mut tx, name).await;
+    let _: i64 = sqlx::query_scalar("select count(*) from public.project").fetch_one(&mut *tx).await.unwrap();
+    tx.commit().await.unwrap();
+}
+
+// T17
+#[tokio::test]
+async fn dropping_a_transaction_at_any_poll_leaves_a_clean_pool_of_one() {
+    let fixture = Fixture::start().await;
+    fixture.db.owner().await.execute(LOG).await.unwrap();
+    let proxy = proxy_of(&fixture.db);
+    let tenants = through_proxy(&fixture.db, &proxy).await;
+    let mut finished_at = None;
+    for polls in 1..200 {
+        let name = format!("dropped after {polls}");
+        let done = cancel_after(polls, work(&tenants, &fixture, &name)).await.is_some();
+        let n = i32::try_from(polls).unwrap();
+        insert(&tenants, n).await;
+        // A second session sees the row, so it was committed; and no session of the application is in a transaction.
+        let mut owner = fixture.db.owner().await;
+        let stored: bool = sqlx::query_scalar("select exists (select from public.log where n = $1)")
+            .bind(n)
+            .fetch_one(&mut owner)
+            .await
+            .unwrap();
+        assert!(stored, "acknowledged insert {polls} was lost");
+        let mut tx = TenantTx::begin(&tenants, &fixture.b).await.unwrap();
+        let seen: Vec<uuid::Uuid> =
+            sqlx::query_scalar("select distinct tenant_id from public.project").fetch_all(&mut *tx).await.unwrap();
+        assert_eq!(seen, [fixture.b.tenant().as_uuid()]);
+        drop(tx);
+        if done {
+            finished_at = Some(polls);
+            break;
+        }
+    }
+    assert!(finished_at.is_some_and(|polls| polls > 4), "the harness met several await points: {finished_at:?}");
+}
+
+// T17: 3,000 acknowledged inserts behind begins that are dropped after 0.2 to 3.0 ms on a slow network.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_acknowledged_insert_is_lost_behind_a_dropped_begin_on_a_slow_network() {
+    const INSERTS: i32 = 3_000;
+    let fixture = Fixture::start().await;
+    fixture.db.owner().await.execute(LOG).await.unwrap();
+    let proxy = proxy_of(&fixture.db);
+    proxy.delay(Duration::from_micros(250));
+    let tenants = through_proxy(&fixture.db, &proxy).await;
+    let mut dropped = 0;
+    for n in 0..INSERTS {
+        // 0.2, 0.3, … 3.0 ms and again.
+        let patience = Duration::from_micros(200 + 100 * u64::from(n.unsigned_abs() % 29));
+        dropped += i32::from(tokio::time::timeout(patience, TenantTx::begin(&tenants, &fixture.a)).await.is_err());
+        insert(&tenants, n).await;
+    }
+    tenants.pool().close().await;
+    let mut owner = fixture.db.owner().await;
+    let stored: i64 = sqlx::query_scalar("select count(*) from public.log").fetch_one(&mut owner).await.unwrap();
+    assert_eq!(stored, i64::from(INSERTS), "{dropped} begins were dropped");
+    assert!(dropped > 100, "only {dropped} begins were dropped half-way: the test did not test");
+}

@@ -1,0 +1,103 @@
+//! Migrations: any number of times, by several processes, beside the adopter's own.
+
+use saas_core::{CoreError, SCHEMA, Schema, db, migrate, testing::TestDatabase};
+use sqlx::{Executor, PgPool, postgres::PgConnectOptions};
+
+fn admin(db: &TestDatabase) -> PgConnectOptions {
+    db.url("saas_admin").parse().unwrap()
+}
+
+#[tokio::test]
+async fn migrating_again_and_at_once_changes_nothing() {
+    let db = TestDatabase::start(&[&SCHEMA]).await;
+    let options = admin(&db);
+    let schemas = [&SCHEMA];
+    for result in futures_util::future::join_all((0..3).map(|_| migrate(&options, &schemas))).await {
+        result.unwrap();
+    }
+    let pool = PgPool::connect(&db.url("saas_app")).await.unwrap();
+    assert!(db::pending(&pool, &[&SCHEMA]).await.unwrap().is_empty());
+}
+
+// T49
+#[tokio::test]
+async fn everything_in_the_schema_belongs_to_the_owner_role() {
+    let db = TestDatabase::start(&[&SCHEMA]).await;
+    let strangers: i64 = sqlx::query_scalar(
+        "select count(*) from pg_class c join pg_namespace n on n.oid = c.relnamespace
+         where n.nspname = 'saas' and c.relowner <> 'saas_owner'::regrole",
+    )
+    .fetch_one(&mut db.owner().await)
+    .await
+    .unwrap();
+    assert_eq!(strangers, 0);
+}
+
+#[tokio::test]
+async fn an_edited_file_is_refused_and_a_failing_one_leaves_nothing_behind() {
+    static FIRST: Schema = probe("create table saas.probe (id int)");
+    static EDITED: Schema = probe("create table saas.probe (id bigint)");
+    static BROKEN: Schema = Schema {
+        module: "broken",
+        table: "saas._migrations_broken",
+        version_query: "select coalesce(max(version), 0) from saas._migrations_broken where success",
+        migrations: &[db::Migration {
+            version: 1,
+            name: "broken",
+            sql: "create table saas.half (id int); select 1 / 0",
+        }],
+    };
+    const fn probe(sql: &'static str) -> Schema {
+        // `const fn` cannot build the slice from an argument without a static of its own per text.
+        Schema {
+            module: "probe",
+            table: "saas._migrations_probe",
+            version_query: "select coalesce(max(version), 0) from saas._migrations_probe where success",
+            migrations: match sql.len() {
+                32 => &[db::Migration { version: 1, name: "probe", sql: "create table saas.probe (id int)" }],
+                _ => &[db::Migration { version: 1, name: "probe", sql: "create table saas.probe (id bigint)" }],
+            },
+        }
+    }
+    let db = TestDatabase::start(&[&SCHEMA]).await;
+    let options = admin(&db);
+    migrate(&options, &[&SCHEMA, &FIRST]).await.unwrap();
+    let error = migrate(&options, &[&SCHEMA, &EDITED]).await.unwrap_err();
+    assert!(matches!(error, CoreError::Misconfigured { .. }), "{error}");
+    assert!(error.to_string().contains("must not be edited"), "{error}");
+
+    migrate(&options, &[&SCHEMA, &BROKEN]).await.unwrap_err();
+    let half: bool = sqlx::query_scalar("select to_regclass('saas.half') is not null")
+        .fetch_one(&mut db.owner().await)
+        .await
+        .unwrap();
+    assert!(!half, "a failed migration is rolled back");
+    // The failure left no lock: the next one does not wait.
+    migrate(&options, &[&SCHEMA]).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_login_that_may_not_create_roles_is_told_what_it_needs() {
+    let db = TestDatabase::start(&[&SCHEMA]).await;
+    let options: PgConnectOptions = db.url("saas_app").parse().unwrap();
+    let error = migrate(&options, &[&SCHEMA]).await.unwrap_err();
+    assert_eq!(error.code(), "misconfigured", "{error}");
+    assert!(error.to_string().contains("saas_owner"), "{error}");
+}
+
+#[tokio::test]
+async fn an_adopters_own_migrator_runs_beside_ours() {
+    let db = TestDatabase::start(&[&SCHEMA]).await;
+    let mut owner = db.owner().await;
+    let theirs = sqlx::migrate::Migrator::with_migrations(vec![sqlx::migrate::Migration::new(
+        1,
+        "theirs".into(),
+        sqlx::migrate::MigrationType::Simple,
+        sqlx::SqlSafeStr::into_sql_str("create table public.theirs (id int)"),
+        false,
+    )]);
+    theirs.run_direct(None, &mut owner, false).await.unwrap();
+    migrate(&admin(&db), &[&SCHEMA]).await.unwrap();
+    theirs.run_direct(None, &mut owner, false).await.unwrap();
+    owner.execute("select * from public.theirs").await.unwrap();
+}

@@ -1,0 +1,5 @@
+//! Stores in memory, for the tests of applications. They keep the same contracts as the real ones, for one process.
+
+mod source;
+
+pub use source::MemorySource;
