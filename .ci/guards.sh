@@ -6,7 +6,31 @@
 # proves nothing.
 guards() {
     cat <<'LIST'
-guard revoke temporary (roles)
+guard FORCE row level security
+file  saas-core/migrations/0001_fence.sql
+edit  s/force row level security/no force row level security/
+test  --package saas-core --test database isolation
+fails the_owner_of_a_table_is_bound_as_well
+
+guard nullif around the setting
+file  saas-core/migrations/0001_fence.sql
+edit  s/nullif(\(current_setting(''saas.tenant_id'', true)\), '''')/\1/
+test  --package saas-core --test database isolation
+fails without_a_tenant_nothing_is_seen_or_written_also_on_a_used_connection
+
+guard WITH CHECK
+file  saas-core/migrations/0001_fence.sql
+edit  s/with check (%2$s)/with check (true)/
+test  --package saas-core --test database isolation
+fails a_row_cannot_be_inserted_for_or_moved_to_another_tenant
+
+guard tenant_id in a foreign key
+file  saas-core/migrations/0001_fence.sql
+edit  s/and c.contype = 'f'/and false/
+test  --package saas-core --test database isolation
+fails a_table_that_cannot_be_fenced_is_refused_with_a_reason
+
+guard no temporary tables
 file  saas-core/src/db/roles.sql
 edit  /revoke temporary/d
 test  --package saas-core --test test_database
