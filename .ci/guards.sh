@@ -42,12 +42,13 @@ tree=$(target_directory)/guards/tree
 export CARGO_TARGET_DIR="${tree%/tree}/target"
 need_scratch
 
-# A fixed place, so that a second run builds only what changed since the first.
+# A fixed place, so that a second run keeps the dependencies; fresh modification times, which cargo goes by: an old one
+# would let it take the last run's mutants for these files.
 rm -rf "$tree"
 mkdir -p "$tree"
 git ls-files --cached --others --exclude-standard | while read -r file; do
     if [ -e "$file" ]; then printf '%s\n' "$file"; fi
-done | tar -cf - -T - | tar -xf - -C "$tree"
+done | tar -cf - -T - | tar -xmf - -C "$tree"
 cd "$tree"
 cargo build --quiet --all-features --package saas-core --example dev_postgres
 start_server
