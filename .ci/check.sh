@@ -1,7 +1,10 @@
 # `./dev check`: what a machine can keep an eye on beyond the tests. Sourced by ./dev.
 
+CARGO_DENY=0.20.2
+
 step() { printf '\n== %s\n' "$*"; }
 need_scratch
+cargo fmt --version >/dev/null 2>&1 && cargo clippy --version >/dev/null 2>&1 || rustup component add rustfmt clippy
 
 step "format"
 cargo fmt --all --check
@@ -23,9 +26,9 @@ done
 step "each feature alone, and none"
 for crate in $CRATES; do
     features=$(awk '/^\[/ { inside = $0 == "[features]" } inside && /^[a-z].* = / && $1 != "default" { print $1 }' "$crate/Cargo.toml")
-    cargo check --quiet --package "$crate" --no-default-features
+    cargo clippy --quiet --package "$crate" --no-default-features -- -D warnings
     for feature in $features; do
-        cargo check --quiet --package "$crate" --no-default-features --features "$feature"
+        cargo clippy --quiet --package "$crate" --no-default-features --features "$feature" -- -D warnings
     done
     say "$crate: none" $features
 done
@@ -36,11 +39,14 @@ strays=$(grep -E '^sqlx[a-z-]* feature "(time|bigdecimal)"' "$scratch/tree" | so
 [ -z "$strays" ] || fail "$strays"
 
 step "licences, bans and sources"
-if have cargo-deny; then
-    cargo deny --all-features check licenses bans sources
-else
-    . .ci/deny.sh
+target=$(target_directory)
+PATH=$target/tools/bin:$PATH
+if ! have cargo-deny; then
+    say "installing cargo-deny into $target/tools, once; this takes some minutes"
+    cargo install --quiet --locked --version "$CARGO_DENY" --root "$target/tools" --target-dir "$target/tools/build" cargo-deny
+    rm -rf "$target/tools/build"
 fi
+cargo deny --all-features check licenses bans sources
 
 step "no path of this machine in a tracked file"
 # A checkout directly below the root, such as /app, is too common a word to look for.
