@@ -30,6 +30,24 @@ edit  s/and c.contype = 'f'/and false/
 test  --package saas-core --test database isolation
 fails a_table_that_cannot_be_fenced_is_refused_with_a_reason
 
+guard the restrictive policy
+file  saas-core/migrations/0001_fence.sql
+edit  s/as restrictive for all/as permissive for all/
+test  --package saas-core --test database isolation
+fails a_permissive_policy_added_later_opens_nothing
+
+guard closing a suspect connection
+file  saas-core/src/db/guard.rs
+edit  s/if self.suspect {/if false {/
+test  --package saas-core --test database cancel
+fails dropping_a_transaction_at_any_poll_leaves_a_clean_pool_of_one
+
+guard asking before COMMIT
+file  saas-core/src/db/guard.rs
+edit  s/raw_sql("select 1; commit and chain")/raw_sql("commit and chain")/
+test  --package saas-core --test database transactions
+fails a_commit_after_a_swallowed_error_is_an_error
+
 guard no temporary tables
 file  saas-core/src/db/roles.sql
 edit  /revoke temporary/d

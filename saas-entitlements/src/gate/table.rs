@@ -176,9 +176,9 @@ impl Table {
     }
 
     fn is_of(&self, slot: usize, high: u64, low: u64) -> bool {
-        self.lines.get(slot * self.lines_per_slot).is_some_and(|line| {
-            line.0[2].load(Ordering::Relaxed) == low && line.0[1].load(Ordering::Relaxed) == high
-        })
+        self.lines
+            .get(slot * self.lines_per_slot)
+            .is_some_and(|line| line.0[2].load(Ordering::Relaxed) == low && line.0[1].load(Ordering::Relaxed) == high)
     }
 
     fn window(&self, high: u64, low: u64) -> std::ops::Range<usize> {
