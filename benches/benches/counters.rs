@@ -1,0 +1,3 @@
+//! Counting beside the bare conditional update.
+
+fn main() {}
