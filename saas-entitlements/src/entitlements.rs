@@ -5,8 +5,8 @@ use std::{fmt, sync::Arc};
 use saas_core::{FeatureKey, PlanCatalog, Revision, SharedClock, TenantId};
 
 use crate::{
-    Answer, EntitlementsError, Explanation, FeatureGate, FeatureHandle, GateOptions, GateStats, Snapshot, SnapshotSource,
-    gate::Core,
+    Answer, EntitlementsError, Explanation, FeatureGate, FeatureHandle, GateOptions, GateStats, Snapshot,
+    SnapshotSource, gate::Core,
 };
 
 /// What tenants may do, answered from memory.

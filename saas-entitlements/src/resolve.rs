@@ -65,9 +65,7 @@ impl Snapshot {
             Origin::Loaded | Origin::LastKnown { .. } => {
                 settle(&self.catalog, self.tenant, self.origin, self.facts.clone(), now, self.life)
             }
-            Origin::UnknownTenant | Origin::FailPolicy => {
-                Self { at: now, ..self.clone() }
-            }
+            Origin::UnknownTenant | Origin::FailPolicy => Self { at: now, ..self.clone() },
         }
     }
 
@@ -129,7 +127,8 @@ impl ShelfLife {
 
 /// The plan's rule with another limit; a blocking calendar month where the plan has no rule.
 pub(crate) fn overridden(planned: Option<&MeterLimit>, limit: Limit) -> MeterLimit {
-    let warn = |warn: &[u16]| if matches!(limit, Limit::Unlimited | Limit::Max(0)) { Box::default() } else { warn.into() };
+    let warn =
+        |warn: &[u16]| if matches!(limit, Limit::Unlimited | Limit::Max(0)) { Box::default() } else { warn.into() };
     match planned {
         Some(rule) => MeterLimit { limit, warn: warn(&rule.warn), ..rule.clone() },
         None => MeterLimit {

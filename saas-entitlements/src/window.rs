@@ -71,7 +71,10 @@ fn boundary(anchor: DateTime<Utc>, months: u32, n: i32) -> DateTime<Utc> {
 /// The first instant of a day, for tests and examples.
 #[cfg(test)]
 fn day(year: i32, month: u32, day: u32) -> DateTime<Utc> {
-    chrono::NaiveDate::from_ymd_opt(year, month, day).and_then(|day| day.and_hms_opt(0, 0, 0)).map(|day| day.and_utc()).unwrap()
+    chrono::NaiveDate::from_ymd_opt(year, month, day)
+        .and_then(|day| day.and_hms_opt(0, 0, 0))
+        .map(|day| day.and_utc())
+        .unwrap()
 }
 
 #[cfg(test)]

@@ -189,7 +189,7 @@ impl Core {
             let refresh = self.refresh(shelf, &held, now);
             return (Some(held), refresh);
         }
-        if now < held.life.retry_at && self.serves_as_last_known(&held, now) {
+        if (held.life.read_at..held.life.retry_at).contains(&now) && self.serves_as_last_known(&held, now) {
             count(&self.counters.last_known_answers);
             return (Some(Arc::new(held.as_last_known(now))), None);
         }

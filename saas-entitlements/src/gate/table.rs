@@ -87,7 +87,8 @@ impl Table {
         let home = self.home(high, low);
         for (bucket, Bucket(words)) in self.buckets.get(home..home + WINDOW)?.iter().enumerate() {
             // Which of the two is computed, not branched on: the processor could only guess.
-            let second = (words[SLOT + 1].load(Ordering::Relaxed) ^ high) | (words[SLOT + 2].load(Ordering::Relaxed) ^ low);
+            let second =
+                (words[SLOT + 1].load(Ordering::Relaxed) ^ high) | (words[SLOT + 2].load(Ordering::Relaxed) ^ low);
             let at = usize::from(second == 0) * SLOT;
             let stamp = words[at].load(Ordering::Acquire);
             let other = (words[at + 1].load(Ordering::Relaxed) ^ high) | (words[at + 2].load(Ordering::Relaxed) ^ low);
