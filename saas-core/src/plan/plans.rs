@@ -8,8 +8,8 @@ use std::{
 use toml::de::DeValue;
 
 use super::{
-    FeatureId, FeatureKind, Limit, MeterId, MeterLimit, Overage, Plan, PlanVersion, PlanVersionRef, StaticValue, VersionId,
-    Window, WindowAnchor,
+    FeatureId, FeatureKind, Limit, MeterId, MeterLimit, Overage, Plan, PlanVersion, PlanVersionRef, StaticValue,
+    VersionId, Window, WindowAnchor,
     compile::{Grant, Names, key, limited, read_grant},
     document::{Located, Section, number_within, shorten, type_of},
     fault::Faults,

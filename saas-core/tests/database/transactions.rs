@@ -7,16 +7,23 @@ use saas_core::{
     db::pool_options,
     testing::{Cut, Proxy, TestDatabase},
 };
-use sqlx::{Connection, Executor, PgConnection, postgres::PgConnectOptions};
+use sqlx::{
+    Connection, Executor, PgConnection,
+    postgres::{PgConnectOptions, PgPoolOptions},
+};
 
 use crate::adopter::Fixture;
 
-/// The application pool of one connection, through a proxy.
+/// The application pool of one connection, through a proxy, with the options we advise.
 pub(crate) async fn through_proxy(db: &TestDatabase, proxy: &Proxy) -> TenantPool {
-    let options: PgConnectOptions = db.url("saas_app").parse().unwrap();
-    let options = options.host("127.0.0.1").port(proxy.address().port());
-    let pool =
-        pool_options().max_connections(1).acquire_timeout(Duration::from_secs(20)).connect_with(options).await.unwrap();
+    through_proxy_with(pool_options(), db, proxy).await
+}
+
+/// The same with an adopter's own options.
+pub(crate) async fn through_proxy_with(options: PgPoolOptions, db: &TestDatabase, proxy: &Proxy) -> TenantPool {
+    let pool = options.max_connections(1).acquire_timeout(Duration::from_secs(20));
+    let login: PgConnectOptions = db.url("saas_app").parse().unwrap();
+    let pool = pool.connect_with(login.host("127.0.0.1").port(proxy.address().port())).await.unwrap();
     TenantPool::open(pool, &[&saas_core::SCHEMA]).await.unwrap()
 }
 
