@@ -13,9 +13,7 @@ mod store;
 use std::{fmt, sync::Arc};
 
 use chrono::{DateTime, Utc};
-use saas_core::{
-    IdempotencyKey, Limit, MeterKey, PlanVersionRef, Revision, TenantContext, TenantId, subscription::AccessLevel,
-};
+use saas_core::{IdempotencyKey, Limit, MeterKey, PlanVersionRef, TenantContext, TenantId, subscription::AccessLevel};
 use serde::Serialize;
 pub use store::{CounterStore, Draw, Drawn, Threshold};
 
@@ -242,7 +240,7 @@ impl Meter {
         let drawn = crate::postgres::consume_in(tx, &ruled.draw, now).await?;
         let revision = match drawn {
             Drawn::Outdated { revision } => revision,
-            Drawn::Counted { .. } | Drawn::Refused { .. } | Drawn::AlreadyCounted => Revision::NONE,
+            Drawn::Counted { .. } | Drawn::Refused { .. } | Drawn::AlreadyCounted => saas_core::Revision::NONE,
         };
         let outdated = EntitlementsError::Outdated { revision };
         self.conclude(tx.tenant(), snapshot, &ruled, drawn).ok_or(outdated)

@@ -1,4 +1,5 @@
 //! The behaviour of `saas-entitlements`, seen from outside.
+#![expect(clippy::unwrap_used, reason = "the helpers of tests may panic as tests may")]
 
 mod allocation;
 mod coherence;

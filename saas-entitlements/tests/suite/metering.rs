@@ -1,6 +1,9 @@
 //! Counting through the service: what the plan says, what the caller gets.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, Ordering},
+};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use saas_core::{
@@ -17,14 +20,14 @@ const EXPORTS: MeterKey = MeterKey::from_static("exports");
 struct Bench {
     stage: Stage,
     meter: Meter,
-    next: std::cell::Cell<u32>,
+    next: AtomicU32,
 }
 
 impl Bench {
     fn new() -> Self {
         let stage = Stage::new();
         let meter = Meter::new(stage.gate.clone(), Arc::new(MemoryCounters::new()));
-        Self { stage, meter, next: std::cell::Cell::new(0) }
+        Self { stage, meter, next: AtomicU32::new(0) }
     }
 
     fn ctx(&self, tenant: TenantId) -> RequestContext {
@@ -33,8 +36,7 @@ impl Bench {
 
     /// Uses with a key of its own.
     async fn r#use(&self, tenant: TenantId, meter: &MeterKey, amount: u64) -> Result<Consumption, EntitlementsError> {
-        self.next.set(self.next.get() + 1);
-        let key: IdempotencyKey = format!("key-{}", self.next.get()).parse().unwrap();
+        let key: IdempotencyKey = format!("key-{}", self.next.fetch_add(1, Ordering::Relaxed)).parse().unwrap();
         self.meter.consume(&self.ctx(tenant), meter, amount, &key).await
     }
 }

@@ -1,6 +1,6 @@
 //! The gate, overrides and counting on a real PostgreSQL, as the application role.
 
-use std::{future::Future, pin::pin, sync::Arc, task::Poll, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use chrono::{DateTime, TimeDelta, Utc};
@@ -8,15 +8,15 @@ use saas_core::{
     Actor, Clock, CoreError, IdempotencyKey, Limit, MeterKey, OverrideId, RequestContext, SharedClock, TenantContext,
     TenantPool, TenantTx, UserId, revision,
     subscription::{PlanAssignment, PlanSource},
-    testing::TestDatabase,
+    testing::{Proxy, TestDatabase},
 };
 use saas_entitlements::{
     Consumption, Entitlements, GateOptions, Meter, NewOverride, Origin, OverrideGrant, Overrides, PostgresCounters,
-    PostgresSource, RevisionListener, SCHEMA, THRESHOLD_TOPIC,
+    PostgresSource, RevisionListener, SCHEMA, SnapshotSource, THRESHOLD_TOPIC,
 };
 use sqlx::Executor;
 
-use crate::stage::{EXPORT, catalog, plan};
+use crate::stage::{EXPORT, cancel_after, catalog, plan};
 
 const CALLS: MeterKey = MeterKey::from_static("calls");
 
@@ -40,6 +40,8 @@ impl PlanSource for PlanTable {
 /// A database with the application's plan table, and the services on it.
 struct App {
     database: TestDatabase,
+    tenants: TenantPool,
+    network: Proxy,
     gate: Entitlements,
     meter: Meter,
     overrides: Overrides,
@@ -47,11 +49,11 @@ struct App {
 
 impl App {
     async fn start() -> Self {
-        Self::with(5).await
+        Self::with_connections(5).await
     }
 
-    async fn with(connections: u32) -> Self {
-        let database = TestDatabase::builder().max_connections(connections).start(&[&saas_core::SCHEMA, &SCHEMA]).await;
+    async fn with_connections(connections: u32) -> Self {
+        let database = TestDatabase::start(&[&saas_core::SCHEMA, &SCHEMA]).await;
         let mut owner = database.owner().await;
         owner
             .execute(
@@ -61,15 +63,27 @@ impl App {
             )
             .await
             .unwrap();
+        let (host, port) = database.address();
+        let network = Proxy::start((host.as_str(), port)).unwrap();
+        let login = database.options("saas_app").host("127.0.0.1").port(network.address().port());
+        let pool = saas_core::db::pool_options().max_connections(connections).connect_with(login).await.unwrap();
+        let tenants = TenantPool::open(pool, &[&saas_core::SCHEMA, &SCHEMA]).await.unwrap();
         let clock: SharedClock = Arc::new(database.clock().clone());
-        let tenants = Arc::new(database.tenants().clone());
-        let plans = Arc::new(PlanTable(database.tenants().clone()));
-        let source = Arc::new(PostgresSource::new(tenants.clone(), plans));
+        let binding = Arc::new(tenants.clone());
+        let plans = Arc::new(PlanTable(tenants.clone()));
+        let source = Arc::new(PostgresSource::new(binding.clone(), plans));
         let gate = Entitlements::with_options(catalog(), source, clock.clone(), GateOptions::default()).unwrap();
         gate.tick();
-        let meter = Meter::new(gate.clone(), Arc::new(PostgresCounters::new(tenants)));
+        let meter = Meter::new(gate.clone(), Arc::new(PostgresCounters::new(binding)));
         let overrides = Overrides::new(database.system().clone(), gate.clone(), clock);
-        Self { database, gate, meter, overrides }
+        Self { database, tenants, network, gate, meter, overrides }
+    }
+
+    /// One connection, on a network that answers no await at once.
+    async fn on_one_slow_connection() -> Self {
+        let app = Self::with_connections(1).await;
+        app.network.delay(Duration::from_micros(250));
+        app
     }
 
     fn now(&self) -> DateTime<Utc> {
@@ -78,7 +92,7 @@ impl App {
 
     /// What billing does: the change and the revision in one transaction. The announcement is PostgreSQL's.
     async fn change_plan(&self, ctx: &RequestContext, to: &str) -> revision::Revision {
-        let mut tx = TenantTx::begin(self.database.tenants(), ctx).await.unwrap();
+        let mut tx = TenantTx::begin(&self.tenants, ctx).await.unwrap();
         sqlx::query(
             "insert into tenant_plan (tenant_id, plan) values ($1, $2)
              on conflict (tenant_id) do update set plan = excluded.plan",
@@ -175,15 +189,31 @@ async fn a_tenant_without_a_row_is_unknown() {
     assert_eq!(app.gate.snapshot(stranger).await.origin(), Origin::UnknownTenant);
 }
 
+#[tokio::test]
+async fn a_use_takes_three_round_trips() {
+    let app = App::with_connections(1).await;
+    let acme = app.database.create_tenant("acme").await;
+    // Opened, prepared and released, so that one warm connection is left and its release is through.
+    for key in ["a", "b", "c"] {
+        assert!(app.r#use(&acme, 1, key).await.is_granted());
+    }
+    while app.tenants.pool().num_idle() == 0 {
+        tokio::task::yield_now().await;
+    }
+    let before = app.network.flights();
+    assert!(app.r#use(&acme, 1, "d").await.is_granted());
+    assert_eq!(app.network.flights() - before, 3, "begin and bind, the one statement, commit");
+}
+
 // Q10
 #[tokio::test]
 async fn loading_and_counting_need_one_connection_at_a_time() {
-    let app = App::with(1).await;
+    let app = App::with_connections(1).await;
     let acme = app.database.create_tenant("acme").await;
     assert!(!app.export(&acme).await);
     assert!(app.r#use(&acme, 800, "a").await.is_granted());
     let snapshot = app.gate.snapshot(acme.tenant()).await;
-    let mut tx = TenantTx::begin(app.database.tenants(), &acme).await.unwrap();
+    let mut tx = TenantTx::begin(&app.tenants, &acme).await.unwrap();
     let granted = app.meter.consume_in(&mut tx, &snapshot, &CALLS, 1, &"b".parse().unwrap()).await.unwrap();
     assert!(granted.is_granted());
     tx.commit().await.unwrap();
@@ -264,7 +294,7 @@ async fn in_a_transaction_an_outdated_snapshot_is_refused_and_writes_nothing() {
     let acme = app.database.create_tenant("acme").await;
     let snapshot = app.gate.snapshot(acme.tenant()).await;
     app.change_plan(&acme, "pro").await;
-    let mut tx = TenantTx::begin(app.database.tenants(), &acme).await.unwrap();
+    let mut tx = TenantTx::begin(&app.tenants, &acme).await.unwrap();
     let error = app.meter.consume_in(&mut tx, &snapshot, &CALLS, 1, &"a".parse().unwrap()).await.unwrap_err();
     assert_eq!(error.code(), "entitlements_outdated");
     tx.commit().await.unwrap();
@@ -281,7 +311,7 @@ async fn a_use_in_a_transaction_counts_if_and_only_if_that_commits() {
     let snapshot = app.gate.snapshot(acme.tenant()).await;
     let key: IdempotencyKey = "a".parse().unwrap();
     for commit in [false, true] {
-        let mut tx = TenantTx::begin(app.database.tenants(), &acme).await.unwrap();
+        let mut tx = TenantTx::begin(&app.tenants, &acme).await.unwrap();
         let outcome = app.meter.consume_in(&mut tx, &snapshot, &CALLS, 10, &key).await.unwrap();
         assert!(matches!(outcome, Consumption::Granted { left: Limit::Max(990), .. }), "{outcome:?}");
         if commit {
@@ -289,7 +319,7 @@ async fn a_use_in_a_transaction_counts_if_and_only_if_that_commits() {
         }
     }
     assert_eq!(app.r#use(&acme, 10, "a").await, Consumption::AlreadyCounted);
-    let mut tx = TenantTx::begin(app.database.tenants(), &globex).await.unwrap();
+    let mut tx = TenantTx::begin(&app.tenants, &globex).await.unwrap();
     let error = app.meter.consume_in(&mut tx, &snapshot, &CALLS, 1, &key).await.unwrap_err();
     assert_eq!(error.code(), "invalid_input", "another tenant's snapshot decides nothing here");
 }
@@ -314,52 +344,62 @@ async fn counters_are_the_sums_of_the_events() {
 // Q9, C2
 #[tokio::test]
 async fn a_use_dropped_at_any_poll_and_repeated_counts_once() {
-    let app = App::with(1).await;
-    let acme = app.database.create_tenant("acme").await;
-    for polls in 0..40 {
+    let app = App::on_one_slow_connection().await;
+    let (acme, calls) = (app.database.create_tenant("acme").await, CALLS);
+    assert!(!app.export(&acme).await);
+    let mut finished_at = None;
+    for polls in 1..200 {
         let key: IdempotencyKey = format!("use-{polls}").parse().unwrap();
-        {
-            let calls = CALLS;
-            let mut using = pin!(app.meter.consume(&acme, &calls, 1, &key));
-            for _ in 0..polls {
-                let poll = std::future::poll_fn(|context| Poll::Ready(using.as_mut().poll(context))).await;
-                if poll.is_ready() {
-                    break;
-                }
-                // One wake-up later the next poll has something new to do.
-                tokio::task::yield_now().await;
-            }
-        }
-        let repeated = app.meter.consume(&acme, &CALLS, 1, &key).await.unwrap();
+        let done = cancel_after(polls, app.meter.consume(&acme, &calls, 1, &key)).await.is_some();
+        let repeated = app.meter.consume(&acme, &calls, 1, &key).await.unwrap();
         assert!(repeated.is_granted(), "{polls}: {repeated:?}");
+        assert_eq!(app.count("select coalesce(sum(used), 0)::bigint from saas.usage_counter").await, polls as i64);
+        if done {
+            finished_at = Some(polls);
+            break;
+        }
     }
-    assert_eq!(app.count("select used from saas.usage_counter").await, 40);
-    assert_eq!(app.count("select count(*) from saas.usage_event").await, 40);
-    let open = "select count(*) from pg_stat_activity
-         where datname = current_database() and state like 'idle in transaction%'";
-    assert_eq!(app.count(open).await, 0);
+    assert!(finished_at.is_some_and(|polls| polls > 3), "the harness met several await points: {finished_at:?}");
+    assert_eq!(app.count(OPEN_TRANSACTIONS).await, 0);
 }
 
-// Q9: the gate's load on a pool of one.
+// Q9
 #[tokio::test]
-async fn a_load_dropped_at_any_poll_leaves_the_pool_usable_and_the_gate_right() {
-    let app = App::with(1).await;
+async fn a_load_dropped_at_any_poll_leaves_the_pool_of_one_usable() {
+    let app = App::on_one_slow_connection().await;
     let acme = app.database.create_tenant("acme").await;
-    let mut pro = false;
-    for polls in 0..20 {
-        pro = !pro;
+    let tenants = &app.tenants;
+    let source = PostgresSource::new(Arc::new(tenants.clone()), Arc::new(PlanTable(tenants.clone())));
+    let mut finished_at = None;
+    for polls in 1..200 {
+        let done = cancel_after(polls, source.load(acme.tenant(), app.now())).await.is_some();
+        let loaded = source.load(acme.tenant(), app.now()).await.unwrap().unwrap();
+        assert_eq!(loaded.assignment, plan("free"));
+        if done {
+            finished_at = Some(polls);
+            break;
+        }
+    }
+    assert!(finished_at.is_some_and(|polls| polls > 3), "the harness met several await points: {finished_at:?}");
+    assert_eq!(app.count(OPEN_TRANSACTIONS).await, 0);
+}
+
+// Q9: whoever asks may give up at any point; the next one gets the present answer.
+#[tokio::test]
+async fn a_question_dropped_at_any_poll_leaves_the_gate_right() {
+    let app = App::on_one_slow_connection().await;
+    let acme = app.database.create_tenant("acme").await;
+    for polls in 1..10 {
+        let pro = polls % 2 == 1;
         let revision = app.change_plan(&acme, if pro { "pro" } else { "free" }).await;
         app.gate.hear(acme.tenant(), revision);
-        {
-            let mut asking = pin!(app.gate.is_feature_enabled(acme.tenant(), &EXPORT));
-            for _ in 0..polls {
-                let poll = std::future::poll_fn(|context| Poll::Ready(asking.as_mut().poll(context))).await;
-                if poll.is_ready() {
-                    break;
-                }
-                tokio::task::yield_now().await;
-            }
-        }
+        let _ = cancel_after(polls, app.gate.is_feature_enabled(acme.tenant(), &EXPORT)).await;
         assert_eq!(app.export(&acme).await, pro, "dropped after {polls} polls");
     }
+    assert_eq!(app.count(OPEN_TRANSACTIONS).await, 0);
 }
+
+const OPEN_TRANSACTIONS: &str = "
+    select count(*)
+    from pg_stat_activity
+    where datname = current_database() and state like 'idle in transaction%'";

@@ -1,8 +1,13 @@
 //! A catalogue, and a source that a test can hold up, break and count.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, AtomicU64, Ordering},
+use std::{
+    future::{Future, poll_fn},
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    task::Poll,
 };
 
 use async_trait::async_trait;
@@ -161,4 +166,19 @@ impl Stage {
     pub(crate) fn change(&self, tenant: TenantId, to: &str) -> Revision {
         self.source.tenants.put_plan(tenant, plan(to))
     }
+}
+
+/// Polls a future at most `polls` times, then drops it.
+pub(crate) async fn cancel_after<F: Future>(polls: usize, future: F) -> Option<F::Output> {
+    let mut future = pin!(future);
+    let mut polled = 0;
+    poll_fn(|context| {
+        polled += 1;
+        match future.as_mut().poll(context) {
+            Poll::Ready(output) => Poll::Ready(Some(output)),
+            Poll::Pending if polled >= polls => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        }
+    })
+    .await
 }
