@@ -2,6 +2,7 @@
 //!
 //! `cargo bench -p saas-benches --bench gate`. Fifty features and ten limits per tenant; Zipf-distributed tenants, uniform
 //! features. Contenders answer the same questions and must agree on them.
+#![expect(clippy::expect_used, reason = "a benchmark that cannot start has nothing to report")]
 
 use std::{
     hint::black_box,
@@ -71,7 +72,8 @@ fn catalog() -> PlanCatalog {
         text += &format!("grants = {{ {} }}\n", on.join(", "));
         for meter in 0..METERS {
             let max = (plan + 1) * 1_000 + meter;
-            text += &format!("limits.m{meter} = {{ max = {max}, window = \"month\", overage = \"block\", warn = [80] }}\n");
+            text +=
+                &format!("limits.m{meter} = {{ max = {max}, window = \"month\", overage = \"block\", warn = [80] }}\n");
         }
     }
     PlanCatalog::from_toml(&text).expect("the benchmark's catalogue is valid")

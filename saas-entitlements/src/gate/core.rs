@@ -186,19 +186,23 @@ impl Core {
                 shelf.publish(&self.table, Arc::clone(&moved));
                 return (Some(moved), None);
             }
-            let refresh = self.refresh(shelf, &held, now);
+            let due = held.life.refresh_from <= now;
+            let refresh = due.then(|| self.refresh(shelf, &held, now)).flatten();
             return (Some(held), refresh);
         }
-        if (held.life.read_at..held.life.retry_at).contains(&now) && self.serves_as_last_known(&held, now) {
+        // A load has failed since it was read. Nobody waits for the next try: a source that hangs would hold up everyone.
+        let failing = held.life.read_at < held.life.retry_at && held.life.read_at <= now;
+        if failing && self.serves_as_last_known(&held, now) {
             count(&self.counters.last_known_answers);
-            return (Some(Arc::new(held.as_last_known(now))), None);
+            let retry = self.refresh(shelf, &held, now);
+            return (Some(Arc::new(held.as_last_known(now))), retry);
         }
         (None, None)
     }
 
-    /// A load ahead of the end of the snapshot's life, so that nobody has to wait for it.
+    /// A load that nobody waits for: ahead of the end of a snapshot's life, or the next try after a failure.
     fn refresh(self: &Arc<Self>, shelf: &mut Shelf, held: &Snapshot, now: DateTime<Utc>) -> Option<Launch> {
-        let due = held.life.refresh_from <= now && held.life.retry_at <= now && held.origin == Origin::Loaded;
+        let due = held.life.retry_at <= now && held.origin == Origin::Loaded;
         if !due || shelf.flights.contains_key(&held.tenant) {
             return None;
         }

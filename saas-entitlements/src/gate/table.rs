@@ -140,6 +140,8 @@ impl Table {
     pub(crate) fn publish(&self, pen: &mut Pen, snapshot: Arc<Snapshot>, deadline: u64) -> bool {
         let (slot, evicts) = self.place(snapshot.tenant);
         let (high, low) = halves(snapshot.tenant);
+        // Before the deadline: whoever finds the slot alive finds this snapshot or a later one in it.
+        self.amend(pen, slot, Arc::clone(&snapshot));
         self.change(pen, slot, deadline, |store| {
             store(1, high);
             store(2, low);
@@ -147,7 +149,6 @@ impl Table {
                 store(SLOT - 1 + index, *bits);
             }
         });
-        self.amend(pen, slot, snapshot);
         evicts
     }
 
@@ -224,4 +225,129 @@ impl Table {
 fn halves(tenant: TenantId) -> (u64, u64) {
     let bits = tenant.as_uuid().as_u128();
     ((bits >> 64) as u64, bits as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use chrono::DateTime;
+    use saas_core::PlanCatalog;
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn catalog(features: usize) -> PlanCatalog {
+        let mut text = "default_plan = \"p\"\n[plans.p]\nrank = 0\n[[plans.p.versions]]\nversion = 1\n".to_owned();
+        for feature in 0..features {
+            text += &format!("[features.f{feature:04}]\nkind = \"boolean\"\nfail = \"closed\"\n");
+        }
+        PlanCatalog::from_toml(&text).unwrap()
+    }
+
+    fn snapshot(catalog: &PlanCatalog, tenant: TenantId, enabled: &[u64]) -> Arc<Snapshot> {
+        let blank = Snapshot::by_fail_policy(catalog, tenant, DateTime::UNIX_EPOCH);
+        Arc::new(Snapshot { enabled: enabled.into(), ..blank })
+    }
+
+    fn tenant(number: u128) -> TenantId {
+        TenantId::from_uuid(Uuid::from_u128(number))
+    }
+
+    #[test]
+    fn every_bit_of_a_large_catalogue_has_its_place() {
+        let catalog = catalog(300);
+        let (table, mut pen) = Table::new(4, 300);
+        table.now.store(1, Ordering::Relaxed);
+        let patterns = [[0x1, 0x3, 0x7, 0xf, 0x1f], [!0, 0, !0, 0, !0], [0; 5]];
+        for (number, bits) in patterns.iter().enumerate() {
+            table.publish(&mut pen, snapshot(&catalog, tenant(number as u128 + 1), bits), 2);
+        }
+        for (number, bits) in patterns.iter().enumerate() {
+            for feature in 0..300 {
+                let expected = bits[feature / 64] >> (feature % 64) & 1 == 1;
+                assert_eq!(table.read(tenant(number as u128 + 1), feature), Some(expected), "{number} {feature}");
+            }
+        }
+        assert_eq!(table.read(tenant(9), 0), None, "nobody's bits are anybody else's");
+    }
+
+    #[test]
+    fn an_answer_ends_at_its_deadline_and_when_it_is_expired() {
+        let catalog = catalog(1);
+        let (table, mut pen) = Table::new(1, 1);
+        table.publish(&mut pen, snapshot(&catalog, tenant(1), &[1]), 10);
+        assert_eq!(table.read(tenant(1), 0), None, "no time yet");
+        let at = |now| {
+            table.now.store(now, Ordering::Relaxed);
+            (table.read(tenant(1), 0), table.read_held(tenant(1)).is_some())
+        };
+        assert_eq!([at(9), at(10)], [(Some(true), true), (None, false)]);
+        table.now.store(9, Ordering::Relaxed);
+        table.expire(&mut pen, table.find(tenant(1)).unwrap());
+        assert_eq!(table.read(tenant(1), 0), None);
+        assert!(table.find(tenant(1)).is_some(), "it stays, as last known state");
+    }
+
+    #[test]
+    fn a_reader_beside_a_writer_never_sees_a_mixture() {
+        // Two tenants take turns in the only slots there are: one has all features, the other none, in all words.
+        const FEATURES: usize = 130;
+        let catalog = catalog(FEATURES);
+        let (table, mut pen) = Table::new(1, FEATURES);
+        table.now.store(1, Ordering::Relaxed);
+        let states: Vec<_> = (1..=200)
+            .map(|number| snapshot(&catalog, tenant(number), &[if number % 2 == 0 { !0 } else { 0 }; 3]))
+            .collect();
+        let done = AtomicBool::new(false);
+        let seen = std::thread::scope(|scope| {
+            let reader = scope.spawn(|| {
+                let mut seen = 0_u64;
+                while !done.load(Ordering::Relaxed) {
+                    for number in 1..=200 {
+                        for feature in [0, 63, 64, 129] {
+                            if let Some(on) = table.read(tenant(number), feature) {
+                                assert_eq!(on, number % 2 == 0, "tenant {number}, feature {feature}");
+                                seen += 1;
+                            }
+                        }
+                    }
+                }
+                seen
+            });
+            let mut published = 0;
+            // Until the reader had every chance: it needs a while to start.
+            while published < 60_000 {
+                for state in &states {
+                    table.publish(&mut pen, Arc::clone(state), 2);
+                    published += 1;
+                }
+            }
+            done.store(true, Ordering::Relaxed);
+            reader.join().unwrap()
+        });
+        assert!(seen > 0, "the reader met no answer at all");
+    }
+
+    #[test]
+    fn a_full_window_gives_up_the_oldest_and_unknown_tenants_first() {
+        let catalog = catalog(1);
+        let (table, mut pen) = Table::new(1, 1);
+        let aged = |number: u128, age: i64, unknown: bool| {
+            let blank = Snapshot::by_fail_policy(&catalog, tenant(number), DateTime::UNIX_EPOCH);
+            let origin = if unknown { Origin::UnknownTenant } else { Origin::Loaded };
+            let fresh_until = DateTime::from_timestamp(age, 0).unwrap();
+            let life = crate::snapshot::ShelfLife { fresh_until, ..blank.life };
+            Arc::new(Snapshot { origin, life, ..blank })
+        };
+        let window = WINDOW * PAIR;
+        for number in 1..=window as u128 {
+            assert!(!table.publish(&mut pen, aged(number, 1_000 + number as i64, number == 7), 2));
+        }
+        assert!(table.publish(&mut pen, aged(100, 5_000, false), 2));
+        assert!(table.find(tenant(7)).is_none(), "the one that does not exist");
+        assert!(table.publish(&mut pen, aged(101, 5_000, false), 2));
+        assert!(table.find(tenant(1)).is_none(), "the oldest");
+        assert!(table.find(tenant(2)).is_some());
+    }
 }

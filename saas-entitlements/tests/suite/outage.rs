@@ -62,7 +62,28 @@ async fn in_an_outage_the_source_is_not_asked_for_every_question() {
     stage.source.set_down(false);
     stage.change(tenant, "free");
     stage.advance(1);
-    assert!(!stage.export(tenant).await, "tried again after the pause");
+    assert!(stage.export(tenant).await, "nobody waits for the next try");
+    stage.source.wait_for_reads(3).await;
+    tokio::task::yield_now().await;
+    assert_eq!(stage.gate.is_feature_enabled(tenant, &EXPORT).if_ready(), Some(false), "which succeeded");
+}
+
+// G11: a source that hangs holds nobody up twice.
+#[tokio::test(start_paused = true)]
+async fn while_the_source_hangs_only_the_first_caller_waits() {
+    let stage = Stage::new();
+    let tenant = stage.tenant("pro");
+    assert!(stage.export(tenant).await);
+    stage.source.hold();
+    stage.advance(120);
+    let begun = tokio::time::Instant::now();
+    assert!(stage.export(tenant).await);
+    let first = begun.elapsed();
+    for _ in 0..1_000 {
+        stage.advance(1);
+        assert!(stage.export(tenant).await);
+    }
+    assert_eq!((first.as_secs(), begun.elapsed().as_secs()), (2, 2));
 }
 
 // G7: the deadline of a load is its own.
