@@ -98,7 +98,7 @@ impl Entitlements {
     }
 
     /// Whether the tenant has the feature now. On a hit, a few nanoseconds: no lock, no allocation, no I/O.
-    #[inline]
+    #[inline(always)]
     pub fn is_enabled(&self, tenant: TenantId, feature: FeatureHandle) -> Answer {
         if feature.catalog == self.core.fingerprint
             && let Some(enabled) = self.core.table.read(tenant, feature.id.index())

@@ -1,6 +1,6 @@
 //! How entitlements and counting fail.
 
-use saas_core::{Cause, CoreError, ErrorKind, FeatureKey, InvalidInput, MeterKey, PlanKey};
+use saas_core::{Cause, CoreError, ErrorKind, FeatureKey, InvalidInput, MeterKey, PlanKey, Revision};
 
 /// Why an operation of `saas-entitlements` failed.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +34,12 @@ pub enum EntitlementsError {
         /// Its version.
         version: Option<u32>,
     },
+    /// The tenant's entitlements changed after the snapshot was taken. Nothing was written.
+    #[error("the tenant's entitlements changed meanwhile (revision {revision}); take a new snapshot and repeat")]
+    Outdated {
+        /// The present revision.
+        revision: Revision,
+    },
     /// What the tenant may do could not be read, and nothing recent enough is known.
     #[error("the tenant's entitlements cannot be read at present")]
     Unavailable {
@@ -51,6 +57,7 @@ impl EntitlementsError {
             Self::Core(error) => error.kind(),
             Self::Invalid(_) | Self::UnknownFeature { .. } | Self::UnknownMeter { .. } => ErrorKind::Invalid,
             Self::UnknownPlan { .. } => ErrorKind::Misconfigured,
+            Self::Outdated { .. } => ErrorKind::Conflict,
             Self::Unavailable { .. } => ErrorKind::Unavailable,
         }
     }
@@ -64,6 +71,7 @@ impl EntitlementsError {
             Self::UnknownFeature { .. } => "unknown_feature",
             Self::UnknownMeter { .. } => "unknown_meter",
             Self::UnknownPlan { .. } => "unknown_plan",
+            Self::Outdated { .. } => "entitlements_outdated",
             Self::Unavailable { .. } => "entitlements_unavailable",
         }
     }

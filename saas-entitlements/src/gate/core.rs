@@ -1,29 +1,22 @@
-//! The gate at work: the slow path, loads, announcements, time.
+//! The gate at work: the slow path, announcements, time.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use saas_core::{FeatureKey, Revision, SharedClock, TenantId, plan::PlanCatalog};
-use tokio::{
-    runtime::Handle,
-    sync::{Semaphore, watch},
-};
+use tokio::sync::{Semaphore, watch};
 
 use super::{
     GateOptions,
-    shelf::{Coarse, Flight, Landed, LoadFailed, Shelf},
+    flight::{Launch, wait},
+    shelf::{Coarse, Landed, LoadFailed, Shelf},
     stats::{Counters, count},
     table::Table,
 };
 use crate::{
-    EntitlementsError, SnapshotSource,
-    resolve::resolve,
-    snapshot::{FeatureHandle, Origin, ShelfLife, Snapshot},
+    SnapshotSource,
+    snapshot::{FeatureHandle, Origin, Snapshot},
 };
-
-/// Pauses between loads that were overtaken, in milliseconds: from the first to the last, doubling.
-const FIRST_PAUSE_MS: u64 = 1;
-const LAST_PAUSE_MS: u64 = 64;
 
 #[derive(Debug)]
 pub(crate) struct Core {
@@ -34,25 +27,10 @@ pub(crate) struct Core {
     pub(crate) clock: SharedClock,
     pub(crate) counters: Counters,
     pub(crate) options: GateOptions,
-    source: Arc<dyn SnapshotSource>,
-    permits: Semaphore,
+    pub(super) source: Arc<dyn SnapshotSource>,
+    /// One for each load that may run.
+    pub(super) permits: Semaphore,
     shelf: Mutex<Shelf>,
-}
-
-/// A load that has been announced to the shelf and has yet to be spawned, which must happen outside the lock: a runtime
-/// that is shutting down drops a task here and now, and the end of a flight takes the lock.
-struct Launch {
-    flight: Landing,
-    sender: watch::Sender<Landed>,
-    landed: watch::Receiver<Landed>,
-    runtime: Handle,
-}
-
-impl Launch {
-    fn spawn(self) -> watch::Receiver<Landed> {
-        self.runtime.spawn(fly(self.flight, self.sender));
-        self.landed
-    }
 }
 
 impl Core {
@@ -158,16 +136,6 @@ impl Core {
         snapshot.ok_or(joined.or(launched))
     }
 
-    /// Announces a load to the shelf.
-    fn prepare(self: &Arc<Self>, shelf: &mut Shelf, tenant: TenantId) -> Option<Launch> {
-        let runtime = Handle::try_current().ok()?;
-        let (sender, landed) = watch::channel(None);
-        let id = shelf.next_flight;
-        shelf.next_flight += 1;
-        shelf.flights.insert(tenant, Flight { id, landed: landed.clone() });
-        Some(Launch { flight: Landing { core: Arc::clone(self), tenant, id }, sender, landed, runtime })
-    }
-
     /// What is held for the tenant, if it may be shown at `now`, and a refresh to spawn once the lock is released.
     fn look(
         self: &Arc<Self>,
@@ -186,89 +154,27 @@ impl Core {
                 shelf.publish(&self.table, Arc::clone(&moved));
                 return (Some(moved), None);
             }
-            let refresh = self.refresh(shelf, &held, now);
+            let due = held.life.refresh_from <= now;
+            let refresh = due.then(|| self.refresh(shelf, &held, now)).flatten();
             return (Some(held), refresh);
         }
-        if now < held.life.retry_at && self.serves_as_last_known(&held, now) {
+        // A load has failed since it was read. Nobody waits for the next try: a source that hangs would hold up everyone.
+        let failing = held.life.read_at < held.life.retry_at && held.life.read_at <= now;
+        if failing && self.serves_as_last_known(&held, now) {
             count(&self.counters.last_known_answers);
-            return (Some(Arc::new(held.as_last_known(now))), None);
+            let retry = self.refresh(shelf, &held, now);
+            return (Some(Arc::new(held.as_last_known(now))), retry);
         }
         (None, None)
     }
 
-    /// A load ahead of the end of the snapshot's life, so that nobody has to wait for it.
+    /// A load that nobody waits for: ahead of the end of a snapshot's life, or the next try after a failure.
     fn refresh(self: &Arc<Self>, shelf: &mut Shelf, held: &Snapshot, now: DateTime<Utc>) -> Option<Launch> {
-        let due = held.life.refresh_from <= now && held.life.retry_at <= now && held.origin == Origin::Loaded;
+        let due = held.life.retry_at <= now && held.origin == Origin::Loaded;
         if !due || shelf.flights.contains_key(&held.tenant) {
             return None;
         }
         self.prepare(shelf, held.tenant)
-    }
-
-    /// Reads until what was read is not older than what was heard.
-    async fn load(&self, tenant: TenantId, id: u64) -> Result<Arc<Snapshot>, EntitlementsError> {
-        let closed = |_| EntitlementsError::Unavailable { cause: None };
-        let _permit = self.permits.acquire().await.map_err(closed)?;
-        let mut pause = FIRST_PAUSE_MS;
-        loop {
-            let began = self.begin(tenant);
-            count(&self.counters.loads);
-            let state = self.source.load(tenant, began.read_at).await?;
-            let mut snapshot = match state {
-                Some(state) => resolve(&self.catalog, tenant, state, began.read_at)?,
-                None => Snapshot::unknown(&self.catalog, tenant, began.read_at),
-            };
-            snapshot.life = match snapshot.origin {
-                Origin::UnknownTenant => {
-                    let end = began.read_at + self.options.unknown_ttl;
-                    ShelfLife { fresh_until: end, refresh_from: end, ..began }
-                }
-                Origin::Loaded | Origin::LastKnown { .. } | Origin::FailPolicy => began,
-            };
-            if let Some(accepted) = self.land(Arc::new(snapshot), id) {
-                return Ok(accepted);
-            }
-            count(&self.counters.outdated_loads);
-            tokio::time::sleep(std::time::Duration::from_millis(pause)).await;
-            pause = (pause * 2).min(LAST_PAUSE_MS);
-        }
-    }
-
-    /// What is known as a load begins, and how long its result may live: counted from here, since the state is as of now.
-    fn begin(&self, tenant: TenantId) -> ShelfLife {
-        let shelf = self.lock();
-        let now = self.clock.now();
-        let ttl = self.options.ttl;
-        // Spread over the last tenth, by tenant, so that what was loaded together does not expire together.
-        let spread = (tenant.as_uuid().as_u128() % 1_000) as i32;
-        let fresh_until = now + ttl - ttl / 10_000 * spread;
-        let refresh_from = fresh_until - ttl / 5;
-        ShelfLife { epoch: shelf.epoch, news: shelf.news, read_at: now, refresh_from, fresh_until, retry_at: now }
-    }
-
-    /// Publishes a load and ends its flight, unless something newer was heard meanwhile.
-    fn land(&self, snapshot: Arc<Snapshot>, id: u64) -> Option<Arc<Snapshot>> {
-        let mut shelf = self.lock();
-        let held = self.table.find(snapshot.tenant).and_then(|slot| self.table.held(slot));
-        if !shelf.accepts(&snapshot, held.as_deref()) {
-            return None;
-        }
-        if shelf.publish(&self.table, Arc::clone(&snapshot)) {
-            count(&self.counters.evictions);
-        }
-        // In the same lock as the publication: whoever looks next finds the one or the other.
-        end_flight(&mut shelf, snapshot.tenant, id);
-        Some(snapshot)
-    }
-
-    /// After a failure: lets the last known state serve for a while before the source is tried again.
-    fn hold_off(&self, tenant: TenantId) {
-        let mut shelf = self.lock();
-        let Some(slot) = self.table.find(tenant) else { return };
-        let Some(held) = self.table.held(slot) else { return };
-        let retry_at = self.clock.now() + self.options.retry_after;
-        let life = ShelfLife { retry_at, ..held.life };
-        self.table.amend(&mut shelf.pen, slot, Arc::new(Snapshot { life, ..(*held).clone() }));
     }
 
     /// The answer when the source cannot be read: the last known state, or the fail policies. Never kept.
@@ -291,60 +197,8 @@ impl Core {
         held.origin == Origin::Loaded && now < held.life.read_at + self.options.stale_if_error
     }
 
-    fn lock(&self) -> MutexGuard<'_, Shelf> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Shelf> {
         // Nothing under the lock can leave it half-changed in a way that matters: every entry is checked when used.
         self.shelf.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// One load, with its deadline. Runs to its end whoever waits for it.
-#[tracing::instrument(name = "saas.entitlements.gate.load", level = "debug", skip_all, fields(tenant = %flight.tenant))]
-async fn fly(flight: Landing, sender: watch::Sender<Landed>) {
-    let core = Arc::clone(&flight.core);
-    let loaded = tokio::time::timeout(core.options.load_timeout, core.load(flight.tenant, flight.id)).await;
-    let result = match loaded {
-        Ok(Ok(snapshot)) => Ok(snapshot),
-        Ok(Err(error)) => {
-            tracing::warn!(code = error.code(), error = &error as &dyn std::error::Error, "load failed");
-            Err(LoadFailed)
-        }
-        Err(_) => {
-            tracing::warn!(timeout = ?core.options.load_timeout, "load timed out");
-            Err(LoadFailed)
-        }
-    };
-    if result.is_err() {
-        count(&core.counters.load_failures);
-        core.hold_off(flight.tenant);
-    }
-    drop(flight);
-    // Nobody may be waiting any more.
-    let _ = sender.send(Some(result));
-}
-
-/// The place of a load among the flights; given up when the load ends in any way, a dropped task and a panic included.
-struct Landing {
-    core: Arc<Core>,
-    tenant: TenantId,
-    id: u64,
-}
-
-impl Drop for Landing {
-    fn drop(&mut self) {
-        end_flight(&mut self.core.lock(), self.tenant, self.id);
-    }
-}
-
-fn end_flight(shelf: &mut Shelf, tenant: TenantId, id: u64) {
-    if shelf.flights.get(&tenant).is_some_and(|flight| flight.id == id) {
-        shelf.flights.remove(&tenant);
-    }
-}
-
-async fn wait(mut landed: watch::Receiver<Landed>) -> Result<Arc<Snapshot>, LoadFailed> {
-    match landed.wait_for(Option::is_some).await {
-        Ok(result) => result.clone().unwrap_or(Err(LoadFailed)),
-        // The load's task is gone: its runtime shut down, or the source panicked.
-        Err(_) => Err(LoadFailed),
     }
 }

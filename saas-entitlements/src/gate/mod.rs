@@ -12,6 +12,7 @@
 //! task of their own, one per tenant at a time, so a caller that gives up cancels nothing.
 
 mod core;
+mod flight;
 mod options;
 mod shelf;
 mod stats;

@@ -77,7 +77,7 @@ options! {
     /// How long the last known state serves while the source cannot be read; then each feature answers by its fail
     /// policy.
     with_stale_if_error stale_if_error: TimeDelta, TimeDelta::zero(), TimeDelta::days(30), "0 to 30 days";
-    /// How long the last known state serves before the source is tried again.
+    /// How long the last known state serves before the source is tried again, while nobody waits for the try.
     with_retry_after retry_after: TimeDelta, TimeDelta::milliseconds(10), TimeDelta::minutes(5), "10 milliseconds to 5 minutes";
     /// How long one load may take, waiting for its turn included.
     with_load_timeout load_timeout: Duration, Duration::from_millis(1), Duration::from_secs(60), "1 millisecond to 60 seconds";

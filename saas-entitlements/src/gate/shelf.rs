@@ -147,7 +147,7 @@ pub(super) struct Coarse {
 impl Coarse {
     pub(super) fn new(base: DateTime<Utc>, longest: TimeDelta) -> Self {
         let longest = u64::try_from(longest.num_milliseconds()).unwrap_or(0).saturating_add(2);
-        Self { base, leaps: 1, longest, running: false }
+        Self { base: before(base), leaps: 1, longest, running: false }
     }
 
     /// An instant in ticks, rounded down.
@@ -171,9 +171,9 @@ impl Coarse {
     /// Starts again from a clock that went back, with every deadline passed.
     pub(super) fn restart(&mut self, table: &Table, now: DateTime<Utc>) {
         let shown = table.now.load(Ordering::Relaxed);
-        self.base = now;
+        self.base = before(now);
         self.leaps = shown.saturating_add(self.longest);
-        table.now.store(self.leaps, Ordering::Relaxed);
+        table.now.store(self.ticks(now), Ordering::Relaxed);
     }
 
     pub(super) fn stop(&mut self, table: &Table) {
@@ -187,4 +187,9 @@ impl Coarse {
             table.now.fetch_add(self.longest, Ordering::Relaxed);
         }
     }
+}
+
+/// Where ticks begin: some time before the present, so that a clock that goes back a little still has ticks to show.
+fn before(now: DateTime<Utc>) -> DateTime<Utc> {
+    now - TimeDelta::days(1)
 }

@@ -1,10 +1,12 @@
 //! The published answers: a fixed table that readers search without a lock, a reference count or an allocation.
 //!
-//! One slot per tenant: the tenant's id, a deadline and the bits of its features, on one cache line for up to 256
-//! features. A tenant's slot lies within [`WINDOW`] places of where its hash points, so a lookup touches one or two
-//! neighbouring lines; a full window gives up the tenant that was loaded longest ago. Slots change in place under a
-//! sequence lock made of plain atomics (Boehm, "Can Seqlocks Get Along With Programming Language Memory Models?", 2012):
-//! a reader that meets a writer answers "ask the slow path", never a mixture.
+//! One slot per tenant: the tenant's id, a deadline and the bits of its first 64 features; further bits lie in an array
+//! beside. Two slots make a bucket, which is one cache line. A tenant lies in the bucket that its hash names or, rarely,
+//! in one of the [`WINDOW`] after it; when all of these are taken, the tenant that was loaded longest ago gives way.
+//!
+//! Slots change in place under a sequence lock made of plain atomics (Boehm, "Can Seqlocks Get Along With Programming
+//! Language Memory Models?", 2012). A reader that meets a writer answers "ask the slow path", never a mixture. Deadline
+//! and sequence share a word, so a mixture would need 32,768 publications of one tenant within one read.
 //!
 //! Writers are serialised by whoever holds the one [`Pen`].
 
@@ -21,15 +23,17 @@ use saas_core::TenantId;
 
 use crate::snapshot::{Origin, Snapshot};
 
-/// How many places from its hash a tenant may lie.
+/// How many buckets from its hash a tenant may lie.
 const WINDOW: usize = 16;
-/// Words of a slot before its bits: sequence, id (two), deadline.
-const HEAD: usize = 4;
-/// Words of a cache line.
-const LINE: usize = 8;
+/// Slots of a bucket.
+const PAIR: usize = 2;
+/// Words of a slot: deadline and sequence, id (two), bits.
+const SLOT: usize = 4;
 
-/// The deadline of a slot that must not be read.
-pub(crate) const EXPIRED: u64 = 0;
+/// Bits of the sequence; the deadline has the other 48.
+const SEQUENCE_BITS: u32 = 16;
+const SEQUENCE: u64 = (1 << SEQUENCE_BITS) - 1;
+
 /// The time at which every slot has expired: before the clock runs and after it stopped.
 pub(crate) const NO_TIME: u64 = u64::MAX;
 
@@ -38,17 +42,20 @@ pub(crate) const NO_TIME: u64 = u64::MAX;
 pub(crate) struct Pen(());
 
 #[repr(align(64))]
-#[derive(Debug)]
-struct Line([AtomicU64; LINE]);
+#[derive(Debug, Default)]
+struct Bucket([AtomicU64; PAIR * SLOT]);
 
 #[derive(Debug)]
 pub(crate) struct Table {
-    /// The gate's time in ticks; see `coarse.rs`.
+    /// The gate's time in ticks; see [`Coarse`](super::shelf::Coarse).
     pub(crate) now: AtomicU64,
-    lines: Box<[Line]>,
-    lines_per_slot: usize,
+    buckets: Box<[Bucket]>,
+    /// Buckets that a hash can name.
     homes: u64,
-    hasher: foldhash::fast::RandomState,
+    seeds: [u64; 2],
+    /// Bits beyond the first 64 features, by slot.
+    more: Box<[AtomicU64]>,
+    more_words: usize,
     /// The whole snapshot of each slot, for questions beyond a bit. Also tells which slots are taken.
     held: Box<[ArcSwapOption<Snapshot>]>,
 }
@@ -56,49 +63,60 @@ pub(crate) struct Table {
 impl Table {
     /// A table for about `capacity` tenants and exactly `features` features.
     pub(crate) fn new(capacity: usize, features: usize) -> (Self, Pen) {
-        let lines_per_slot = (HEAD + features.div_ceil(64)).div_ceil(LINE);
-        // Two thirds full at capacity: windows rarely overflow before it is reached.
-        let homes = capacity.max(1).saturating_mul(3) / 2 + 1;
-        let slots = homes + WINDOW;
+        // Half full at capacity: nine tenants in ten then lie in the bucket that their hash names.
+        let homes = capacity.max(1);
+        let buckets = homes + WINDOW;
+        let more_words = features.div_ceil(64).saturating_sub(1);
+        let random = foldhash::fast::RandomState::default();
         let table = Self {
             now: AtomicU64::new(NO_TIME),
-            lines: (0..slots * lines_per_slot).map(|_| Line(Default::default())).collect(),
-            lines_per_slot,
+            buckets: (0..buckets).map(|_| Bucket::default()).collect(),
             homes: homes as u64,
-            hasher: foldhash::fast::RandomState::default(),
-            held: (0..slots).map(|_| ArcSwapOption::empty()).collect(),
+            seeds: [random.hash_one(0), random.hash_one(1)],
+            more: (0..buckets * PAIR * more_words).map(|_| AtomicU64::default()).collect(),
+            more_words,
+            held: (0..buckets * PAIR).map(|_| ArcSwapOption::empty()).collect(),
         };
         (table, Pen(()))
     }
 
     /// A feature's bit, if the tenant is published and its deadline has not passed. Waits for nothing.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn read(&self, tenant: TenantId, feature: usize) -> Option<bool> {
         let (high, low) = halves(tenant);
-        let (line, word) = place_of(HEAD + feature / 64);
-        let home = self.home(high, low) * self.lines_per_slot;
-        let mut at = home;
-        while at < home + WINDOW * self.lines_per_slot {
-            let head = &self.lines.get(at)?.0;
-            let sequence = head[0].load(Ordering::Acquire);
-            if head[2].load(Ordering::Relaxed) == low && head[1].load(Ordering::Relaxed) == high {
-                let deadline = head[3].load(Ordering::Relaxed);
-                let bits = self.lines.get(at + line)?.0[word].load(Ordering::Relaxed);
+        let home = self.home(high, low);
+        for (bucket, Bucket(words)) in self.buckets.get(home..home + WINDOW)?.iter().enumerate() {
+            // Which of the two is computed, not branched on: the processor could only guess.
+            let second =
+                (words[SLOT + 1].load(Ordering::Relaxed) ^ high) | (words[SLOT + 2].load(Ordering::Relaxed) ^ low);
+            let at = usize::from(second == 0) * SLOT;
+            let stamp = words[at].load(Ordering::Acquire);
+            let other = (words[at + 1].load(Ordering::Relaxed) ^ high) | (words[at + 2].load(Ordering::Relaxed) ^ low);
+            if other == 0 {
+                let bits = match feature / 64 {
+                    0 => words[at + 3].load(Ordering::Relaxed),
+                    word => self.more_bits((home + bucket) * PAIR + at / SLOT, word)?,
+                };
                 fence(Ordering::Acquire);
-                let whole = sequence & 1 == 0 && head[0].load(Ordering::Relaxed) == sequence;
-                let alive = self.now.load(Ordering::Relaxed) < deadline;
-                return (whole && alive).then_some(bits >> (feature % 64) & 1 == 1);
+                let torn = (stamp & 1) | (words[at].load(Ordering::Relaxed) ^ stamp);
+                if torn == 0 && self.now.load(Ordering::Relaxed) < stamp >> SEQUENCE_BITS {
+                    return Some(bits >> (feature % 64) & 1 == 1);
+                }
+                return None;
             }
-            at += self.lines_per_slot;
         }
         None
+    }
+
+    fn more_bits(&self, slot: usize, word: usize) -> Option<u64> {
+        Some(self.more.get(slot * self.more_words + word - 1)?.load(Ordering::Relaxed))
     }
 
     /// The whole snapshot, on the same conditions.
     pub(crate) fn read_held(&self, tenant: TenantId) -> Option<Arc<Snapshot>> {
         let slot = self.find(tenant)?;
-        let deadline = self.lines.get(slot * self.lines_per_slot)?.0[3].load(Ordering::Acquire);
-        if self.now.load(Ordering::Relaxed) >= deadline {
+        let stamp = self.word(slot, 0)?.load(Ordering::Acquire);
+        if self.now.load(Ordering::Relaxed) >= stamp >> SEQUENCE_BITS {
             return None;
         }
         self.held(slot).filter(|held| held.tenant == tenant)
@@ -107,7 +125,10 @@ impl Table {
     /// The slot that a tenant has. Without the pen the answer may be outdated at once.
     pub(crate) fn find(&self, tenant: TenantId) -> Option<usize> {
         let (high, low) = halves(tenant);
-        self.window(high, low).find(|slot| self.is_of(*slot, high, low) && self.held(*slot).is_some())
+        self.window(high, low).find(|slot| {
+            let is = |word, half| self.word(*slot, word).is_some_and(|word| word.load(Ordering::Relaxed) == half);
+            is(1, high) && is(2, low) && self.held.get(*slot).is_some_and(|held| held.load().is_some())
+        })
     }
 
     /// What a slot holds.
@@ -117,37 +138,23 @@ impl Table {
 
     /// Publishes a snapshot until `deadline`. Returns whether another tenant had to give way.
     pub(crate) fn publish(&self, pen: &mut Pen, snapshot: Arc<Snapshot>, deadline: u64) -> bool {
-        let tenant = snapshot.tenant;
-        let (slot, evicts) = self.place(tenant);
-        let (high, low) = halves(tenant);
-        let start = slot * self.lines_per_slot;
-        let Some(lines) = self.lines.get(start..start + self.lines_per_slot) else { return false };
-        let word = |index: usize| {
-            let (line, word) = place_of(index);
-            &lines[line].0[word]
-        };
-        let sequence = word(0).load(Ordering::Relaxed);
-        word(0).store(sequence.wrapping_add(1), Ordering::Relaxed);
-        fence(Ordering::Release);
-        word(1).store(high, Ordering::Relaxed);
-        word(2).store(low, Ordering::Relaxed);
-        word(3).store(deadline, Ordering::Relaxed);
-        for (index, bits) in snapshot.enabled.iter().enumerate() {
-            word(HEAD + index).store(*bits, Ordering::Relaxed);
-        }
-        if let Some(held) = self.held.get(slot) {
-            held.store(Some(snapshot));
-        }
-        word(0).store(sequence.wrapping_add(2), Ordering::Release);
-        let _ = pen;
+        let (slot, evicts) = self.place(snapshot.tenant);
+        let (high, low) = halves(snapshot.tenant);
+        // Before the deadline: whoever finds the slot alive finds this snapshot or a later one in it.
+        self.amend(pen, slot, Arc::clone(&snapshot));
+        self.change(pen, slot, deadline, |store| {
+            store(1, high);
+            store(2, low);
+            for (index, bits) in snapshot.enabled.iter().enumerate() {
+                store(SLOT - 1 + index, *bits);
+            }
+        });
         evicts
     }
 
     /// Sends readers of a slot to the slow path. What it holds stays, as last known state.
-    pub(crate) fn expire(&self, _: &mut Pen, slot: usize) {
-        if let Some(line) = self.lines.get(slot * self.lines_per_slot) {
-            line.0[3].store(EXPIRED, Ordering::Release);
-        }
+    pub(crate) fn expire(&self, pen: &mut Pen, slot: usize) {
+        self.change(pen, slot, 0, |_| {});
     }
 
     /// Replaces what a slot holds by the same state with other book-keeping.
@@ -155,6 +162,21 @@ impl Table {
         if let Some(held) = self.held.get(slot) {
             held.store(Some(snapshot));
         }
+    }
+
+    /// Changes a slot so that readers see all of it or notice.
+    fn change(&self, _: &mut Pen, slot: usize, deadline: u64, change: impl FnOnce(&dyn Fn(usize, u64))) {
+        let Some(stamp) = self.word(slot, 0) else { return };
+        let sequence = stamp.load(Ordering::Relaxed) & SEQUENCE;
+        stamp.store(sequence.wrapping_add(1) & SEQUENCE, Ordering::Relaxed);
+        fence(Ordering::Release);
+        change(&|word, value| {
+            if let Some(word) = self.word(slot, word) {
+                word.store(value, Ordering::Relaxed);
+            }
+        });
+        let deadline = deadline.min(u64::MAX >> SEQUENCE_BITS) << SEQUENCE_BITS;
+        stamp.store(deadline | (sequence.wrapping_add(2) & SEQUENCE), Ordering::Release);
     }
 
     /// The slot for a tenant: its own, a free one, or the one that was loaded longest ago.
@@ -175,31 +197,157 @@ impl Table {
         (oldest.map_or(0, |(slot, _)| slot), true)
     }
 
-    fn is_of(&self, slot: usize, high: u64, low: u64) -> bool {
-        self.lines
-            .get(slot * self.lines_per_slot)
-            .is_some_and(|line| line.0[2].load(Ordering::Relaxed) == low && line.0[1].load(Ordering::Relaxed) == high)
-    }
-
     fn window(&self, high: u64, low: u64) -> std::ops::Range<usize> {
-        let home = self.home(high, low);
-        home..home + WINDOW
+        let home = self.home(high, low) * PAIR;
+        home..home + WINDOW * PAIR
     }
 
-    /// Spreads the hash over the homes (Lemire, "Fast Random Integer Generation in an Interval", 2019).
-    #[inline]
+    /// The bucket of an id: one folded multiplication by secret seeds (as foldhash), spread over the homes (Lemire, "Fast
+    /// Random Integer Generation in an Interval", 2019).
+    #[inline(always)]
     fn home(&self, high: u64, low: u64) -> usize {
-        let hash = self.hasher.hash_one((u128::from(high) << 64) | u128::from(low));
+        let product = u128::from(high ^ self.seeds[0]) * u128::from(low ^ self.seeds[1]);
+        let hash = (product >> 64) as u64 ^ product as u64;
         ((u128::from(hash) * u128::from(self.homes)) >> 64) as usize
     }
+
+    /// A word of a slot; those beyond its four are in the array beside.
+    fn word(&self, slot: usize, word: usize) -> Option<&AtomicU64> {
+        match word.checked_sub(SLOT) {
+            None => self.buckets.get(slot / PAIR)?.0.get(slot % PAIR * SLOT + word),
+            Some(further) if further < self.more_words => self.more.get(slot * self.more_words + further),
+            Some(_) => None,
+        }
+    }
 }
 
-#[inline]
+#[inline(always)]
 fn halves(tenant: TenantId) -> (u64, u64) {
-    tenant.as_uuid().as_u64_pair()
+    let bits = tenant.as_uuid().as_u128();
+    ((bits >> 64) as u64, bits as u64)
 }
 
-#[inline]
-const fn place_of(word: usize) -> (usize, usize) {
-    (word / LINE, word % LINE)
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use chrono::DateTime;
+    use saas_core::PlanCatalog;
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn catalog(features: usize) -> PlanCatalog {
+        let mut text = "default_plan = \"p\"\n[plans.p]\nrank = 0\n[[plans.p.versions]]\nversion = 1\n".to_owned();
+        for feature in 0..features {
+            text += &format!("[features.f{feature:04}]\nkind = \"boolean\"\nfail = \"closed\"\n");
+        }
+        PlanCatalog::from_toml(&text).unwrap()
+    }
+
+    fn snapshot(catalog: &PlanCatalog, tenant: TenantId, enabled: &[u64]) -> Arc<Snapshot> {
+        let blank = Snapshot::by_fail_policy(catalog, tenant, DateTime::UNIX_EPOCH);
+        Arc::new(Snapshot { enabled: enabled.into(), ..blank })
+    }
+
+    fn tenant(number: u128) -> TenantId {
+        TenantId::from_uuid(Uuid::from_u128(number))
+    }
+
+    #[test]
+    fn every_bit_of_a_large_catalogue_has_its_place() {
+        let catalog = catalog(300);
+        let (table, mut pen) = Table::new(4, 300);
+        table.now.store(1, Ordering::Relaxed);
+        let patterns = [[0x1, 0x3, 0x7, 0xf, 0x1f], [!0, 0, !0, 0, !0], [0; 5]];
+        for (number, bits) in patterns.iter().enumerate() {
+            table.publish(&mut pen, snapshot(&catalog, tenant(number as u128 + 1), bits), 2);
+        }
+        for (number, bits) in patterns.iter().enumerate() {
+            for feature in 0..300 {
+                let expected = bits[feature / 64] >> (feature % 64) & 1 == 1;
+                assert_eq!(table.read(tenant(number as u128 + 1), feature), Some(expected), "{number} {feature}");
+            }
+        }
+        assert_eq!(table.read(tenant(9), 0), None, "nobody's bits are anybody else's");
+    }
+
+    #[test]
+    fn an_answer_ends_at_its_deadline_and_when_it_is_expired() {
+        let catalog = catalog(1);
+        let (table, mut pen) = Table::new(1, 1);
+        table.publish(&mut pen, snapshot(&catalog, tenant(1), &[1]), 10);
+        assert_eq!(table.read(tenant(1), 0), None, "no time yet");
+        let at = |now| {
+            table.now.store(now, Ordering::Relaxed);
+            (table.read(tenant(1), 0), table.read_held(tenant(1)).is_some())
+        };
+        assert_eq!([at(9), at(10)], [(Some(true), true), (None, false)]);
+        table.now.store(9, Ordering::Relaxed);
+        table.expire(&mut pen, table.find(tenant(1)).unwrap());
+        assert_eq!(table.read(tenant(1), 0), None);
+        assert!(table.find(tenant(1)).is_some(), "it stays, as last known state");
+    }
+
+    #[test]
+    fn a_reader_beside_a_writer_never_sees_a_mixture() {
+        // Two tenants take turns in the only slots there are: one has all features, the other none, in all words.
+        const FEATURES: usize = 130;
+        let catalog = catalog(FEATURES);
+        let (table, mut pen) = Table::new(1, FEATURES);
+        table.now.store(1, Ordering::Relaxed);
+        let states: Vec<_> = (1..=200)
+            .map(|number| snapshot(&catalog, tenant(number), &[if number % 2 == 0 { !0 } else { 0 }; 3]))
+            .collect();
+        let done = AtomicBool::new(false);
+        let seen = std::thread::scope(|scope| {
+            let reader = scope.spawn(|| {
+                let mut seen = 0_u64;
+                while !done.load(Ordering::Relaxed) {
+                    for number in 1..=200 {
+                        for feature in [0, 63, 64, 129] {
+                            if let Some(on) = table.read(tenant(number), feature) {
+                                assert_eq!(on, number % 2 == 0, "tenant {number}, feature {feature}");
+                                seen += 1;
+                            }
+                        }
+                    }
+                }
+                seen
+            });
+            let mut published = 0;
+            // Until the reader had every chance: it needs a while to start.
+            while published < 60_000 {
+                for state in &states {
+                    table.publish(&mut pen, Arc::clone(state), 2);
+                    published += 1;
+                }
+            }
+            done.store(true, Ordering::Relaxed);
+            reader.join().unwrap()
+        });
+        assert!(seen > 0, "the reader met no answer at all");
+    }
+
+    #[test]
+    fn a_full_window_gives_up_the_oldest_and_unknown_tenants_first() {
+        let catalog = catalog(1);
+        let (table, mut pen) = Table::new(1, 1);
+        let aged = |number: u128, age: i64, unknown: bool| {
+            let blank = Snapshot::by_fail_policy(&catalog, tenant(number), DateTime::UNIX_EPOCH);
+            let origin = if unknown { Origin::UnknownTenant } else { Origin::Loaded };
+            let fresh_until = DateTime::from_timestamp(age, 0).unwrap();
+            let life = crate::snapshot::ShelfLife { fresh_until, ..blank.life };
+            Arc::new(Snapshot { origin, life, ..blank })
+        };
+        let window = WINDOW * PAIR;
+        for number in 1..=window as u128 {
+            assert!(!table.publish(&mut pen, aged(number, 1_000 + number as i64, number == 7), 2));
+        }
+        assert!(table.publish(&mut pen, aged(100, 5_000, false), 2));
+        assert!(table.find(tenant(7)).is_none(), "the one that does not exist");
+        assert!(table.publish(&mut pen, aged(101, 5_000, false), 2));
+        assert!(table.find(tenant(1)).is_none(), "the oldest");
+        assert!(table.find(tenant(2)).is_some());
+    }
 }
