@@ -38,15 +38,27 @@ fails a_permissive_policy_added_later_opens_nothing
 
 guard closing a suspect connection
 file  saas-core/src/db/guard.rs
-edit  s/if self.suspect {/if false {/
-test  --package saas-core --test database cancel
+edit  s/(true, _) | (_, Err(_)) => connection.close_on_drop(),/(true, _) | (_, Err(_)) => drop(connection),/
+test  --package saas-core --test database -- cancel::dropping transactions::a_co transactions::dropped_copies
 fails dropping_a_transaction_at_any_poll_leaves_a_clean_pool_of_one
+
+guard proof of cleanness at the release
+file  saas-core/src/db/guard.rs
+edit  s/self.clean = tokio::time::timeout.*/self.clean = true;/
+test  --package saas-core --test database -- cancel::dropping transactions::a_co transactions::dropped_copies
+fails a_connection_that_was_left_bound_or_with_an_open_cursor_is_not_handed_out_again
 
 guard asking before COMMIT
 file  saas-core/src/db/guard.rs
-edit  s/raw_sql("select 1; commit and chain")/raw_sql("commit and chain")/
-test  --package saas-core --test database transactions
+edit  s/with_nonce("select ", nonce, "; commit and chain")/with_nonce("commit and chain; select ", nonce, "")/
+test  --package saas-core --test database -- cancel::dropping transactions::a_co transactions::dropped_copies
 fails a_commit_after_a_swallowed_error_is_an_error
+
+guard nonce of the commit's answer
+file  saas-core/src/db/guard.rs
+edit  s/if !answers(row.first(), nonce) {/if false {/
+test  --package saas-core --test database -- cancel::dropping transactions::a_co transactions::dropped_copies
+fails a_commit_does_not_take_the_answer_of_a_dropped_copy_for_its_own
 
 guard unique on event id
 file  saas-billing/migrations/0001_inbox.sql
