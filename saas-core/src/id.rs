@@ -1,4 +1,5 @@
-//! Every id of the foundation: typed, time-ordered (UUID version 7), minted from a [`Clock`].
+//! Every id of the foundation: typed, and ordered by the [`Clock`] that minted it (UUID version 7) where its age is no
+//! secret.
 //!
 //! Ids are minted here and nowhere else, so that a test clock orders them and no two kinds can be confused.
 
@@ -11,14 +12,14 @@ use uuid::Uuid;
 use crate::{Clock, InvalidInput};
 
 macro_rules! ids {
-    ($($(#[$doc:meta])* $name:ident),+ $(,)?) => {$(
+    ($($(#[$doc:meta])* $name:ident by $mint:ident),+ $(,)?) => {$(
         $(#[$doc])*
         #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[serde(transparent)]
         pub struct $name(Uuid);
 
         impl $name {
-            /// Mints a new id whose first 48 bits are `clock`'s milliseconds.
+            /// Mints a new id.
             #[must_use]
             pub fn mint(clock: &dyn Clock) -> Self {
                 Self::mint_at(clock.now())
@@ -27,7 +28,7 @@ macro_rules! ids {
             /// Mints a new id for an instant that the caller already read.
             #[must_use]
             pub fn mint_at(now: DateTime<Utc>) -> Self {
-                Self(uuid_v7(now))
+                Self($mint(now))
             }
 
             /// Wraps a UUID that is already known to name one of these.
@@ -69,26 +70,33 @@ macro_rules! ids {
 
 ids! {
     /// A customer organisation: the unit of isolation.
-    TenantId,
-    /// A person, across all tenants.
-    UserId,
+    TenantId by uuid_v7,
+    /// A person, across all tenants. Random: the age in an ordered id would tell a tenant that adds someone whether they
+    /// had an account elsewhere.
+    UserId by uuid_v4,
     /// A machine credential of one tenant.
-    ApiKeyId,
+    ApiKeyId by uuid_v7,
     /// One request of the adopter's application.
-    RequestId,
+    RequestId by uuid_v7,
     /// One row of the audit log.
-    AuditId,
+    AuditId by uuid_v7,
     /// One job of the outbox; also the idempotency key towards whoever receives its effect.
-    JobId,
+    JobId by uuid_v7,
     /// One hold of a leased row: the fencing token that only the present holder knows.
-    LeaseToken,
+    LeaseToken by uuid_v7,
     /// One recorded use of a meter.
-    UsageEventId,
+    UsageEventId by uuid_v7,
     /// One manual exception to a plan.
-    OverrideId,
+    OverrideId by uuid_v7,
 }
 
-/// The only place a UUID is made: 48 bits of time, 74 random bits.
+/// 122 random bits.
+#[expect(clippy::disallowed_methods, reason = "ids are minted here")]
+fn uuid_v4(_: DateTime<Utc>) -> Uuid {
+    Uuid::new_v4()
+}
+
+/// 48 bits of time, 74 random bits.
 fn uuid_v7(now: DateTime<Utc>) -> Uuid {
     let seconds = u64::try_from(now.timestamp()).unwrap_or(0);
     Uuid::new_v7(uuid::Timestamp::from_unix(uuid::NoContext, seconds, now.timestamp_subsec_nanos()))

@@ -164,7 +164,7 @@ async fn try_consume(tx: &mut TenantTx, draw: &Draw, now: DateTime<Utc>) -> Resu
              insert into saas.usage_event (tenant_id, meter, key, id, amount, window_kind, window_start, actor, at)
              select $1, $2, $5, $6, $7, $3, $4, $8, $9
              from counter, tenant
-             where counter.used <= $10 - $7          -- $10 >= 0 and $7 > 0: cannot overflow
+             where counter.used <= $10::bigint - $7::bigint   -- $10 >= 0 and $7 > 0: cannot overflow
                and tenant.revision = $11
              on conflict (tenant_id, meter, key) do nothing
              returning amount

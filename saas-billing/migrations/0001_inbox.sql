@@ -1,0 +1,96 @@
+-- What Stripe delivered, and whose it is. Only the system role reads these tables: when a delivery comes in, nobody knows
+-- yet which tenant it is about. `account` is '' for the platform's own account; together with `livemode` it keeps apart
+-- what Stripe keeps apart.
+
+create table saas.billing_receipt (
+    account      text not null,
+    livemode     boolean not null,
+    -- Stripe's id, or `sha256:…` of a body whose envelope cannot be read.
+    event_id     text not null,
+    event_type   text not null,
+    -- By Stripe's clock; never compared with ours.
+    created_at   timestamptz,
+    api_version  text,
+    -- bytea: jsonb cannot hold an escaped NUL, a lone surrogate or 1e400000, and a receipt must hold anything.
+    body         bytea not null,
+    body_sha256  bytea not null generated always as (sha256(body)) stored,
+    state        text not null check (state in ('pending', 'applied', 'ignored', 'parked', 'quarantined', 'dead')),
+    reason       text,
+    -- The object whose link to a tenant a parked or quarantined receipt waits for.
+    waits_for    text,
+    -- Not `tenant_id`: the row belongs to the system, and says for whom it was applied.
+    tenant       uuid references saas.tenant (id) on delete restrict,
+    attempts     integer not null default 0,
+    -- When it may be taken; a worker that takes it moves this to the end of its lease.
+    due_at       timestamptz not null,
+    -- The fencing token of the present holder.
+    lease        uuid,
+    received_at  timestamptz not null,
+    finished_at  timestamptz,
+    primary key (account, livemode, event_id)
+);
+-- The body is written once and read once: compressing it would cost more than the whole rest of the insert.
+alter table saas.billing_receipt alter column body set storage external;
+-- The worker's claim: the longest due first.
+create index billing_receipt_due on saas.billing_receipt (due_at) where state = 'pending';
+-- What a new link sets free.
+create index billing_receipt_waiting on saas.billing_receipt (waits_for) where waits_for is not null;
+-- The operator's lists of what needs a person, newest first.
+create index billing_receipt_stuck on saas.billing_receipt (state, received_at, event_id)
+    where state in ('parked', 'quarantined', 'dead');
+revoke all on saas.billing_receipt from public;
+grant select, insert, update, delete on saas.billing_receipt to saas_system;
+select saas.declare_global('saas.billing_receipt', 'a delivery is stored before anyone knows whose it is; only the system role reads it', 'system');
+
+-- The same event id with another body: forged, or a fixture. Kept for a person to see, never applied.
+create table saas.billing_receipt_conflict (
+    account      text not null,
+    livemode     boolean not null,
+    event_id     text not null,
+    body_sha256  bytea not null,
+    body         bytea not null,
+    received_at  timestamptz not null,
+    primary key (account, livemode, event_id, body_sha256),
+    foreign key (account, livemode, event_id)
+        references saas.billing_receipt (account, livemode, event_id) on delete restrict
+);
+revoke all on saas.billing_receipt_conflict from public;
+grant select, insert, delete on saas.billing_receipt_conflict to saas_system;
+select saas.declare_global('saas.billing_receipt_conflict', 'bodies that contradict a receipt; only the system role reads it', 'system');
+
+-- Which tenant a customer or a checkout session of ours belongs to. A customer that deliveries have named and nobody has
+-- linked stands here without a tenant: the row is what parking and linking both lock, so that neither misses the other.
+create table saas.billing_directory (
+    account    text not null,
+    livemode   boolean not null,
+    object_id  text not null,
+    kind       text not null check (kind in ('customer', 'checkout_session')),
+    tenant     uuid references saas.tenant (id) on delete restrict,
+    linked_at  timestamptz,
+    primary key (account, livemode, object_id)
+);
+revoke all on saas.billing_directory from public;
+grant select, insert, update, delete on saas.billing_directory to saas_system;
+select saas.declare_global('saas.billing_directory', 'Stripe ids are unique across tenants; only the system role reads it', 'system');
+
+-- Objects whose newest state no event tells for certain: read from Stripe one at a time, under a lease.
+create table saas.billing_fetch (
+    account     text not null,
+    livemode    boolean not null,
+    object_id   text not null,
+    kind        text not null check (kind in ('customer', 'checkout_session', 'subscription', 'invoice')),
+    reason      text not null,
+    state       text not null check (state in ('pending', 'done', 'dead')),
+    -- Grows with every read of the object, and is part of what is merged: of two reads the later one counts.
+    sequence    bigint not null default 0,
+    attempts    integer not null default 0,
+    due_at      timestamptz not null,
+    lease       uuid,
+    last_error  text,
+    primary key (account, livemode, object_id)
+);
+-- The worker's claim: the longest due first.
+create index billing_fetch_due on saas.billing_fetch (due_at) where state = 'pending';
+revoke all on saas.billing_fetch from public;
+grant select, insert, update, delete on saas.billing_fetch to saas_system;
+select saas.declare_global('saas.billing_fetch', 'the work list of the reader of Stripe; only the system role reads it', 'system');

@@ -1,0 +1,278 @@
+//! The worker's step: takes receipts that are due and applies each in a transaction of its own.
+
+use chrono::TimeDelta;
+use saas_core::{LeaseToken, SystemTx};
+
+use crate::{
+    billing::{ACTOR, Billing},
+    derive::FetchRequest,
+    error::BillingError,
+    event::{AnySnapshot, Content, Envelope, read_snapshot},
+    object::{ObjectKind, Unreadable},
+    postgres::{
+        fetch,
+        receipt::{self, Claimed, Ending, State},
+    },
+    settle::{Report, Settled},
+};
+
+/// How long a receipt may wait for its customer's link.
+const PARKED_FOR: TimeDelta = TimeDelta::days(30);
+/// The longest pause between two tries.
+const MAX_PAUSE: TimeDelta = TimeDelta::hours(1);
+/// Tries within one step when a link comes in between.
+const LOOKS: usize = 3;
+
+/// What a step did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Applied {
+    /// Merged.
+    pub applied: usize,
+    /// Nothing to do about them.
+    pub ignored: usize,
+    /// Waiting for their customer's link.
+    pub parked: usize,
+    /// Kept without effect.
+    pub quarantined: usize,
+    /// Failed, and coming again.
+    pub retried: usize,
+    /// Given up, with a reason.
+    pub dead: usize,
+    /// Taken over by another worker meanwhile.
+    pub lost: usize,
+}
+
+impl Applied {
+    /// How many receipts were looked at.
+    #[must_use]
+    pub const fn total(&self) -> usize {
+        self.applied + self.ignored + self.parked + self.quarantined + self.retried + self.dead + self.lost
+    }
+}
+
+/// What a receipt says is to be done.
+enum Work {
+    Merge(Box<AnySnapshot>),
+    Fetch(FetchRequest),
+    Nothing(&'static str),
+}
+
+impl Billing {
+    /// Applies up to `limit` receipts that are due, longest due first, one transaction each.
+    ///
+    /// Any number of workers may call this at once, on any number of machines. One that dies in the middle loses nothing:
+    /// its receipts come again when the lease ends, and a transaction that was not committed has had no effect.
+    ///
+    /// # Errors
+    /// When receipts cannot be taken. What fails for one receipt is recorded on it and not returned.
+    #[tracing::instrument(name = "saas.billing.webhook.apply", level = "debug", skip(self))]
+    pub async fn apply_pending(&self, limit: u16) -> Result<Applied, BillingError> {
+        let now = self.clock.now();
+        let lease = LeaseToken::mint_at(now);
+        let mut tx = SystemTx::begin(&self.system, ACTOR, "take webhook receipts that are due").await?;
+        let until = now + self.config.lease;
+        let claimed = receipt::claim(&mut tx, &self.scope, i64::from(limit), lease, (now, until)).await?;
+        tx.commit().await?;
+        let mut applied = Applied::default();
+        for claimed in claimed {
+            match self.apply(&claimed, lease).await {
+                Ok(Some(state)) => applied.count(state),
+                Ok(None) => applied.lost += 1,
+                Err(why) => match self.put_off(&claimed, lease, &why).await {
+                    Ok(Some(State::Dead)) => applied.dead += 1,
+                    Ok(Some(_)) => applied.retried += 1,
+                    Ok(None) => applied.lost += 1,
+                    // The database is gone; the lease will end and the receipt come again.
+                    Err(_) => applied.retried += 1,
+                },
+            }
+        }
+        Ok(applied)
+    }
+
+    /// Gives up on what has waited for its customer for 30 days. Returns how many.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn expire_parked(&self) -> Result<u64, BillingError> {
+        let now = self.clock.now();
+        let mut tx = SystemTx::begin(&self.system, ACTOR, "give up on receipts nobody links").await?;
+        let expired = receipt::expire_parked(&mut tx, &self.scope, now - PARKED_FOR, now).await?;
+        tx.commit().await?;
+        Ok(expired)
+    }
+
+    /// Applies one receipt. `None` when the lease was lost; then nothing was written.
+    async fn apply(&self, claimed: &Claimed, lease: LeaseToken) -> Result<Option<State>, BillingError> {
+        // A worker that never came back from its last try counted it: a body that kills workers must not do so for ever.
+        if u32::try_from(claimed.attempts).is_ok_and(|attempts| attempts > self.config.attempts) {
+            return self.end(claimed, lease, State::Dead, "given up: no worker came back from applying it").await;
+        }
+        let (work, event_type) = match read(&claimed.body) {
+            Ok(read) => read,
+            Err(why) => return self.end(claimed, lease, State::Dead, &why.to_string()).await,
+        };
+        match work {
+            Work::Nothing(reason) => self.end(claimed, lease, State::Ignored, reason).await,
+            Work::Fetch(request) => self.put_on_fetch_list(claimed, lease, &request).await,
+            Work::Merge(snapshot) => {
+                for _ in 0..LOOKS {
+                    if let Some(done) = self.merge(claimed, lease, (*snapshot).clone(), &event_type).await? {
+                        return Ok(done);
+                    }
+                }
+                Err(BillingError::Misconfigured {
+                    what: "a customer's link keeps changing".to_owned(),
+                    remedy: "look at saas.billing_directory",
+                })
+            }
+        }
+    }
+
+    /// Merges in one transaction with the receipt's end. The outer `None` means: look again.
+    async fn merge(
+        &self,
+        claimed: &Claimed,
+        lease: LeaseToken,
+        snapshot: AnySnapshot,
+        event_type: &str,
+    ) -> Result<Option<Option<State>>, BillingError> {
+        let now = self.clock.now();
+        let report = Report { source: &claimed.event_id, event_type };
+        let mut tx = SystemTx::begin(&self.system, ACTOR, "apply a webhook receipt").await?;
+        let settled = self.settle(&mut tx, snapshot, report, now).await?;
+        let (state, ending) = match &settled {
+            Settled::Again => {
+                tx.rollback().await?;
+                return Ok(None);
+            }
+            Settled::Applied { tenant, .. } => (State::Applied, Ending { tenant: Some(*tenant), ..Ending::default() }),
+            Settled::Ignored(reason) => (State::Ignored, Ending { reason: Some(reason), ..Ending::default() }),
+            Settled::Parked(customer) => {
+                let reason = Some("waits for its customer to be linked to a tenant");
+                (State::Parked, Ending { reason, waits_for: Some(customer.as_str()), tenant: None })
+            }
+            Settled::Quarantined { reason, waits_for } => {
+                (State::Quarantined, Ending { reason: Some(reason), waits_for: Some(waits_for.as_str()), tenant: None })
+            }
+        };
+        if !receipt::finish(&mut tx, &self.scope, (&claimed.event_id, lease), state, ending, now).await? {
+            tx.rollback().await?;
+            return Ok(Some(None));
+        }
+        tx.commit().await?;
+        Ok(Some(Some(state)))
+    }
+
+    async fn put_on_fetch_list(
+        &self,
+        claimed: &Claimed,
+        lease: LeaseToken,
+        request: &FetchRequest,
+    ) -> Result<Option<State>, BillingError> {
+        let now = self.clock.now();
+        let mut tx = SystemTx::begin(&self.system, ACTOR, "list an object to be fetched").await?;
+        fetch::request(&mut tx, &self.scope, request, now).await?;
+        let key = (claimed.event_id.as_str(), lease);
+        if !receipt::finish(&mut tx, &self.scope, key, State::Applied, Ending::default(), now).await? {
+            tx.rollback().await?;
+            return Ok(None);
+        }
+        tx.commit().await?;
+        Ok(Some(State::Applied))
+    }
+
+    async fn end(
+        &self,
+        claimed: &Claimed,
+        lease: LeaseToken,
+        state: State,
+        reason: &str,
+    ) -> Result<Option<State>, BillingError> {
+        let mut tx = SystemTx::begin(&self.system, ACTOR, "end a webhook receipt").await?;
+        let ending = Ending { reason: Some(reason), ..Ending::default() };
+        let key = (claimed.event_id.as_str(), lease);
+        let ended = receipt::finish(&mut tx, &self.scope, key, state, ending, self.clock.now()).await?;
+        tx.commit().await?;
+        if ended && state == State::Dead {
+            tracing::error!(target: "saas.billing.webhook.apply", event_id = claimed.event_id, reason, "a dead letter");
+        }
+        Ok(ended.then_some(state))
+    }
+
+    /// Records a failure: again later, or a dead letter after the last try.
+    async fn put_off(
+        &self,
+        claimed: &Claimed,
+        lease: LeaseToken,
+        why: &BillingError,
+    ) -> Result<Option<State>, BillingError> {
+        let attempts = u32::try_from(claimed.attempts).unwrap_or(u32::MAX);
+        let reason = reason_of(why);
+        if attempts >= self.config.attempts {
+            return self.end(claimed, lease, State::Dead, &reason).await;
+        }
+        let due_at = self.clock.now() + pause(attempts);
+        let mut tx = SystemTx::begin(&self.system, ACTOR, "put a webhook receipt off").await?;
+        let released = receipt::release(&mut tx, &self.scope, (&claimed.event_id, lease), &reason, due_at).await?;
+        tx.commit().await?;
+        let (event_id, code) = (claimed.event_id.as_str(), why.code());
+        tracing::warn!(target: "saas.billing.webhook.apply", event_id, code, attempts, "an event was not applied");
+        Ok(released.then_some(State::Pending))
+    }
+}
+
+impl Applied {
+    fn count(&mut self, state: State) {
+        match state {
+            State::Applied => self.applied += 1,
+            State::Ignored => self.ignored += 1,
+            State::Parked => self.parked += 1,
+            State::Quarantined => self.quarantined += 1,
+            State::Pending => self.retried += 1,
+            State::Dead => self.dead += 1,
+        }
+    }
+}
+
+/// The pause after a failed try: 1 s, 2 s, 4 s … up to an hour.
+pub(crate) fn pause(attempts: u32) -> TimeDelta {
+    let seconds = 1_i64.checked_shl(attempts.saturating_sub(1)).unwrap_or(i64::MAX);
+    TimeDelta::try_seconds(seconds).map_or(MAX_PAUSE, |pause| pause.min(MAX_PAUSE))
+}
+
+/// What stands in the list: a code and what the database said about it, never a value.
+pub(crate) fn reason_of(why: &BillingError) -> String {
+    format!("{}: {why}", why.code())
+}
+
+/// What the stored bytes say is to be done.
+fn read(body: &[u8]) -> Result<(Work, String), Unreadable> {
+    let envelope = Envelope::read(body)?;
+    let event_type = envelope.event_type.to_string();
+    if let Content::Thin { related } = &envelope.content {
+        let kind =
+            related.as_ref().and_then(|related| Some((ObjectKind::from_object(&related.object)?, related.id.clone())));
+        let work = kind.map_or(Work::Nothing("a notification about nothing of ours"), |(kind, id)| {
+            Work::Fetch(FetchRequest { kind, id, reason: "an event without content".to_owned() })
+        });
+        return Ok((work, event_type));
+    }
+    let work = read_snapshot(&envelope)?
+        .map_or(Work::Nothing("its object is not of the kind that its type names"), |snapshot| {
+            Work::Merge(Box::new(snapshot))
+        });
+    Ok((work, event_type))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_double_up_to_an_hour() {
+        let seconds: Vec<i64> = [0, 1, 2, 3, 12, 13, 63, 64, u32::MAX].map(|n| pause(n).num_seconds()).into();
+        assert_eq!(seconds, [1, 1, 2, 4, 2048, 3600, 3600, 3600, 3600]);
+    }
+}

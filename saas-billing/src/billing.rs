@@ -1,0 +1,223 @@
+//! The service: what an adopter holds.
+
+use std::{fmt, sync::Arc};
+
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use saas_core::{
+    Actor, CoreError, SessionBinding, SharedClock, SystemPool, SystemTx, TenantContext, TenantTx,
+    subscription::{PlanAssignment, PlanSource},
+};
+use sha2::{Digest, Sha256};
+
+use crate::{
+    config::BillingConfig,
+    derive::Derived,
+    error::BillingError,
+    event::Envelope,
+    intake::{Disposition, decide},
+    object::{ObjectId, ObjectKind},
+    port::{Accepted, WebhookProcessor},
+    postgres::{
+        Scope, conflict,
+        directory::{self, Link},
+        receipt::{self, NewReceipt, State},
+        state,
+    },
+};
+
+/// Stripe billing of one account in one mode.
+///
+/// Cheap to clone. Three things are to be done with it: hand each delivery to [`process`](WebhookProcessor::process), call
+/// [`apply_pending`](Self::apply_pending) and [`fetch_pending`](Self::fetch_pending) from a worker, and give it to the
+/// entitlements as their [`PlanSource`].
+#[derive(Clone)]
+pub struct Billing {
+    pub(crate) config: Arc<BillingConfig>,
+    pub(crate) scope: Scope,
+    pub(crate) tenants: Arc<dyn SessionBinding>,
+    pub(crate) system: SystemPool,
+    pub(crate) clock: SharedClock,
+}
+
+impl Billing {
+    /// A service over the adopter's pools.
+    #[must_use]
+    pub fn new(
+        config: BillingConfig,
+        tenants: Arc<dyn SessionBinding>,
+        system: SystemPool,
+        clock: SharedClock,
+    ) -> Self {
+        let scope = Scope::of(&config);
+        Self { config: Arc::new(config), scope, tenants, system, clock }
+    }
+
+    /// Links a customer that was made for the tenant. What was delivered about it before is applied from now on.
+    ///
+    /// # Errors
+    /// [`AlreadyLinked`](BillingError::AlreadyLinked) when it belongs to another tenant; nothing is changed then.
+    pub async fn link_customer(&self, ctx: &dyn TenantContext, customer: &ObjectId) -> Result<(), BillingError> {
+        self.link(ctx, ObjectKind::Customer, customer).await
+    }
+
+    /// Remembers a checkout session that was made for the tenant. Only such sessions link the customer that they bring:
+    /// what a buyer can write into an address links nothing.
+    ///
+    /// # Errors
+    /// [`AlreadyLinked`](BillingError::AlreadyLinked) when it belongs to another tenant; nothing is changed then.
+    pub async fn record_checkout(&self, ctx: &dyn TenantContext, session: &ObjectId) -> Result<(), BillingError> {
+        self.link(ctx, ObjectKind::CheckoutSession, session).await
+    }
+
+    async fn link(&self, ctx: &dyn TenantContext, kind: ObjectKind, id: &ObjectId) -> Result<(), BillingError> {
+        let now = self.clock.now();
+        let mut tx = SystemTx::begin(&self.system, ctx.actor().clone(), "link a Stripe object to its tenant").await?;
+        saas_core::tenant::lock_in(&mut tx, ctx.tenant()).await?;
+        match directory::link(&mut tx, &self.scope, (kind, id), ctx.tenant(), now).await? {
+            Link::Known => return Ok(()),
+            Link::Foreign => return Err(BillingError::AlreadyLinked { what: kind.as_str() }),
+            Link::New => {}
+        }
+        receipt::free(&mut tx, &self.scope, id.as_str(), now).await?;
+        let action = match kind {
+            ObjectKind::CheckoutSession => "billing.checkout_opened",
+            ObjectKind::Customer | ObjectKind::Subscription | ObjectKind::Invoice => "billing.customer_linked",
+        };
+        let entry = saas_core::audit::Entry::new(action, id);
+        saas_core::audit::record_in(&mut tx, ctx.tenant(), ctx.actor(), entry, now).await?;
+        Ok(tx.commit().await?)
+    }
+
+    /// What follows from the tenant's Stripe objects; empty when there are none.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn derived(&self, ctx: &dyn TenantContext) -> Result<Derived, BillingError> {
+        Ok(self.read(ctx).await?)
+    }
+
+    async fn read(&self, ctx: &dyn TenantContext) -> Result<Derived, CoreError> {
+        let mut tx = TenantTx::begin(self.tenants.as_ref(), ctx).await?;
+        let derived = state::find(&mut tx, ctx.tenant(), self.scope.livemode).await?;
+        tx.commit().await?;
+        Ok(derived.unwrap_or_default())
+    }
+
+    /// Stores a receipt within the deadline.
+    async fn store(&self, new: NewReceipt<'_>, now: DateTime<Utc>) -> Result<bool, BillingError> {
+        let deadline = self.config.intake_deadline;
+        match tokio::time::timeout(deadline, receipt::store(self.system.pool(), &new, now)).await {
+            Ok(stored) => Ok(stored?),
+            Err(_) => Err(BillingError::TooSlow { seconds: deadline.as_secs() }),
+        }
+    }
+
+    /// A receipt that is there already: the same body again, or another one under the same id.
+    async fn repeated(
+        &self,
+        scope: &Scope,
+        event_id: &str,
+        body: &[u8],
+        now: DateTime<Utc>,
+    ) -> Result<Accepted, BillingError> {
+        let pool = self.system.pool();
+        let compare = async {
+            if !conflict::contradicts(pool, scope, event_id, body).await? {
+                return Ok(Accepted::Duplicate);
+            }
+            conflict::store(pool, scope, event_id, body, now).await?;
+            tracing::error!(target: "saas.billing.webhook.receive", event_id, "one event id, two bodies");
+            Ok(Accepted::Conflict)
+        };
+        let deadline = self.config.intake_deadline;
+        match tokio::time::timeout(deadline, compare).await {
+            Ok(compared) => compared,
+            Err(_) => Err(BillingError::TooSlow { seconds: deadline.as_secs() }),
+        }
+    }
+
+    async fn receive_unreadable(
+        &self,
+        body: &[u8],
+        reason: &str,
+        now: DateTime<Utc>,
+    ) -> Result<Accepted, BillingError> {
+        // Without a readable id the content is the name.
+        let event_id = format!("sha256:{}", hex::encode(Sha256::digest(body)));
+        let new = NewReceipt {
+            scope: self.scope.clone(),
+            event_id: &event_id,
+            event_type: "",
+            created: None,
+            api_version: None,
+            body,
+            state: State::Dead,
+            reason: Some(reason),
+        };
+        tracing::error!(target: "saas.billing.webhook.receive", event_id, reason, "an event that cannot be read");
+        Ok(if self.store(new, now).await? { Accepted::Unreadable } else { Accepted::Duplicate })
+    }
+}
+
+#[async_trait]
+impl WebhookProcessor for Billing {
+    #[tracing::instrument(name = "saas.billing.webhook.receive", level = "debug", skip_all, fields(bytes = body.len()))]
+    async fn process(&self, body: &[u8], signature: &str) -> Result<Accepted, BillingError> {
+        if body.len() > self.config.body_limit {
+            return Err(BillingError::TooLarge { bytes: body.len(), limit: self.config.body_limit });
+        }
+        let now = self.clock.now();
+        self.config.secrets.verify(body, signature, now)?;
+        let envelope = match Envelope::read(body) {
+            Ok(envelope) => envelope,
+            Err(why) => return self.receive_unreadable(body, &why.to_string(), now).await,
+        };
+        let (state, reason, accepted) = match decide(&envelope, self.config.mode, self.config.account.as_ref()) {
+            Disposition::Apply => (State::Pending, None, Accepted::Stored),
+            Disposition::Ignore(reason) => (State::Ignored, Some(reason), Accepted::Ignored),
+            Disposition::Quarantine(reason) => (State::Quarantined, Some(reason), Accepted::Quarantined),
+        };
+        let scope = Scope {
+            account: envelope.account.as_ref().map(ToString::to_string).unwrap_or_default(),
+            livemode: envelope.livemode,
+        };
+        let event_id = envelope.id.as_str();
+        if self.config.api_version.is_some() && self.config.api_version != envelope.api_version {
+            let found = envelope.api_version.as_deref().unwrap_or("none");
+            tracing::warn!(target: "saas.billing.webhook.receive", event_id, found, "an event of another API version");
+        }
+        let new = NewReceipt {
+            scope: scope.clone(),
+            event_id,
+            event_type: envelope.event_type.as_str(),
+            created: Some(envelope.created),
+            api_version: envelope.api_version.as_deref(),
+            body,
+            state,
+            reason,
+        };
+        if self.store(new, now).await? {
+            return Ok(accepted);
+        }
+        self.repeated(&scope, event_id, body, now).await
+    }
+}
+
+#[async_trait]
+impl PlanSource for Billing {
+    async fn plan_of(&self, ctx: &dyn TenantContext, now: DateTime<Utc>) -> Result<PlanAssignment, CoreError> {
+        let derived = self.read(ctx).await?;
+        let default_plan = &self.config.catalog.default_version().reference().plan;
+        Ok(derived.assignment(&self.config.grace, default_plan, now))
+    }
+}
+
+impl fmt::Debug for Billing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Billing").field("scope", &self.scope).finish_non_exhaustive()
+    }
+}
+
+/// Who acts when an event is applied.
+pub(crate) const ACTOR: Actor = Actor::system("billing");

@@ -1,0 +1,111 @@
+//! What an adopter decides about billing. Never reads the environment.
+
+use std::time::Duration;
+
+use chrono::TimeDelta;
+use saas_core::{PlanCatalog, Topic};
+
+use crate::{derive::GracePolicy, object::ObjectId, signature::SigningSecrets};
+
+/// Whether real money is meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Mode {
+    /// Stripe's test mode and sandboxes.
+    Test,
+    /// Real money.
+    Live,
+}
+
+/// The configuration of one webhook endpoint and of what follows from it.
+#[derive(Debug, Clone)]
+pub struct BillingConfig {
+    pub(crate) catalog: PlanCatalog,
+    pub(crate) secrets: SigningSecrets,
+    pub(crate) mode: Mode,
+    pub(crate) account: Option<ObjectId>,
+    pub(crate) grace: GracePolicy,
+    pub(crate) body_limit: usize,
+    pub(crate) intake_deadline: Duration,
+    pub(crate) attempts: u32,
+    pub(crate) lease: TimeDelta,
+    pub(crate) api_version: Option<String>,
+    pub(crate) notices: Option<Topic>,
+}
+
+impl BillingConfig {
+    /// The usual: the platform's own account, two weeks of grace and two of restriction, bodies up to 4 MiB, five seconds
+    /// to store one, eight attempts to apply it.
+    #[must_use]
+    pub const fn new(catalog: PlanCatalog, secrets: SigningSecrets, mode: Mode) -> Self {
+        Self {
+            catalog,
+            secrets,
+            mode,
+            account: None,
+            grace: GracePolicy::DEFAULT,
+            body_limit: 4 * 1024 * 1024,
+            intake_deadline: Duration::from_secs(5),
+            attempts: 8,
+            lease: TimeDelta::seconds(60),
+            api_version: None,
+            notices: None,
+        }
+    }
+
+    /// Serves a connected account instead of the platform's own.
+    #[must_use]
+    pub fn with_account(mut self, account: ObjectId) -> Self {
+        self.account = Some(account);
+        self
+    }
+
+    /// How long access lasts after a payment failed.
+    #[must_use]
+    pub const fn with_grace(mut self, grace: GracePolicy) -> Self {
+        self.grace = grace;
+        self
+    }
+
+    /// The largest body in bytes. Stripe's invoices can pass one mebibyte.
+    #[must_use]
+    pub const fn with_body_limit(mut self, bytes: usize) -> Self {
+        self.body_limit = bytes;
+        self
+    }
+
+    /// How long storing a receipt may take before Stripe is asked to come again.
+    #[must_use]
+    pub const fn with_intake_deadline(mut self, deadline: Duration) -> Self {
+        self.intake_deadline = deadline;
+        self
+    }
+
+    /// How often an event is tried, at least once, before it becomes a dead letter.
+    #[must_use]
+    pub fn with_attempts(mut self, attempts: u32) -> Self {
+        self.attempts = attempts.max(1);
+        self
+    }
+
+    /// How long a worker may hold an event, at least one second, before another may take it over.
+    #[must_use]
+    pub fn with_lease(mut self, lease: TimeDelta) -> Self {
+        self.lease = lease.max(TimeDelta::seconds(1));
+        self
+    }
+
+    /// The API version that the endpoint is pinned to: events of another are applied, and reported.
+    #[must_use]
+    pub fn with_api_version(mut self, version: impl Into<String>) -> Self {
+        self.api_version = Some(version.into());
+        self
+    }
+
+    /// Puts a job on this topic of the outbox for every fact (a payment failed, a subscription started, …), once, in the
+    /// transaction that learns of it. Needs a handler there.
+    #[must_use]
+    pub fn with_notices(mut self, topic: Topic) -> Self {
+        self.notices = Some(topic);
+        self
+    }
+}

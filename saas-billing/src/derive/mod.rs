@@ -1,0 +1,200 @@
+//! What a tenant has, as a pure function of its Stripe objects: plan, seats, period, who is owed money since when.
+//!
+//! Promises: total over every status Stripe has or may invent; independent of the order in which objects arrived; no clock
+//! inside, since time enters only when the answer is read ([`GracePolicy::standing`]). An unknown price keeps the last
+//! known plan and raises an alert. Leaves storing and telling to the service.
+
+mod dunning;
+mod objects;
+mod plan;
+mod revenue;
+
+pub use dunning::GracePolicy;
+pub use objects::{AnyMerged, TenantObjects};
+pub use revenue::Revenue;
+
+use std::collections::BTreeSet;
+
+use chrono::{DateTime, Utc};
+use saas_core::{PlanCatalog, PlanKey, PlanVersionRef, subscription::PlanAssignment};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    merge::{Fact, Merged},
+    object::{ObjectId, ObjectKind, Period, Subscription, SubscriptionStatus},
+};
+
+/// What a tenant has.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Derived {
+    /// The plan that was bought; `None` when nothing live was, and the adopter's default plan holds.
+    pub plan: Option<PlanVersionRef>,
+    /// The subscription that decides.
+    pub subscription: Option<ObjectId>,
+    /// Its status.
+    pub status: Option<SubscriptionStatus>,
+    /// Units of the plan's item.
+    pub seats: Option<u64>,
+    /// The present period of the plan's item.
+    pub period: Option<Period>,
+    /// When the trial ends or ended.
+    pub trial_end: Option<DateTime<Utc>>,
+    /// When the plan ends by itself.
+    pub ends_at: Option<DateTime<Utc>>,
+    /// When the first failure of the oldest unpaid invoice was.
+    pub unpaid_since: Option<DateTime<Utc>>,
+    /// Since when there is no access whatever is paid: the trial ended without a payment method.
+    pub suspended_since: Option<DateTime<Utc>>,
+    /// Monthly recurring revenue.
+    pub revenue: Option<Revenue>,
+    /// What a person should look at.
+    pub alerts: BTreeSet<Alert>,
+    /// What must be fetched before the answer is certain. Work to do, not part of what is stored.
+    #[serde(skip)]
+    pub fetches: BTreeSet<FetchRequest>,
+}
+
+impl Derived {
+    /// What the tenant is on at `now`; `default_plan` when nothing live was bought.
+    #[must_use]
+    pub fn assignment(&self, policy: &GracePolicy, default_plan: &PlanKey, now: DateTime<Utc>) -> PlanAssignment {
+        let Some(bought) = &self.plan else { return PlanAssignment::active(default_plan.clone()) };
+        PlanAssignment {
+            plan: bought.plan.clone(),
+            version: Some(bought.version),
+            standing: policy.standing(self.unpaid_since, self.suspended_since, now),
+            period_start: self.period.map(|period| period.start),
+            ends_at: self.ends_at,
+        }
+    }
+
+    /// Whether the answer to "which plan, and is it paid" is the same.
+    #[must_use]
+    pub fn answers_like(&self, other: &Self) -> bool {
+        (&self.plan, self.period, self.ends_at, self.unpaid_since, self.suspended_since)
+            == (&other.plan, other.period, other.ends_at, other.unpaid_since, other.suspended_since)
+    }
+}
+
+/// Something that is not an error and should not stay unseen.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(tag = "alert", rename_all = "snake_case")]
+pub enum Alert {
+    /// No plan of the catalogue has this price; the last known plan is kept.
+    UnknownPrice {
+        /// The subscription.
+        subscription: ObjectId,
+        /// Its price.
+        price: ObjectId,
+    },
+    /// The items belong to different plans; the first by item id counts.
+    SeveralPlans {
+        /// The subscription.
+        subscription: ObjectId,
+    },
+    /// More than one subscription is live; the best counts, the customer pays for all.
+    SeveralSubscriptions {
+        /// All that are live.
+        subscriptions: BTreeSet<ObjectId>,
+    },
+    /// A status that this version does not know; access is kept if there was any.
+    UnknownStatus {
+        /// The subscription.
+        subscription: ObjectId,
+        /// Stripe's word.
+        status: String,
+    },
+    /// Collection is paused: access stays, no money comes in.
+    CollectionPaused {
+        /// The subscription.
+        subscription: ObjectId,
+    },
+    /// The customer was deleted at Stripe; the tenant keeps its link.
+    CustomerDeleted {
+        /// The customer.
+        customer: ObjectId,
+    },
+}
+
+/// An object to be read from Stripe.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct FetchRequest {
+    /// Its kind.
+    pub kind: ObjectKind,
+    /// Its id.
+    pub id: ObjectId,
+    /// Why.
+    pub reason: String,
+}
+
+/// Derives what a tenant has from its objects.
+#[must_use]
+pub fn derive(objects: &TenantObjects, catalog: &PlanCatalog) -> Derived {
+    let mut derived = Derived { alerts: alerts(objects), fetches: objects.fetches(), ..Derived::default() };
+    let live: Vec<(u8, &Merged<Subscription>)> =
+        objects.subscriptions.values().filter_map(|merged| Some((preference(merged)?, merged))).collect();
+    if live.len() > 1 {
+        let subscriptions = live.iter().map(|(_, merged)| merged.value().id.clone()).collect();
+        derived.alerts.insert(Alert::SeveralSubscriptions { subscriptions });
+    }
+    let choices = live.iter().map(|(preference, merged)| {
+        let choice = plan::choose(merged, catalog, &mut derived.alerts);
+        ((*preference, choice.rank, merged.value().created, &merged.value().id), merged, choice)
+    });
+    let Some((_, best, choice)) = choices.max_by(|a, b| a.0.cmp(&b.0)) else { return derived };
+    let subscription = best.value();
+    derived.plan = choice.plan;
+    derived.seats = choice.item.and_then(|item| item.quantity);
+    derived.period = choice.item.and_then(|item| item.period);
+    derived.revenue = revenue::monthly(subscription);
+    derived.trial_end = subscription.trial_end;
+    derived.ends_at = subscription
+        .cancel_at
+        .or_else(|| derived.period.filter(|_| subscription.cancel_at_period_end).map(|period| period.end));
+    derived.suspended_since = (subscription.status == SubscriptionStatus::Paused)
+        .then(|| subscription.trial_end.unwrap_or_else(|| best.as_of()));
+    let owed = dunning::owed(objects, live.iter().map(|(_, merged)| *merged));
+    derived.unpaid_since = owed.since;
+    derived.fetches.extend(owed.fetches);
+    derived.subscription = Some(subscription.id.clone());
+    derived.status = Some(subscription.status.clone());
+    derived
+}
+
+/// How good a claim to access a subscription is; `None` for none. Total over Stripe's statuses.
+fn preference(merged: &Merged<Subscription>) -> Option<u8> {
+    let started = merged.history().facts().any(|(fact, _)| *fact == Fact::SubscriptionStarted);
+    match merged.value().status {
+        SubscriptionStatus::Active | SubscriptionStatus::Trialing => Some(4),
+        SubscriptionStatus::PastDue => Some(3),
+        SubscriptionStatus::Unpaid => Some(2),
+        SubscriptionStatus::Paused => Some(1),
+        // Never paid.
+        SubscriptionStatus::Incomplete => None,
+        SubscriptionStatus::IncompleteExpired | SubscriptionStatus::Canceled => None,
+        // A word of tomorrow takes nothing away from whoever had access.
+        SubscriptionStatus::Other(_) => started.then_some(3),
+    }
+}
+
+fn alerts(objects: &TenantObjects) -> BTreeSet<Alert> {
+    let mut alerts = BTreeSet::new();
+    for merged in objects.customers.values() {
+        if merged.value().deleted {
+            alerts.insert(Alert::CustomerDeleted { customer: merged.value().id.clone() });
+        }
+    }
+    for merged in objects.subscriptions.values() {
+        let value = merged.value();
+        if let SubscriptionStatus::Other(status) = &value.status {
+            alerts.insert(Alert::UnknownStatus { subscription: value.id.clone(), status: status.clone() });
+        }
+        if value.pause.is_some() && !value.is_final() {
+            alerts.insert(Alert::CollectionPaused { subscription: value.id.clone() });
+        }
+    }
+    alerts
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,180 @@
+//! All Stripe objects of one tenant, merged.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use chrono::{DateTime, Utc};
+
+use super::FetchRequest;
+use crate::{
+    event::AnySnapshot,
+    merge::{ContentHash, Fact, Merged, Origin, StripeObject},
+    object::{CheckoutSession, Customer, Invoice, ObjectId, ObjectKind, Subscription},
+};
+
+/// All Stripe objects of one tenant, by id.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
+pub struct TenantObjects {
+    pub(super) customers: BTreeMap<ObjectId, Merged<Customer>>,
+    pub(super) sessions: BTreeMap<ObjectId, Merged<CheckoutSession>>,
+    pub(super) subscriptions: BTreeMap<ObjectId, Merged<Subscription>>,
+    pub(super) invoices: BTreeMap<ObjectId, Merged<Invoice>>,
+}
+
+/// What is known about one object of any kind.
+#[derive(Debug, Clone, PartialEq)]
+pub enum AnyMerged {
+    /// A payer.
+    Customer(Merged<Customer>),
+    /// A visit to the payment page.
+    CheckoutSession(Merged<CheckoutSession>),
+    /// A recurring purchase.
+    Subscription(Merged<Subscription>),
+    /// A bill.
+    Invoice(Merged<Invoice>),
+}
+
+impl TenantObjects {
+    /// Adds what a snapshot says.
+    pub fn merge(&mut self, snapshot: AnySnapshot) {
+        match snapshot {
+            AnySnapshot::Customer(snapshot) => join(&mut self.customers, Merged::of(snapshot)),
+            AnySnapshot::CheckoutSession(snapshot) => join(&mut self.sessions, Merged::of(snapshot)),
+            AnySnapshot::Subscription(snapshot) => join(&mut self.subscriptions, Merged::of(snapshot)),
+            AnySnapshot::Invoice(snapshot) => join(&mut self.invoices, Merged::of(snapshot)),
+        }
+    }
+
+    /// Adds what was stored about an object.
+    pub fn insert(&mut self, merged: AnyMerged) {
+        match merged {
+            AnyMerged::Customer(merged) => join(&mut self.customers, merged),
+            AnyMerged::CheckoutSession(merged) => join(&mut self.sessions, merged),
+            AnyMerged::Subscription(merged) => join(&mut self.subscriptions, merged),
+            AnyMerged::Invoice(merged) => join(&mut self.invoices, merged),
+        }
+    }
+
+    /// What is known about one object.
+    #[must_use]
+    pub fn find(&self, kind: ObjectKind, id: &ObjectId) -> Option<AnyMerged> {
+        match kind {
+            ObjectKind::Customer => self.customers.get(id).cloned().map(AnyMerged::Customer),
+            ObjectKind::CheckoutSession => self.sessions.get(id).cloned().map(AnyMerged::CheckoutSession),
+            ObjectKind::Subscription => self.subscriptions.get(id).cloned().map(AnyMerged::Subscription),
+            ObjectKind::Invoice => self.invoices.get(id).cloned().map(AnyMerged::Invoice),
+        }
+    }
+
+    /// The latest invoices of live subscriptions that are not among the objects.
+    #[must_use]
+    pub fn unseen_invoices(&self) -> Vec<ObjectId> {
+        let live = self.subscriptions.values().map(Merged::value).filter(|subscription| !subscription.is_final());
+        let latest = live.filter_map(|subscription| subscription.latest_invoice.as_ref());
+        latest.filter(|id| !self.invoices.contains_key(*id)).cloned().collect()
+    }
+
+    /// One hash over everything that is known.
+    #[must_use]
+    pub fn digest(&self) -> ContentHash {
+        ContentHash::of(self)
+    }
+
+    /// The objects that must be fetched before their value is certain.
+    pub(super) fn fetches(&self) -> BTreeSet<FetchRequest> {
+        let mut fetches = BTreeSet::new();
+        collect(&self.customers, &mut fetches);
+        collect(&self.sessions, &mut fetches);
+        collect(&self.subscriptions, &mut fetches);
+        collect(&self.invoices, &mut fetches);
+        fetches
+    }
+}
+
+fn join<T: StripeObject>(known: &mut BTreeMap<ObjectId, Merged<T>>, merged: Merged<T>) {
+    let id = merged.value().id().clone();
+    let joined = match known.remove(&id) {
+        Some(before) => before.join(merged),
+        None => merged,
+    };
+    known.insert(id, joined);
+}
+
+fn collect<T: StripeObject>(known: &BTreeMap<ObjectId, Merged<T>>, fetches: &mut BTreeSet<FetchRequest>) {
+    for (id, merged) in known {
+        let resolution = merged.resolve();
+        let reason =
+            if resolution.ambiguous { Some("several snapshots of one second") } else { resolution.value.gap() };
+        fetches.extend(reason.map(|reason| FetchRequest { kind: T::KIND, id: id.clone(), reason: reason.to_owned() }));
+    }
+}
+
+macro_rules! for_any {
+    ($self:expr, $merged:ident => $result:expr) => {
+        match $self {
+            AnyMerged::Customer($merged) => $result,
+            AnyMerged::CheckoutSession($merged) => $result,
+            AnyMerged::Subscription($merged) => $result,
+            AnyMerged::Invoice($merged) => $result,
+        }
+    };
+}
+
+impl AnyMerged {
+    /// Reads the stored form; `None` when it is not one.
+    #[must_use]
+    pub fn from_stored(kind: ObjectKind, stored: serde_json::Value) -> Option<Self> {
+        fn read<T: StripeObject>(stored: serde_json::Value) -> Option<Merged<T>> {
+            serde_json::from_value(stored).ok().filter(Merged::is_sound)
+        }
+        match kind {
+            ObjectKind::Customer => read(stored).map(Self::Customer),
+            ObjectKind::CheckoutSession => read(stored).map(Self::CheckoutSession),
+            ObjectKind::Subscription => read(stored).map(Self::Subscription),
+            ObjectKind::Invoice => read(stored).map(Self::Invoice),
+        }
+    }
+
+    /// The form to store.
+    ///
+    /// # Errors
+    /// Never in practice: every value of ours has a JSON form.
+    pub fn to_stored(&self) -> Result<serde_json::Value, serde_json::Error> {
+        for_any!(self, merged => serde_json::to_value(merged))
+    }
+
+    /// The origin and the instant of a snapshot about to be fetched, as [`Merged::fetch_origin`].
+    #[must_use]
+    pub fn fetch_origin(&self, sequence: u64, as_of: Option<DateTime<Utc>>) -> (Origin, DateTime<Utc>) {
+        for_any!(self, merged => merged.fetch_origin(sequence, as_of))
+    }
+
+    /// What ever happened to the object.
+    #[must_use]
+    pub fn facts(&self) -> Vec<Fact> {
+        for_any!(self, merged => merged.history().facts().map(|(fact, _)| fact.clone()).collect())
+    }
+
+    /// Stripe's word for the state it is in.
+    #[must_use]
+    pub fn status(&self) -> &str {
+        match self {
+            Self::Customer(merged) if merged.value().deleted => "deleted",
+            Self::Customer(_) => "active",
+            Self::CheckoutSession(merged) => merged.value().status.as_str(),
+            Self::Subscription(merged) => merged.value().status.as_str(),
+            Self::Invoice(merged) if merged.value().deleted => "deleted",
+            Self::Invoice(merged) => merged.value().status.as_str(),
+        }
+    }
+
+    /// Whether what the tenant has can depend on the object. The rest is history.
+    #[must_use]
+    pub fn is_current(&self) -> bool {
+        match self {
+            Self::Customer(_) => true,
+            Self::CheckoutSession(merged) => merged.resolve().ambiguous,
+            Self::Subscription(merged) => !merged.value().is_final() || merged.resolve().ambiguous,
+            Self::Invoice(merged) => !merged.value().is_settled() || merged.resolve().ambiguous,
+        }
+    }
+}

@@ -1,0 +1,48 @@
+//! From prices to a plan of the catalogue.
+
+use std::collections::BTreeSet;
+
+use saas_core::{PlanCatalog, PlanVersionRef};
+
+use super::Alert;
+use crate::{
+    merge::Merged,
+    object::{Subscription, SubscriptionItem},
+};
+
+/// What a subscription buys.
+pub(super) struct Choice<'a> {
+    pub(super) plan: Option<PlanVersionRef>,
+    /// Its place in the upgrade order; 0 without a plan.
+    pub(super) rank: u32,
+    pub(super) item: Option<&'a SubscriptionItem>,
+}
+
+/// The plan of the first item, by id, that is sold at a plan's price; other items are add-ons. When none is, the last
+/// price that was a plan's keeps the plan: money is being paid, so it must not turn into the free plan silently.
+pub(super) fn choose<'a>(
+    merged: &'a Merged<Subscription>,
+    catalog: &PlanCatalog,
+    alerts: &mut BTreeSet<Alert>,
+) -> Choice<'a> {
+    let subscription = merged.value();
+    let mut found =
+        subscription.items.iter().filter_map(|item| Some((catalog.plan_for_price(item.price.id.as_str())?, item)));
+    if let Some((plan, item)) = found.next() {
+        if found.any(|(other, _)| other.plan != plan.plan) {
+            alerts.insert(Alert::SeveralPlans { subscription: subscription.id.clone() });
+        }
+        return Choice { rank: rank(catalog, &plan), plan: Some(plan), item: Some(item) };
+    }
+    let unknown = subscription
+        .items
+        .iter()
+        .map(|item| Alert::UnknownPrice { subscription: subscription.id.clone(), price: item.price.id.clone() });
+    alerts.extend(unknown);
+    let plan = merged.history().prices().into_iter().find_map(|price| catalog.plan_for_price(price.as_str()));
+    Choice { rank: plan.as_ref().map_or(0, |plan| rank(catalog, plan)), plan, item: subscription.items.first() }
+}
+
+fn rank(catalog: &PlanCatalog, plan: &PlanVersionRef) -> u32 {
+    catalog.plan(&plan.plan).map_or(0, |plan| plan.rank())
+}

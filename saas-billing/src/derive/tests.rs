@@ -1,0 +1,344 @@
+use chrono::{DateTime, TimeDelta, Utc};
+use saas_core::{
+    PlanCatalog,
+    subscription::{AccessLevel, Standing},
+};
+use serde_json::{Value, json};
+
+use super::*;
+use crate::event::{Envelope, read_snapshot};
+
+const CATALOG: &str = r#"
+default_plan = "free"
+[features.export]
+kind = "boolean"
+fail = "closed"
+[plans.free]
+rank = 0
+[[plans.free.versions]]
+version = 1
+[plans.starter]
+rank = 5
+[[plans.starter.versions]]
+version = 1
+prices = ["price_starter"]
+[plans.pro]
+rank = 10
+[[plans.pro.versions]]
+version = 1
+prices = ["price_pro_old"]
+grants = { export = true }
+[[plans.pro.versions]]
+version = 2
+prices = ["price_pro", "price_pro_yearly"]
+grants = { export = true }
+"#;
+
+const DAY: i64 = 86_400;
+
+fn catalog() -> PlanCatalog {
+    PlanCatalog::from_toml(CATALOG).unwrap()
+}
+
+fn at(seconds: i64) -> DateTime<Utc> {
+    DateTime::from_timestamp(1_700_000_000 + seconds, 0).unwrap()
+}
+
+fn seconds(at_seconds: i64) -> i64 {
+    at(at_seconds).timestamp()
+}
+
+/// Objects from `(type, second, object)`, in every order that `rotations` makes of them.
+fn objects(events: &[(&str, i64, Value)]) -> TenantObjects {
+    let mut objects = TenantObjects::default();
+    for (n, (event_type, second, object)) in events.iter().enumerate() {
+        let body = json!({"id": format!("evt_{n}"), "object": "event", "type": event_type, "created": seconds(*second),
+                          "livemode": false, "data": {"object": object}});
+        let body = body.to_string();
+        let envelope = Envelope::read(body.as_bytes()).unwrap();
+        objects.merge(read_snapshot(&envelope).unwrap().unwrap());
+    }
+    objects
+}
+
+/// What is derived; the same in every rotation of the events and backwards.
+fn derived(events: &[(&str, i64, Value)]) -> Derived {
+    let straight = derive(&objects(events), &catalog());
+    for turn in 0..events.len() {
+        let mut turned = events.to_vec();
+        turned.rotate_left(turn);
+        assert_eq!(derive(&objects(&turned), &catalog()), straight);
+        turned.reverse();
+        assert_eq!(derive(&objects(&turned), &catalog()), straight);
+    }
+    straight
+}
+
+fn subscription(id: &str, status: &str, price: &str) -> Value {
+    json!({
+        "id": id, "object": "subscription", "customer": "cus_1", "status": status, "created": seconds(0),
+        "items": {"has_more": false, "data": [{
+            "id": format!("si_{id}"), "quantity": 3,
+            "price": {"id": price, "unit_amount": 1000, "currency": "eur", "recurring": {"interval": "month", "interval_count": 1}},
+            "current_period_start": seconds(0), "current_period_end": seconds(30 * DAY)
+        }]}
+    })
+}
+
+fn invoice(id: &str, status: &str, attempts: u32) -> Value {
+    json!({
+        "id": id, "object": "invoice", "customer": "cus_1", "status": status, "attempt_count": attempts,
+        "amount_remaining": if status == "paid" { 0 } else { 3000 }, "currency": "eur",
+        "collection_method": "charge_automatically", "created": seconds(0),
+        "parent": {"subscription_details": {"subscription": "sub_1"}}
+    })
+}
+
+fn plan(derived: &Derived) -> Option<String> {
+    derived.plan.as_ref().map(ToString::to_string)
+}
+
+fn access(derived: &Derived, policy: &GracePolicy, second: i64) -> AccessLevel {
+    policy.standing(derived.unpaid_since, derived.suspended_since, at(second)).access(at(second))
+}
+
+const CREATED: &str = "customer.subscription.created";
+const UPDATED: &str = "customer.subscription.updated";
+const FAILED: &str = "invoice.payment_failed";
+const PAID: &str = "invoice.paid";
+
+// D4, D5
+#[test]
+fn every_status_has_its_meaning() {
+    for (status, has_plan, suspended) in [
+        ("incomplete", false, false),
+        ("incomplete_expired", false, false),
+        ("trialing", true, false),
+        ("active", true, false),
+        ("past_due", true, false),
+        ("unpaid", true, false),
+        ("canceled", false, false),
+        ("paused", true, true),
+    ] {
+        let derived = derived(&[(UPDATED, 1, subscription("sub_1", status, "price_pro"))]);
+        assert_eq!(plan(&derived).is_some(), has_plan, "{status}");
+        assert_eq!(derived.suspended_since.is_some(), suspended, "{status}");
+    }
+    // A word of tomorrow keeps what there was, and says so; without a past there is nothing to keep.
+    let tomorrow = (UPDATED, 2, subscription("sub_1", "quantum", "price_pro"));
+    let kept = derived(&[(UPDATED, 1, subscription("sub_1", "active", "price_pro")), tomorrow.clone()]);
+    assert_eq!(plan(&kept).as_deref(), Some("pro@2"));
+    assert!(matches!(kept.alerts.first(), Some(Alert::UnknownStatus { status, .. }) if status == "quantum"));
+    assert_eq!(plan(&derived(&[tomorrow])), None);
+}
+
+// D4
+#[test]
+fn a_pause_of_collection_is_a_fact_beside_the_status() {
+    let mut paused = subscription("sub_1", "active", "price_pro");
+    paused["pause_collection"] = json!({"behavior": "void", "resumes_at": null});
+    let derived = derived(&[(UPDATED, 1, paused)]);
+    assert_eq!(plan(&derived).as_deref(), Some("pro@2"));
+    assert_eq!(derived.revenue, None);
+    assert!(derived.alerts.contains(&Alert::CollectionPaused { subscription: "sub_1".parse().unwrap() }));
+}
+
+// D1
+#[test]
+fn a_late_failure_does_not_reopen_what_was_paid() {
+    let derived = derived(&[
+        (UPDATED, 10, subscription("sub_1", "active", "price_pro")),
+        (PAID, 10, invoice("in_1", "paid", 2)),
+        (FAILED, 5, invoice("in_1", "open", 1)),
+    ]);
+    assert_eq!(derived.unpaid_since, None);
+}
+
+// D2, D3, D6
+#[test]
+fn grace_runs_from_the_first_failure_and_no_retry_moves_it() {
+    let policy = GracePolicy::new(TimeDelta::days(7), TimeDelta::days(7)).unwrap();
+    let mut behind = subscription("sub_1", "past_due", "price_pro");
+    behind["latest_invoice"] = "in_1".into();
+    let derived = derived(&[
+        (UPDATED, 0, behind),
+        (FAILED, 0, invoice("in_1", "open", 1)),
+        (FAILED, 3 * DAY, invoice("in_1", "open", 2)),
+        (FAILED, 5 * DAY, invoice("in_1", "open", 3)),
+    ]);
+    assert_eq!(derived.unpaid_since, Some(at(0)));
+    assert_eq!(derived.seats, Some(3), "dunning never changes quantities");
+    use AccessLevel::{Full, Restricted, Suspended};
+    for (second, expected) in [
+        (0, Full),
+        (7 * DAY - 1, Full),
+        (7 * DAY, Restricted),
+        (7 * DAY + 1, Restricted),
+        (14 * DAY - 1, Restricted),
+        (14 * DAY, Suspended),
+    ] {
+        assert_eq!(access(&derived, &policy, second), expected, "second {second}");
+    }
+    assert_eq!(policy.standing(Some(at(0)), None, at(14 * DAY)), Standing::Suspended { since: at(14 * DAY) });
+}
+
+// D7
+#[test]
+fn paying_one_of_two_invoices_leaves_the_other_owed() {
+    let both = [
+        (UPDATED, 50, subscription("sub_1", "past_due", "price_pro")),
+        (FAILED, 10, invoice("in_1", "open", 1)),
+        (FAILED, 20, invoice("in_2", "open", 1)),
+    ];
+    assert_eq!(derived(&both).unpaid_since, Some(at(10)));
+    let with = |event| both.iter().cloned().chain([event]).collect::<Vec<_>>();
+    assert_eq!(derived(&with((PAID, 60, invoice("in_1", "paid", 2)))).unpaid_since, Some(at(20)));
+    assert_eq!(derived(&with((PAID, 60, invoice("in_2", "paid", 2)))).unpaid_since, Some(at(10)));
+    for (event, status) in [("invoice.voided", "void"), ("invoice.marked_uncollectible", "uncollectible")] {
+        assert_eq!(derived(&with((event, 60, invoice("in_1", status, 1)))).unpaid_since, Some(at(20)), "{status}");
+    }
+}
+
+#[test]
+fn a_subscription_that_is_behind_for_an_invoice_nobody_told_about_asks_for_it() {
+    let mut behind = subscription("sub_1", "past_due", "price_pro");
+    behind["latest_invoice"] = "in_9".into();
+    let unseen = derived(&[(UPDATED, 40, behind.clone())]);
+    assert_eq!(unseen.unpaid_since, Some(at(40)), "the debt is certain, and this is the latest it can have begun");
+    assert_eq!(unseen.fetches.first().map(|fetch| fetch.id.as_str()), Some("in_9"));
+    // Seen but without a failure event: Stripe charges when it finalises.
+    let mut open = invoice("in_9", "open", 1);
+    open["status_transitions"] = json!({"finalized_at": seconds(30)});
+    let seen = derived(&[(UPDATED, 40, behind), ("invoice.finalized", 30, open)]);
+    assert_eq!((seen.unpaid_since, seen.fetches.len()), (Some(at(30)), 0));
+}
+
+#[test]
+fn an_invoice_that_was_sent_is_late_from_its_due_date() {
+    let mut sent = invoice("in_1", "open", 0);
+    sent["collection_method"] = "send_invoice".into();
+    sent["due_date"] = seconds(10 * DAY).into();
+    let derived =
+        derived(&[(UPDATED, 1, subscription("sub_1", "active", "price_pro")), ("invoice.finalized", 1, sent)]);
+    let policy = GracePolicy::default();
+    assert_eq!(policy.standing(derived.unpaid_since, None, at(10 * DAY - 1)), Standing::Active);
+    assert!(matches!(policy.standing(derived.unpaid_since, None, at(10 * DAY)), Standing::Grace { .. }));
+}
+
+// D8
+#[test]
+fn cancelling_at_the_period_end_can_be_taken_back() {
+    let mut cancelling = subscription("sub_1", "active", "price_pro");
+    cancelling["cancel_at_period_end"] = true.into();
+    let first = (UPDATED, 10, cancelling);
+    assert_eq!(derived(std::slice::from_ref(&first)).ends_at, Some(at(30 * DAY)));
+    assert_eq!(derived(&[first, (UPDATED, 20, subscription("sub_1", "active", "price_pro"))]).ends_at, None);
+}
+
+// W27, W28
+#[test]
+fn the_best_live_subscription_counts() {
+    let two = [
+        (CREATED, 1, subscription("sub_1", "active", "price_starter")),
+        (CREATED, 2, subscription("sub_2", "active", "price_pro")),
+    ];
+    let both = derived(&two);
+    assert_eq!(plan(&both).as_deref(), Some("pro@2"));
+    assert!(
+        both.alerts
+            .iter()
+            .any(|alert| matches!(alert, Alert::SeveralSubscriptions { subscriptions } if subscriptions.len() == 2))
+    );
+    let with = |event| two.iter().cloned().chain([event]).collect::<Vec<_>>();
+    let old_ended =
+        derived(&with(("customer.subscription.deleted", 9, subscription("sub_1", "canceled", "price_starter"))));
+    assert_eq!((plan(&old_ended).as_deref(), old_ended.alerts.len()), (Some("pro@2"), 0));
+    let new_behind = derived(&with((UPDATED, 9, subscription("sub_2", "past_due", "price_pro"))));
+    assert_eq!(plan(&new_behind).as_deref(), Some("starter@1"), "a paid one is better than an unpaid one");
+}
+
+// W29
+#[test]
+fn an_unknown_price_keeps_the_last_plan_and_is_never_silent() {
+    let moved = (UPDATED, 20, subscription("sub_1", "active", "price_by_hand"));
+    let derived_with = |old: &str| derived(&[(CREATED, 10, subscription("sub_1", "active", old)), moved.clone()]);
+    assert_eq!(plan(&derived_with("price_pro")).as_deref(), Some("pro@2"));
+    assert_eq!(plan(&derived_with("price_pro_old")).as_deref(), Some("pro@1"));
+    let alone = derived(std::slice::from_ref(&moved));
+    assert_eq!(plan(&alone), None);
+    for derived in [alone, derived_with("price_pro")] {
+        assert!(
+            matches!(derived.alerts.first(), Some(Alert::UnknownPrice { price, .. }) if price.as_str() == "price_by_hand")
+        );
+    }
+}
+
+// W16
+#[test]
+fn a_period_is_found_in_both_places_and_its_absence_is_never_zero() {
+    let current = subscription("sub_1", "active", "price_pro");
+    let mut legacy = current.clone();
+    let item = &mut legacy["items"]["data"][0];
+    (item["current_period_start"], item["current_period_end"]) = (Value::Null, Value::Null);
+    let mut neither = legacy.clone();
+    (legacy["current_period_start"], legacy["current_period_end"]) = (seconds(0).into(), seconds(30 * DAY).into());
+    for object in [current, legacy] {
+        let derived = derived(&[(UPDATED, 1, object)]);
+        assert_eq!(derived.period, Some(Period { start: at(0), end: at(30 * DAY) }));
+        assert!(derived.fetches.is_empty());
+    }
+    neither["current_period_start"] = 0.into();
+    neither["current_period_end"] = 0.into();
+    let derived = derived(&[(UPDATED, 1, neither)]);
+    assert_eq!(derived.period, None);
+    assert_eq!(derived.fetches.first().map(|fetch| fetch.id.as_str()), Some("sub_1"));
+}
+
+#[test]
+fn truncated_items_are_fetched() {
+    let mut truncated = subscription("sub_1", "active", "price_pro");
+    truncated["items"]["has_more"] = true.into();
+    assert_eq!(derived(&[(UPDATED, 1, truncated)]).fetches.len(), 1);
+}
+
+#[test]
+fn revenue_is_per_month_in_minor_units() {
+    for (interval, count, expected) in [
+        ("month", 1, 3000),
+        ("year", 1, 250),
+        ("month", 3, 1000),
+        ("week", 1, 13_000),
+        ("day", 1, 91_250),
+        ("year", 7, 36),
+    ] {
+        let mut object = subscription("sub_1", "active", "price_pro");
+        object["items"]["data"][0]["price"]["recurring"] = json!({"interval": interval, "interval_count": count});
+        let derived = derived(&[(UPDATED, 1, object)]);
+        assert_eq!(
+            derived.revenue,
+            Some(Revenue { minor: expected, currency: "eur".to_owned() }),
+            "{count} {interval}"
+        );
+    }
+    let trialing = derived(&[(UPDATED, 1, subscription("sub_1", "trialing", "price_pro"))]);
+    assert_eq!(trialing.revenue, None);
+}
+
+#[test]
+fn what_an_unknown_payload_lacks_is_an_error_and_never_a_default() {
+    let read = |object: Value| {
+        let body = json!({"id": "evt_1", "object": "event", "type": UPDATED, "created": seconds(0), "livemode": false, "data": {"object": object}});
+        read_snapshot(&Envelope::read(body.to_string().as_bytes()).unwrap()).map(|read| read.is_some())
+    };
+    let mut without_status = subscription("sub_1", "active", "price_pro");
+    without_status.as_object_mut().unwrap().remove("status");
+    assert!(read(without_status).is_err());
+    let mut expanded = subscription("sub_1", "active", "price_pro");
+    expanded["customer"] = json!({"object": "customer", "email": "a@example.com", "id": "cus_1"});
+    assert_eq!(read(expanded), Ok(true));
+    // The text of the payload stays out of the error. W38
+    let mut odd = subscription("sub_1", "active", "price_pro");
+    odd["created"] = "ada@example.com".into();
+    let error = read(odd).unwrap_err().to_string();
+    assert!(error.starts_with("event.data.object: JSON of an unexpected shape at line"), "{error}");
+}

@@ -1,0 +1,90 @@
+//! Why a billing operation failed, and what the caller can do about it.
+
+use saas_core::{Cause, CoreError, ErrorKind, InvalidInput};
+
+use crate::signature::SignatureError;
+
+/// Why an operation of `saas-billing` failed. Never carries a payload or a secret.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BillingError {
+    /// The delivery is not from Stripe, or too old. Nothing was parsed or stored; answer 400.
+    #[error(transparent)]
+    Signature(#[from] SignatureError),
+    /// The body is larger than the configured limit. Nothing was hashed, parsed or stored; answer 413 or 400.
+    #[error("the body has {bytes} bytes, the limit is {limit}; raise the limit if Stripe really sent it")]
+    TooLarge {
+        /// Bytes received.
+        bytes: usize,
+        /// Bytes accepted.
+        limit: usize,
+    },
+    /// Input breaks a rule.
+    #[error(transparent)]
+    Invalid(#[from] InvalidInput),
+    /// A customer or checkout session already belongs to another tenant.
+    #[error("this Stripe {what} belongs to another tenant")]
+    AlreadyLinked {
+        /// The kind of object.
+        what: &'static str,
+    },
+    /// The set-up is incomplete or contradicts itself.
+    #[error("{what}; {remedy}")]
+    Misconfigured {
+        /// What is wrong.
+        what: String,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// Stripe did not answer, or not in time.
+    #[error("Stripe is unavailable")]
+    Stripe {
+        /// What happened.
+        #[source]
+        cause: Cause,
+    },
+    /// The receipt could not be stored in time; answer 503, Stripe delivers again.
+    #[error("the receipt was not stored within {seconds} s")]
+    TooSlow {
+        /// The configured bound.
+        seconds: u64,
+    },
+    /// The database, or a rule of the kernel.
+    #[error(transparent)]
+    Core(#[from] CoreError),
+}
+
+impl BillingError {
+    /// What a caller can do about it.
+    #[must_use]
+    pub const fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Signature(_) | Self::TooLarge { .. } | Self::Invalid(_) => ErrorKind::Invalid,
+            Self::AlreadyLinked { .. } => ErrorKind::Conflict,
+            Self::Misconfigured { .. } => ErrorKind::Misconfigured,
+            Self::Stripe { .. } | Self::TooSlow { .. } => ErrorKind::Unavailable,
+            Self::Core(core) => core.kind(),
+        }
+    }
+
+    /// A stable name for logs, metrics and clients.
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::Signature(why) => why.code(),
+            Self::TooLarge { .. } => "body_too_large",
+            Self::Invalid(_) => "invalid_input",
+            Self::AlreadyLinked { .. } => "already_linked",
+            Self::Misconfigured { .. } => "misconfigured",
+            Self::Stripe { .. } => "stripe_unavailable",
+            Self::TooSlow { .. } => "too_slow",
+            Self::Core(core) => core.code(),
+        }
+    }
+
+    /// Whether the same call can succeed later.
+    #[must_use]
+    pub const fn is_retryable(&self) -> bool {
+        self.kind().is_retryable()
+    }
+}

@@ -1,0 +1,10 @@
+//! From a rightly signed body to what it says about one object.
+//!
+//! Owns the envelope of an event, snapshot (v1) and thin (v2), and the step from there to a [`Snapshot`](crate::merge::Snapshot).
+//! Promises to read no more than it needs, and never to quote the payload in an error.
+
+mod envelope;
+mod reading;
+
+pub use envelope::{Content, Envelope, RelatedObject};
+pub use reading::{AnySnapshot, read_fetched, read_snapshot};

@@ -1,0 +1,132 @@
+//! What ever happened to an object, kept even when the snapshot that said so is not the newest.
+
+use std::{collections::BTreeMap, fmt};
+
+use chrono::{DateTime, Utc};
+use saas_core::InvalidInput;
+use serde::{Deserialize, Serialize};
+
+use crate::object::ObjectId;
+
+/// Entries of each kind that are kept.
+const MAX_ENTRIES: usize = 64;
+
+/// Something that happened to an object and cannot un-happen. An effect (a mail, a ledger entry) hangs on the fact, not on
+/// an event id: Stripe may report one change with two ids.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Fact {
+    /// The checkout was completed.
+    CheckoutCompleted,
+    /// The customer was deleted at Stripe.
+    CustomerDeleted,
+    /// The invoice was paid.
+    InvoicePaid,
+    /// The nth attempt to charge the invoice failed.
+    PaymentFailed(u32),
+    /// The subscription ended for good.
+    SubscriptionEnded,
+    /// The subscription gave access for the first time.
+    SubscriptionStarted,
+}
+
+impl fmt::Display for Fact {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::CheckoutCompleted => f.write_str("checkout.completed"),
+            Self::CustomerDeleted => f.write_str("customer.deleted"),
+            Self::InvoicePaid => f.write_str("invoice.paid"),
+            Self::PaymentFailed(attempt) => write!(f, "payment.failed.{attempt}"),
+            Self::SubscriptionEnded => f.write_str("subscription.ended"),
+            Self::SubscriptionStarted => f.write_str("subscription.started"),
+        }
+    }
+}
+
+impl From<Fact> for String {
+    fn from(fact: Fact) -> Self {
+        fact.to_string()
+    }
+}
+
+impl TryFrom<String> for Fact {
+    type Error = InvalidInput;
+
+    fn try_from(text: String) -> Result<Self, InvalidInput> {
+        Ok(match text.as_str() {
+            "checkout.completed" => Self::CheckoutCompleted,
+            "customer.deleted" => Self::CustomerDeleted,
+            "invoice.paid" => Self::InvoicePaid,
+            "subscription.ended" => Self::SubscriptionEnded,
+            "subscription.started" => Self::SubscriptionStarted,
+            other => match other.strip_prefix("payment.failed.").and_then(|attempt| attempt.parse().ok()) {
+                Some(attempt) => Self::PaymentFailed(attempt),
+                None => {
+                    return Err(InvalidInput::new(
+                        "the fact",
+                        "is unknown",
+                        "migrate forward: a newer version wrote it",
+                    ));
+                }
+            },
+        })
+    }
+}
+
+/// The facts and the prices ever seen of one object.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct History {
+    /// With the earliest instant at which each was reported.
+    facts: BTreeMap<Fact, DateTime<Utc>>,
+    /// With the latest instant at which each was charged by.
+    prices: BTreeMap<ObjectId, DateTime<Utc>>,
+}
+
+impl History {
+    pub(super) fn new(at: DateTime<Utc>, facts: Vec<Fact>, prices: Vec<ObjectId>) -> Self {
+        let with = |price| (price, at);
+        Self {
+            facts: facts.into_iter().map(|fact| (fact, at)).collect(),
+            prices: prices.into_iter().map(with).collect(),
+        }
+    }
+
+    /// Earliest report of each fact, latest use of each price: commutative, associative, idempotent. So is the bound: it
+    /// keeps the first facts in their order (early payment attempts) and the last prices in time.
+    pub(super) fn join(mut self, other: Self) -> Self {
+        for (fact, at) in other.facts {
+            self.facts.entry(fact).and_modify(|known| *known = at.min(*known)).or_insert(at);
+        }
+        for (price, at) in other.prices {
+            self.prices.entry(price).and_modify(|known| *known = at.max(*known)).or_insert(at);
+        }
+        while self.facts.len() > MAX_ENTRIES {
+            self.facts.pop_last();
+        }
+        while self.prices.len() > MAX_ENTRIES {
+            let oldest =
+                self.prices.iter().min_by_key(|(price, at)| (**at, (*price).clone())).map(|(price, _)| price.clone());
+            oldest.and_then(|price| self.prices.remove(&price));
+        }
+        self
+    }
+
+    /// The facts, each with the earliest instant at which it was reported.
+    pub fn facts(&self) -> impl Iterator<Item = (&Fact, DateTime<Utc>)> {
+        self.facts.iter().map(|(fact, at)| (fact, *at))
+    }
+
+    /// When the first failed attempt to charge was reported.
+    #[must_use]
+    pub fn first_payment_failure(&self) -> Option<DateTime<Utc>> {
+        self.facts().filter(|(fact, _)| matches!(fact, Fact::PaymentFailed(_))).map(|(_, at)| at).min()
+    }
+
+    /// The prices ever charged by, latest first.
+    #[must_use]
+    pub fn prices(&self) -> Vec<&ObjectId> {
+        let mut prices: Vec<_> = self.prices.iter().collect();
+        prices.sort_by(|a, b| b.1.cmp(a.1).then_with(|| a.0.cmp(b.0)));
+        prices.into_iter().map(|(price, _)| price).collect()
+    }
+}

@@ -1,0 +1,284 @@
+//! A recurring purchase.
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    ObjectId, Unreadable,
+    open_enum::open_enum,
+    wire::{List, Reference, Text, currency, instant, reference},
+};
+
+open_enum! {
+    /// Stripe's eight statuses (<https://docs.stripe.com/api/subscriptions/object#subscription_object-status>).
+    SubscriptionStatus {
+        /// The first payment is outstanding. Never paid yet.
+        Incomplete = "incomplete",
+        /// The first payment did not come within 23 hours. Final.
+        IncompleteExpired = "incomplete_expired",
+        /// In its trial.
+        Trialing = "trialing",
+        /// Paid.
+        Active = "active",
+        /// A payment failed; Stripe still tries.
+        PastDue = "past_due",
+        /// Stripe has given up trying, and keeps drafting invoices.
+        Unpaid = "unpaid",
+        /// Ended. Final.
+        Canceled = "canceled",
+        /// The trial ended without a payment method.
+        Paused = "paused",
+    }
+}
+
+open_enum! {
+    /// What happens to invoices while collection is paused.
+    PauseBehavior {
+        /// They stay drafts.
+        KeepAsDraft = "keep_as_draft",
+        /// They are written off.
+        MarkUncollectible = "mark_uncollectible",
+        /// They are voided.
+        Void = "void",
+    }
+}
+
+open_enum! {
+    /// The unit of a billing interval.
+    Interval {
+        /// Daily.
+        Day = "day",
+        /// Weekly.
+        Week = "week",
+        /// Monthly.
+        Month = "month",
+        /// Yearly.
+        Year = "year",
+    }
+}
+
+/// Collection is paused: a fact beside the status, which stays what it was.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pause {
+    /// What happens to invoices meanwhile.
+    pub behavior: PauseBehavior,
+    /// When it ends by itself.
+    pub resumes_at: Option<DateTime<Utc>>,
+}
+
+/// A billing period, from its first instant to the first instant of the next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Period {
+    /// First instant.
+    pub start: DateTime<Utc>,
+    /// First instant after it.
+    pub end: DateTime<Utc>,
+}
+
+/// What an item is charged by.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Price {
+    /// `price_…` (or a `plan` id of old).
+    pub id: ObjectId,
+    /// Minor units per unit and interval; `None` for tiers and metered decimals.
+    pub unit_amount: Option<i64>,
+    /// Lower-case ISO 4217.
+    pub currency: Option<String>,
+    /// Unit of the interval.
+    pub interval: Option<Interval>,
+    /// Units per interval.
+    pub interval_count: u32,
+}
+
+/// One line of a subscription.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SubscriptionItem {
+    /// `si_…`
+    pub id: ObjectId,
+    /// What it is charged by.
+    pub price: Price,
+    /// How many; `None` for metered prices.
+    pub quantity: Option<u64>,
+    /// Its present period; `None` when the payload says none in either of the places where Stripe puts it. Never zero.
+    pub period: Option<Period>,
+}
+
+/// What we keep of a subscription.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Subscription {
+    /// `sub_…`
+    pub id: ObjectId,
+    /// Who pays.
+    pub customer: ObjectId,
+    /// Stripe's status.
+    pub status: SubscriptionStatus,
+    /// The lines, by id.
+    pub items: Vec<SubscriptionItem>,
+    /// The payload did not hold all lines.
+    pub items_truncated: bool,
+    /// When it is to end.
+    pub cancel_at: Option<DateTime<Utc>>,
+    /// Ends with the present period.
+    pub cancel_at_period_end: bool,
+    /// When it ended.
+    pub ended_at: Option<DateTime<Utc>>,
+    /// When the trial ends or ended.
+    pub trial_end: Option<DateTime<Utc>>,
+    /// Collection is paused.
+    pub pause: Option<Pause>,
+    /// `in_…`
+    pub latest_invoice: Option<ObjectId>,
+    /// When it was made at Stripe.
+    pub created: Option<DateTime<Utc>>,
+}
+
+#[derive(Deserialize)]
+struct Wire<'a> {
+    #[serde(borrow)]
+    id: Text<'a>,
+    #[serde(borrow)]
+    customer: Reference<'a>,
+    #[serde(borrow)]
+    status: Option<Text<'a>>,
+    #[serde(borrow)]
+    items: Option<List<WireItem<'a>>>,
+    current_period_start: Option<i64>,
+    current_period_end: Option<i64>,
+    cancel_at: Option<i64>,
+    cancel_at_period_end: Option<bool>,
+    ended_at: Option<i64>,
+    trial_end: Option<i64>,
+    #[serde(borrow)]
+    pause_collection: Option<WirePause<'a>>,
+    #[serde(borrow)]
+    latest_invoice: Option<Reference<'a>>,
+    created: Option<i64>,
+}
+
+#[derive(Deserialize)]
+struct WireItem<'a> {
+    #[serde(borrow)]
+    id: Text<'a>,
+    #[serde(borrow)]
+    price: Option<WirePrice<'a>>,
+    /// What a price was called before 2020.
+    #[serde(borrow)]
+    plan: Option<WirePrice<'a>>,
+    quantity: Option<u64>,
+    current_period_start: Option<i64>,
+    current_period_end: Option<i64>,
+}
+
+#[derive(Deserialize)]
+struct WirePrice<'a> {
+    #[serde(borrow)]
+    id: Text<'a>,
+    unit_amount: Option<i64>,
+    amount: Option<i64>,
+    #[serde(borrow)]
+    currency: Option<Text<'a>>,
+    #[serde(borrow)]
+    recurring: Option<WireRecurring<'a>>,
+    #[serde(borrow)]
+    interval: Option<Text<'a>>,
+    interval_count: Option<u32>,
+}
+
+#[derive(Deserialize)]
+struct WireRecurring<'a> {
+    #[serde(borrow)]
+    interval: Option<Text<'a>>,
+    interval_count: Option<u32>,
+}
+
+#[derive(Deserialize)]
+struct WirePause<'a> {
+    #[serde(borrow)]
+    behavior: Option<Text<'a>>,
+    resumes_at: Option<i64>,
+}
+
+impl Subscription {
+    /// Whether it has ended for good.
+    #[must_use]
+    pub fn is_final(&self) -> bool {
+        matches!(self.status, SubscriptionStatus::Canceled | SubscriptionStatus::IncompleteExpired)
+    }
+
+    /// What is missing to trust this value alone, if anything: then the object must be fetched.
+    #[must_use]
+    pub fn gap(&self) -> Option<&'static str> {
+        if self.is_final() {
+            return None;
+        }
+        if self.items_truncated || self.items.is_empty() {
+            return Some("not all items in the payload");
+        }
+        self.items.iter().any(|item| item.period.is_none()).then_some("no billing period in the payload")
+    }
+
+    pub(crate) fn read<'de, D: serde::Deserializer<'de>>(
+        json: D,
+        deleted: bool,
+    ) -> Result<Result<Self, Unreadable>, D::Error> {
+        Ok(Self::from_wire(Wire::deserialize(json)?, deleted))
+    }
+
+    fn from_wire(wire: Wire<'_>, deleted: bool) -> Result<Self, Unreadable> {
+        let status = wire.status.ok_or_else(|| Unreadable::new("subscription without status"))?;
+        let status = if deleted { SubscriptionStatus::Canceled } else { status.word("subscription.status")?.into() };
+        let (wire_items, items_truncated) =
+            wire.items.map_or_else(Default::default, |list| (list.data, list.has_more == Some(true)));
+        // Before API version 2025-03-31 (basil) the period stood here; since then each item has its own.
+        let common = period(wire.current_period_start, wire.current_period_end);
+        let mut items = wire_items.into_iter().map(|item| item.read(common)).collect::<Result<Vec<_>, _>>()?;
+        items.sort_by(|a, b| a.id.cmp(&b.id));
+        Ok(Self {
+            id: wire.id.id("subscription.id")?,
+            customer: wire.customer.0.id("subscription.customer")?,
+            status,
+            items,
+            items_truncated,
+            cancel_at: instant(wire.cancel_at),
+            cancel_at_period_end: wire.cancel_at_period_end.unwrap_or(false),
+            ended_at: instant(wire.ended_at),
+            trial_end: instant(wire.trial_end),
+            pause: wire.pause_collection.map(WirePause::read).transpose()?,
+            latest_invoice: reference("subscription.latest_invoice", wire.latest_invoice)?,
+            created: instant(wire.created),
+        })
+    }
+}
+
+fn period(start: Option<i64>, end: Option<i64>) -> Option<Period> {
+    Some(Period { start: instant(start)?, end: instant(end)? }).filter(|period| period.start <= period.end)
+}
+
+impl WireItem<'_> {
+    fn read(self, common: Option<Period>) -> Result<SubscriptionItem, Unreadable> {
+        let price = self.price.or(self.plan).ok_or_else(|| Unreadable::new("subscription item without price"))?;
+        let (interval, interval_count) = match price.recurring {
+            Some(recurring) => (recurring.interval, recurring.interval_count),
+            None => (price.interval, price.interval_count),
+        };
+        Ok(SubscriptionItem {
+            id: self.id.id("subscription_item.id")?,
+            price: Price {
+                id: price.id.id("price.id")?,
+                unit_amount: price.unit_amount.or(price.amount),
+                currency: currency(price.currency),
+                interval: interval.map(|word| word.word("price.interval")).transpose()?.map(Interval::from),
+                interval_count: interval_count.unwrap_or(1).max(1),
+            },
+            quantity: self.quantity,
+            period: period(self.current_period_start, self.current_period_end).or(common),
+        })
+    }
+}
+
+impl WirePause<'_> {
+    fn read(self) -> Result<Pause, Unreadable> {
+        let behavior = self.behavior.ok_or_else(|| Unreadable::new("pause_collection without behavior"))?;
+        Ok(Pause { behavior: behavior.word("pause_collection.behavior")?.into(), resumes_at: instant(self.resumes_at) })
+    }
+}

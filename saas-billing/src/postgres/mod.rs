@@ -1,0 +1,34 @@
+//! The statements behind the service, one file per table.
+//!
+//! Tables of tenants are always addressed by `tenant_id`; the four tables of the system (receipts, conflicts, directory,
+//! fetches) by Stripe's account, mode and id. Everything here joins the caller's transaction, except storing a receipt.
+
+pub(crate) mod conflict;
+pub(crate) mod directory;
+pub(crate) mod fetch;
+pub(crate) mod object;
+pub(crate) mod receipt;
+pub(crate) mod state;
+
+use crate::{config::BillingConfig, config::Mode};
+
+/// The account and the mode that an endpoint serves: the first half of every Stripe key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Scope {
+    /// `''` for the platform's own account.
+    pub(crate) account: String,
+    pub(crate) livemode: bool,
+}
+
+impl Scope {
+    pub(crate) fn of(config: &BillingConfig) -> Self {
+        let account = config.account.as_ref().map(ToString::to_string).unwrap_or_default();
+        Self { account, livemode: config.mode == Mode::Live }
+    }
+}
+
+/// Text that fits a column: no NUL, and not without end.
+pub(crate) fn storable(text: &str) -> String {
+    const LIMIT: usize = 500;
+    text.chars().filter(|c| *c != '\0').take(LIMIT).collect()
+}

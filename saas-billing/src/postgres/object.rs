@@ -1,0 +1,148 @@
+//! `saas.billing_object`: a tenant's Stripe objects, merged.
+
+use chrono::{DateTime, Utc};
+use saas_core::{CoreError, TenantId};
+use serde_json::Value;
+use sqlx::PgConnection;
+
+use crate::{
+    derive::{AnyMerged, TenantObjects},
+    merge::Fact,
+    object::{ObjectId, ObjectKind},
+};
+
+const CORRUPT: CoreError = CoreError::Corrupt { table: "saas.billing_object", column: "merged" };
+
+/// The objects that what the tenant has can depend on, and those named besides.
+pub(crate) async fn load(
+    connection: &mut PgConnection,
+    tenant: TenantId,
+    livemode: bool,
+    besides: &[&str],
+) -> Result<TenantObjects, CoreError> {
+    let rows: Vec<(String, Value)> = sqlx::query_as(
+        "select kind, merged
+         from saas.billing_object
+         where tenant_id = $1 and livemode = $2 and (is_current or object_id = any($3))",
+    )
+    .bind(tenant.as_uuid())
+    .bind(livemode)
+    .bind(besides)
+    .fetch_all(connection)
+    .await
+    .map_err(CoreError::from_database)?;
+    into_objects(rows)
+}
+
+/// The objects named, and no others.
+pub(crate) async fn load_only(
+    connection: &mut PgConnection,
+    tenant: TenantId,
+    livemode: bool,
+    ids: &[&str],
+) -> Result<Vec<AnyMerged>, CoreError> {
+    let rows: Vec<(String, Value)> = sqlx::query_as(
+        "select kind, merged
+         from saas.billing_object
+         where tenant_id = $1 and livemode = $2 and object_id = any($3)",
+    )
+    .bind(tenant.as_uuid())
+    .bind(livemode)
+    .bind(ids)
+    .fetch_all(connection)
+    .await
+    .map_err(CoreError::from_database)?;
+    rows.into_iter().map(read).collect()
+}
+
+/// What is known about one object, whichever tenant it belongs to: a fetch does not know yet. Stripe's ids are unique, and
+/// the index that serves this leads with the id.
+pub(crate) async fn find_anywhere(
+    connection: &mut PgConnection,
+    livemode: bool,
+    id: &ObjectId,
+) -> Result<Option<AnyMerged>, CoreError> {
+    let row: Option<(String, Value)> =
+        sqlx::query_as("select kind, merged from saas.billing_object where object_id = $1 and livemode = $2")
+            .bind(id.as_str())
+            .bind(livemode)
+            .fetch_optional(connection)
+            .await
+            .map_err(CoreError::from_database)?;
+    row.map(read).transpose()
+}
+
+fn into_objects(rows: Vec<(String, Value)>) -> Result<TenantObjects, CoreError> {
+    let mut objects = TenantObjects::default();
+    for row in rows {
+        objects.insert(read(row)?);
+    }
+    Ok(objects)
+}
+
+fn read((kind, merged): (String, Value)) -> Result<AnyMerged, CoreError> {
+    let kind = ObjectKind::from_stored(&kind).ok_or(CORRUPT)?;
+    AnyMerged::from_stored(kind, merged).ok_or(CORRUPT)
+}
+
+/// Stores what is known about an object.
+pub(crate) async fn store(
+    connection: &mut PgConnection,
+    tenant: TenantId,
+    livemode: bool,
+    (kind, id): (ObjectKind, &ObjectId),
+    merged: &AnyMerged,
+    now: DateTime<Utc>,
+) -> Result<(), CoreError> {
+    sqlx::query(
+        "insert into saas.billing_object
+            (tenant_id, livemode, object_id, kind, status, is_current, merged, updated_at)
+         values ($1, $2, $3, $4, $5, $6, $7, $8)
+         on conflict (tenant_id, livemode, object_id) do update
+         set status = excluded.status, is_current = excluded.is_current, merged = excluded.merged,
+             updated_at = excluded.updated_at",
+    )
+    .bind(tenant.as_uuid())
+    .bind(livemode)
+    .bind(id.as_str())
+    .bind(kind.as_str())
+    .bind(merged.status())
+    .bind(merged.is_current())
+    .bind(merged.to_stored().map_err(|_| CORRUPT)?)
+    .bind(now)
+    .execute(connection)
+    .await
+    .map(drop)
+    .map_err(CoreError::from_database)
+}
+
+/// Records facts of an object, and returns those that were not recorded before.
+pub(crate) async fn record_facts(
+    connection: &mut PgConnection,
+    tenant: TenantId,
+    livemode: bool,
+    id: &ObjectId,
+    facts: &[Fact],
+    now: DateTime<Utc>,
+) -> Result<Vec<Fact>, CoreError> {
+    if facts.is_empty() {
+        return Ok(Vec::new());
+    }
+    let names: Vec<String> = facts.iter().map(ToString::to_string).collect();
+    let new: Vec<String> = sqlx::query_scalar(
+        "insert into saas.billing_effect (tenant_id, livemode, object_id, fact, at)
+         select $1, $2, $3, fact, $5
+         from unnest($4::text[]) as fact
+         on conflict do nothing
+         returning fact",
+    )
+    .bind(tenant.as_uuid())
+    .bind(livemode)
+    .bind(id.as_str())
+    .bind(&names)
+    .bind(now)
+    .fetch_all(connection)
+    .await
+    .map_err(CoreError::from_database)?;
+    Ok(facts.iter().filter(|fact| new.contains(&fact.to_string())).cloned().collect())
+}

@@ -1,0 +1,83 @@
+//! `saas.billing_state`: what was derived; and billing's columns of the operators' list.
+
+use chrono::{DateTime, Utc};
+use saas_core::{CoreError, TenantId, subscription::Standing};
+use serde_json::Value;
+use sqlx::PgConnection;
+
+use crate::derive::Derived;
+
+const CORRUPT: CoreError = CoreError::Corrupt { table: "saas.billing_state", column: "derived" };
+
+/// What was derived for a tenant; `None` when Stripe has never told of it.
+pub(crate) async fn find(
+    connection: &mut PgConnection,
+    tenant: TenantId,
+    livemode: bool,
+) -> Result<Option<Derived>, CoreError> {
+    let derived: Option<Value> =
+        sqlx::query_scalar("select derived from saas.billing_state where tenant_id = $1 and livemode = $2")
+            .bind(tenant.as_uuid())
+            .bind(livemode)
+            .fetch_optional(connection)
+            .await
+            .map_err(CoreError::from_database)?;
+    derived.map(|derived| serde_json::from_value(derived).map_err(|_| CORRUPT)).transpose()
+}
+
+/// Stores what was derived.
+pub(crate) async fn store(
+    connection: &mut PgConnection,
+    tenant: TenantId,
+    livemode: bool,
+    derived: &Derived,
+    now: DateTime<Utc>,
+) -> Result<(), CoreError> {
+    sqlx::query(
+        "insert into saas.billing_state
+            (tenant_id, livemode, derived, plan, unpaid_since, has_alerts, updated_at)
+         values ($1, $2, $3, $4, $5, $6, $7)
+         on conflict (tenant_id, livemode) do update
+         set derived = excluded.derived, plan = excluded.plan, unpaid_since = excluded.unpaid_since,
+             has_alerts = excluded.has_alerts, updated_at = excluded.updated_at",
+    )
+    .bind(tenant.as_uuid())
+    .bind(livemode)
+    .bind(serde_json::to_value(derived).map_err(|_| CORRUPT)?)
+    .bind(derived.plan.as_ref().map(|plan| plan.plan.as_str()))
+    .bind(derived.unpaid_since)
+    .bind(!derived.alerts.is_empty())
+    .bind(now)
+    .execute(connection)
+    .await
+    .map(drop)
+    .map_err(CoreError::from_database)
+}
+
+/// Writes billing's columns of the operators' list.
+pub(crate) async fn show(
+    connection: &mut PgConnection,
+    tenant: TenantId,
+    derived: &Derived,
+    standing: &Standing,
+) -> Result<(), CoreError> {
+    let standing = match standing {
+        Standing::Active => "active",
+        Standing::Grace { .. } => "grace",
+        Standing::Suspended { .. } => "suspended",
+    };
+    sqlx::query(
+        "update saas.tenant_overview
+         set plan = $2, standing = $3, mrr_minor = $4, currency = $5
+         where tenant_id = $1",
+    )
+    .bind(tenant.as_uuid())
+    .bind(derived.plan.as_ref().map(|plan| plan.plan.as_str()))
+    .bind(standing)
+    .bind(derived.revenue.as_ref().map_or(0, |revenue| revenue.minor))
+    .bind(derived.revenue.as_ref().map(|revenue| revenue.currency.as_str()))
+    .execute(connection)
+    .await
+    .map(drop)
+    .map_err(CoreError::from_database)
+}

@@ -1,0 +1,158 @@
+//! What an operator sees and does: lists of what is stuck, replay, and the health of the inbox.
+
+use chrono::{DateTime, Utc};
+use saas_core::{Actor, CoreError, Page, PageSize, SystemTx};
+use serde::Serialize;
+
+use crate::{
+    billing::Billing,
+    error::BillingError,
+    object::ObjectId,
+    postgres::{
+        conflict,
+        receipt::{self, Listed, State},
+    },
+};
+
+/// Why a receipt needs a person.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stuck {
+    /// Waits for its customer to be linked to a tenant.
+    Parked,
+    /// Kept without effect: another mode, another account, a checkout that was not made here.
+    Quarantined,
+    /// Cannot be read, or failed too often.
+    Dead,
+}
+
+/// A receipt in a list. The body stays in the database.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Receipt {
+    /// Stripe's id, or `sha256:…` of a body without a readable one.
+    pub event_id: String,
+    /// Such as `invoice.paid`; empty when it cannot be read.
+    pub event_type: String,
+    /// Why it is where it is.
+    pub reason: String,
+    /// The object whose link would set it free.
+    pub waits_for: Option<String>,
+    /// How often it was tried.
+    pub attempts: u32,
+    /// When it came in.
+    pub received_at: DateTime<Utc>,
+}
+
+/// A place in the list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReceiptCursor {
+    received_at: DateTime<Utc>,
+    event_id: String,
+}
+
+/// How the inbox is doing.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct InboxHealth {
+    /// Waiting for a worker.
+    pub pending: u64,
+    /// When the oldest of them came in: the lag.
+    pub oldest_pending: Option<DateTime<Utc>>,
+    /// Applied.
+    pub applied: u64,
+    /// Nothing to do about them.
+    pub ignored: u64,
+    /// Waiting for their customer's link.
+    pub parked: u64,
+    /// Kept without effect.
+    pub quarantined: u64,
+    /// Dead letters.
+    pub dead: u64,
+    /// Bodies that contradict a receipt: forged, or a fixture. Should be 0.
+    pub conflicts: u64,
+}
+
+impl Billing {
+    /// Lists receipts that need a person, newest first.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn list_stuck(
+        &self,
+        actor: &Actor,
+        stuck: Stuck,
+        after: Option<&ReceiptCursor>,
+        size: PageSize,
+    ) -> Result<Page<Receipt, ReceiptCursor>, BillingError> {
+        let state = match stuck {
+            Stuck::Parked => State::Parked,
+            Stuck::Quarantined => State::Quarantined,
+            Stuck::Dead => State::Dead,
+        };
+        let after = after.map(|cursor| (cursor.received_at, cursor.event_id.as_str()));
+        let mut tx = SystemTx::begin(&self.system, actor.clone(), "list webhook receipts").await?;
+        let rows = receipt::list(&mut tx, &self.scope, state, after, i64::from(size.get()) + 1).await?;
+        tx.commit().await?;
+        let receipts = rows.into_iter().map(Receipt::from).collect();
+        let cursor = |last: &Receipt| ReceiptCursor { received_at: last.received_at, event_id: last.event_id.clone() };
+        Ok(Page::from_rows(receipts, size, cursor))
+    }
+
+    /// Sends an event through the worker again, whatever became of it. Harmless at any time: what is already known is
+    /// merged once more and changes nothing.
+    ///
+    /// # Errors
+    /// [`NotFound`](CoreError::NotFound) when there is no receipt of that id.
+    pub async fn replay(&self, actor: &Actor, event_id: &ObjectId) -> Result<(), BillingError> {
+        let mut tx = SystemTx::begin(&self.system, actor.clone(), "replay a webhook receipt").await?;
+        if !receipt::replay(&mut tx, &self.scope, event_id.as_str(), self.clock.now()).await? {
+            return Err(CoreError::NotFound { what: "webhook receipt" }.into());
+        }
+        tracing::info!(target: "saas.billing.webhook.replay", %actor, %event_id, "replayed");
+        Ok(tx.commit().await?)
+    }
+
+    /// Sends all dead letters through the worker again. Returns how many.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn replay_all(&self, actor: &Actor) -> Result<u64, BillingError> {
+        let mut tx = SystemTx::begin(&self.system, actor.clone(), "replay all dead letters").await?;
+        let replayed = receipt::replay_dead(&mut tx, &self.scope, self.clock.now()).await?;
+        tx.commit().await?;
+        tracing::info!(target: "saas.billing.webhook.replay", %actor, replayed, "replayed all dead letters");
+        Ok(replayed)
+    }
+
+    /// How the inbox is doing.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn inbox_health(&self, actor: &Actor) -> Result<InboxHealth, BillingError> {
+        let mut tx = SystemTx::begin(&self.system, actor.clone(), "look at the webhook inbox").await?;
+        let counts = receipt::count(&mut tx, &self.scope).await?;
+        let conflicts = conflict::count(&mut tx, &self.scope).await?;
+        tx.commit().await?;
+        let number = |number: i64| u64::try_from(number).unwrap_or(0);
+        let mut health = InboxHealth { conflicts: number(conflicts), ..InboxHealth::default() };
+        for (state, count, oldest) in counts {
+            let count = number(count);
+            match state.as_str() {
+                "pending" => (health.pending, health.oldest_pending) = (count, oldest),
+                "applied" => health.applied = count,
+                "ignored" => health.ignored = count,
+                "parked" => health.parked = count,
+                "quarantined" => health.quarantined = count,
+                "dead" => health.dead = count,
+                _ => return Err(CoreError::Corrupt { table: "saas.billing_receipt", column: "state" }.into()),
+            }
+        }
+        Ok(health)
+    }
+}
+
+impl From<Listed> for Receipt {
+    fn from((event_id, event_type, reason, waits_for, attempts, received_at): Listed) -> Self {
+        let (reason, attempts) = (reason.unwrap_or_default(), u32::try_from(attempts).unwrap_or(0));
+        Self { event_id, event_type, reason, waits_for, attempts, received_at }
+    }
+}

@@ -1,0 +1,258 @@
+//! The one transaction in which a snapshot changes what a tenant has.
+//!
+//! Locks in the order tenant → objects. Merging, what follows from it, the revision, the audit row, the operators' list,
+//! the notices and the fetches all commit with the mark on the receipt, or none of it does.
+
+use chrono::{DateTime, Utc};
+use saas_core::{CoreError, TenantId, audit, outbox, revision, tenant};
+use serde_json::json;
+use sqlx::PgConnection;
+
+use crate::{
+    billing::{ACTOR, Billing},
+    derive::{AnyMerged, Derived, TenantObjects, derive},
+    event::AnySnapshot,
+    merge::{Fact, Origin},
+    object::{CheckoutStatus, ObjectId, ObjectKind},
+    postgres::{
+        directory::{self, Link},
+        fetch, object, receipt, state,
+    },
+};
+
+/// What a snapshot came to.
+#[derive(Debug)]
+pub(crate) enum Settled {
+    /// Merged for this tenant.
+    Applied { tenant: TenantId, still_ambiguous: bool },
+    /// Nothing hangs on it.
+    Ignored(&'static str),
+    /// Its customer has no tenant yet.
+    Parked(ObjectId),
+    /// It must not have an effect; a link of the object named would change that.
+    Quarantined { reason: &'static str, waits_for: ObjectId },
+    /// A link came in between; nothing was written, look again.
+    Again,
+}
+
+/// Whose an object is.
+enum Place {
+    Of(TenantId),
+    Nowhere(Settled),
+}
+
+/// What to call the report in the audit log.
+pub(crate) struct Report<'a> {
+    /// The event's id, or the fetch.
+    pub(crate) source: &'a str,
+    /// The event's type.
+    pub(crate) event_type: &'a str,
+}
+
+impl Billing {
+    /// Merges a snapshot into its tenant's objects.
+    pub(crate) async fn settle(
+        &self,
+        connection: &mut PgConnection,
+        snapshot: AnySnapshot,
+        report: Report<'_>,
+        now: DateTime<Utc>,
+    ) -> Result<Settled, CoreError> {
+        let tenant = match self.place(connection, &snapshot).await? {
+            Place::Of(tenant) => tenant,
+            Place::Nowhere(settled) => return Ok(settled),
+        };
+        tenant::lock_in(connection, tenant).await?;
+        if let Some(settled) = self.link_buyer(connection, &snapshot, tenant, now).await? {
+            return Ok(settled);
+        }
+        let (kind, id) = (snapshot.kind(), snapshot.id().clone());
+        let mut objects = self.load(connection, tenant, &id).await?;
+        let before = objects.find(kind, &id);
+        objects.merge(snapshot);
+        self.load_unseen(connection, tenant, &mut objects).await?;
+        let after = objects.find(kind, &id).filter(|after| before.as_ref() != Some(after));
+        let derived = derive(&objects, &self.config.catalog);
+        let still_ambiguous = derived.fetches.iter().any(|fetch| fetch.id == id);
+        if let Some(after) = after {
+            self.write(connection, tenant, (kind, &id), &after, &derived, report, now).await?;
+        }
+        Ok(Settled::Applied { tenant, still_ambiguous })
+    }
+
+    async fn place(&self, connection: &mut PgConnection, snapshot: &AnySnapshot) -> Result<Place, CoreError> {
+        let customer = snapshot.customer();
+        let linked = match customer {
+            Some(customer) => directory::tenant_of(connection, &self.scope, customer).await?,
+            None => None,
+        };
+        if let AnySnapshot::CheckoutSession(_) = snapshot {
+            let ours = directory::tenant_of(connection, &self.scope, snapshot.id()).await?;
+            return Ok(match (ours, linked) {
+                (Some(ours), _) => Place::Of(ours),
+                (None, Some(_)) => {
+                    Place::Nowhere(Settled::Ignored("a checkout that was not made here, by a known customer"))
+                }
+                (None, None) => Place::Nowhere(Settled::Quarantined {
+                    reason: "a checkout that was not made here: its reference may be the buyer's own words",
+                    waits_for: snapshot.id().clone(),
+                }),
+            });
+        }
+        let Some(customer) = customer else {
+            return Ok(Place::Nowhere(Settled::Ignored("an object without a customer")));
+        };
+        if let Some(tenant) = linked {
+            return Ok(Place::Of(tenant));
+        }
+        let meanwhile = directory::lock_unlinked(connection, &self.scope, customer).await?;
+        Ok(Place::Nowhere(if meanwhile.is_some() { Settled::Again } else { Settled::Parked(customer.clone()) }))
+    }
+
+    /// Links the customer of a completed checkout that was made for the tenant, and sets free what waited for that.
+    async fn link_buyer(
+        &self,
+        connection: &mut PgConnection,
+        snapshot: &AnySnapshot,
+        tenant: TenantId,
+        now: DateTime<Utc>,
+    ) -> Result<Option<Settled>, CoreError> {
+        let AnySnapshot::CheckoutSession(session) = snapshot else { return Ok(None) };
+        let Some(customer) =
+            session.value.customer.as_ref().filter(|_| session.value.status == CheckoutStatus::Complete)
+        else {
+            return Ok(None);
+        };
+        match directory::link(connection, &self.scope, (ObjectKind::Customer, customer), tenant, now).await? {
+            Link::Known => {}
+            Link::New => {
+                receipt::free(connection, &self.scope, customer.as_str(), now).await?;
+            }
+            Link::Foreign => {
+                let reason = "a checkout of one tenant by the customer of another";
+                return Ok(Some(Settled::Quarantined { reason, waits_for: session.value.id.clone() }));
+            }
+        }
+        Ok(None)
+    }
+
+    async fn load(
+        &self,
+        connection: &mut PgConnection,
+        tenant: TenantId,
+        id: &ObjectId,
+    ) -> Result<TenantObjects, CoreError> {
+        object::load(connection, tenant, self.scope.livemode, &[id.as_str()]).await
+    }
+
+    /// Adds the latest invoices of live subscriptions, settled or not: deriving asks whether they are known.
+    async fn load_unseen(
+        &self,
+        connection: &mut PgConnection,
+        tenant: TenantId,
+        objects: &mut TenantObjects,
+    ) -> Result<(), CoreError> {
+        let unseen = objects.unseen_invoices();
+        if unseen.is_empty() {
+            return Ok(());
+        }
+        let ids: Vec<&str> = unseen.iter().map(ObjectId::as_str).collect();
+        for merged in object::load_only(connection, tenant, self.scope.livemode, &ids).await? {
+            objects.insert(merged);
+        }
+        Ok(())
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "one write of one decision; a struct would only rename them")]
+    async fn write(
+        &self,
+        connection: &mut PgConnection,
+        tenant: TenantId,
+        (kind, id): (ObjectKind, &ObjectId),
+        after: &AnyMerged,
+        derived: &Derived,
+        report: Report<'_>,
+        now: DateTime<Utc>,
+    ) -> Result<(), CoreError> {
+        let livemode = self.scope.livemode;
+        object::store(connection, tenant, livemode, (kind, id), after, now).await?;
+        let facts = object::record_facts(connection, tenant, livemode, id, &after.facts(), now).await?;
+        for request in &derived.fetches {
+            fetch::request(connection, &self.scope, request, now).await?;
+        }
+        let previous = state::find(connection, tenant, livemode).await?.unwrap_or_default();
+        let stored = Derived { fetches: Default::default(), ..derived.clone() };
+        if stored != previous {
+            state::store(connection, tenant, livemode, &stored, now).await?;
+            let standing = self.config.grace.standing(stored.unpaid_since, stored.suspended_since, now);
+            state::show(connection, tenant, &stored, &standing).await?;
+        }
+        if !stored.answers_like(&previous) {
+            revision::bump_in(connection, tenant).await?;
+        }
+        self.notify(connection, tenant, id, after, &facts, now).await?;
+        let action = facts.iter().map(action).next().unwrap_or(if stored == previous {
+            "billing.object_updated"
+        } else {
+            "billing.changed"
+        });
+        let detail = json!({
+            "event": report.source, "type": report.event_type, "kind": kind, "status": after.status(), "facts": facts,
+            "plan": stored.plan.as_ref().map(ToString::to_string),
+            "previous_plan": previous.plan.as_ref().map(ToString::to_string),
+            "unpaid_since": stored.unpaid_since, "alerts": stored.alerts,
+        });
+        let entry = audit::Entry::new(action, id).with_detail(detail);
+        audit::record_in(connection, tenant, &ACTOR, entry, now).await?;
+        Ok(())
+    }
+
+    /// One job per new fact. A failed payment that has been made good meanwhile is on record and not announced.
+    async fn notify(
+        &self,
+        connection: &mut PgConnection,
+        tenant: TenantId,
+        id: &ObjectId,
+        after: &AnyMerged,
+        facts: &[Fact],
+        now: DateTime<Utc>,
+    ) -> Result<(), CoreError> {
+        let Some(topic) = &self.config.notices else { return Ok(()) };
+        for fact in facts {
+            let over = matches!(fact, Fact::PaymentFailed(_)) && !after.is_current();
+            if !over {
+                let job = outbox::NewJob::of(topic.clone(), &json!({"fact": fact, "object": id}))?;
+                outbox::enqueue_in(connection, tenant, job, now).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The name of a fact in the audit log.
+fn action(fact: &Fact) -> &'static str {
+    match fact {
+        Fact::CheckoutCompleted => "checkout.completed",
+        Fact::CustomerDeleted => "customer.deleted",
+        Fact::InvoicePaid => "invoice.paid",
+        Fact::PaymentFailed(_) => "invoice.payment_failed",
+        Fact::SubscriptionEnded => "subscription.ended",
+        Fact::SubscriptionStarted => "subscription.started",
+    }
+}
+
+/// The origin of a snapshot about to be fetched, from what is known now.
+pub(crate) fn fetch_origin(
+    known: Option<&AnyMerged>,
+    sequence: u64,
+    as_of: Option<DateTime<Utc>>,
+) -> (Origin, DateTime<Utc>) {
+    match known {
+        Some(merged) => merged.fetch_origin(sequence, as_of),
+        // Of an object that nobody has told about, any event knows better when it cannot be dated.
+        None => {
+            let origin = Origin::Fetch { sequence, covers: Default::default(), covers_overflow: false };
+            (origin, as_of.unwrap_or(DateTime::UNIX_EPOCH))
+        }
+    }
+}

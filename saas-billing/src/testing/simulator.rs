@@ -1,0 +1,468 @@
+//! What a test or an example calls: the customer's acts, the passing of time, the deliveries.
+
+use std::{
+    fmt,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use async_trait::async_trait;
+use chrono::{DateTime, TimeDelta, Utc};
+use saas_core::{Clock, InvalidInput, TestClock};
+use secrecy::SecretString;
+use serde_json::{Value, json, value::RawValue};
+
+use super::{
+    chaos::Chaos,
+    engine::{Engine, later},
+    payload::PayloadShape,
+    world::{AfterRetries, SimCustomer, SimEvent, SimPrice, SimSession, SimSubscription, World},
+};
+use crate::{
+    error::BillingError,
+    object::{Interval, ObjectId, ObjectKind},
+    port::{Fetched, ObjectSource},
+    signature::StripeSecret,
+};
+
+/// A stateful Stripe in the process, in test mode.
+#[derive(Debug)]
+pub struct StripeSimulator {
+    secret: StripeSecret,
+    clock: TestClock,
+    shape: PayloadShape,
+    livemode: bool,
+    after_retries: AfterRetries,
+    world: Mutex<World>,
+}
+
+/// One HTTP request that Stripe would make.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Delivery {
+    /// `evt_…`
+    pub event: String,
+    /// Such as `invoice.paid`.
+    pub event_type: String,
+    /// The request's body.
+    pub body: Vec<u8>,
+    /// The `Stripe-Signature` header.
+    pub signature: String,
+}
+
+impl fmt::Debug for Delivery {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Delivery")
+            .field("event", &self.event)
+            .field("event_type", &self.event_type)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What a checkout session is made for.
+#[derive(Debug, Clone)]
+pub struct CheckoutRequest {
+    price: String,
+    quantity: u64,
+    trial_days: u32,
+    email: String,
+    customer: Option<String>,
+    client_reference_id: Option<String>,
+}
+
+impl CheckoutRequest {
+    /// One unit of a price, paid at once by a new customer.
+    #[must_use]
+    pub fn new(price: &str) -> Self {
+        let email = "buyer@example.com".to_owned();
+        Self { price: price.to_owned(), quantity: 1, trial_days: 0, email, customer: None, client_reference_id: None }
+    }
+
+    /// Changes the number of units.
+    #[must_use]
+    pub const fn with_quantity(mut self, quantity: u64) -> Self {
+        self.quantity = quantity;
+        self
+    }
+
+    /// Starts with a trial.
+    #[must_use]
+    pub const fn with_trial_days(mut self, days: u32) -> Self {
+        self.trial_days = days;
+        self
+    }
+
+    /// Buys for a customer that exists.
+    #[must_use]
+    pub fn with_customer(mut self, customer: &str) -> Self {
+        self.customer = Some(customer.to_owned());
+        self
+    }
+
+    /// Sets what a buyer can set in the address of a payment link.
+    #[must_use]
+    pub fn with_client_reference_id(mut self, text: &str) -> Self {
+        self.client_reference_id = Some(text.to_owned());
+        self
+    }
+}
+
+/// What a completed checkout made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Purchase {
+    /// `cus_…`
+    pub customer: ObjectId,
+    /// `sub_…`
+    pub subscription: ObjectId,
+    /// `in_…`
+    pub invoice: ObjectId,
+}
+
+impl StripeSimulator {
+    /// An empty Stripe that signs with `secret` and lives by `clock`, which it moves in [`advance`](Self::advance).
+    ///
+    /// # Errors
+    /// When the secret is none.
+    pub fn new(secret: &str, clock: TestClock) -> Result<Self, InvalidInput> {
+        let secret = StripeSecret::new(SecretString::from(secret))?;
+        let (shape, after_retries) = (PayloadShape::default(), AfterRetries::default());
+        Ok(Self { secret, clock, shape, livemode: false, after_retries, world: Mutex::default() })
+    }
+
+    /// Writes payloads of another API version.
+    #[must_use]
+    pub const fn with_shape(mut self, shape: PayloadShape) -> Self {
+        self.shape = shape;
+        self
+    }
+
+    /// Does something else when the last retry has failed.
+    #[must_use]
+    pub const fn with_after_retries(mut self, after: AfterRetries) -> Self {
+        self.after_retries = after;
+        self
+    }
+
+    /// The secret of its webhook endpoint.
+    #[must_use]
+    pub fn secret(&self) -> StripeSecret {
+        self.secret.clone()
+    }
+
+    /// Makes a recurring price under an id of choice.
+    pub fn create_price(&self, id: &str, unit_amount: i64, currency: &str, interval: &Interval) {
+        let price = SimPrice {
+            id: id.to_owned(),
+            unit_amount,
+            currency: currency.to_owned(),
+            interval: interval.as_str().to_owned(),
+        };
+        self.world().prices.insert(id.to_owned(), price);
+    }
+
+    /// Makes a customer, as the API does.
+    pub fn create_customer(&self, email: &str) -> ObjectId {
+        object_id(self.act(|engine| {
+            let id = new_customer(engine, email);
+            engine.emit("customer.created", ObjectKind::Customer, &id);
+            id
+        }))
+    }
+
+    /// Makes a checkout session, as the API does.
+    pub fn checkout(&self, request: CheckoutRequest) -> ObjectId {
+        object_id(self.act(|engine| {
+            let id = engine.world.mint("cs_test");
+            let session = SimSession {
+                id: id.clone(),
+                created: engine.now,
+                status: "open",
+                payment_status: "unpaid",
+                customer: request.customer,
+                subscription: None,
+                client_reference_id: request.client_reference_id,
+                price: request.price,
+                quantity: request.quantity,
+                trial_days: request.trial_days,
+                email: request.email,
+            };
+            engine.world.sessions.insert(id.clone(), session);
+            id
+        }))
+    }
+
+    /// The buyer pays. Everything happens within one second, as it often does.
+    ///
+    /// # Errors
+    /// When there is no such open session, or no such price.
+    pub fn complete_checkout(&self, session: &ObjectId) -> Result<Purchase, InvalidInput> {
+        self.act(|engine| complete(engine, session.as_str())).ok_or_else(|| {
+            InvalidInput::new("the checkout session", "is not open or has no price", "make one with `checkout`")
+        })
+    }
+
+    /// From now on the customer's charges are declined, until [`pay`](Self::pay).
+    pub fn fail_next_payment(&self, customer: &ObjectId) {
+        if let Some(customer) = self.world().customers.get_mut(customer.as_str()) {
+            customer.declines = true;
+        }
+    }
+
+    /// The customer gives a card that works and pays whatever is open.
+    pub fn pay(&self, customer: &ObjectId) {
+        self.act(|engine| {
+            if let Some(customer) = engine.world.customers.get_mut(customer.as_str()) {
+                (customer.declines, customer.has_payment_method) = (false, true);
+            }
+            let mine =
+                |invoice: &&super::world::SimInvoice| invoice.customer == customer.as_str() && invoice.status == "open";
+            let open: Vec<String> =
+                engine.world.invoices.values().filter(mine).map(|invoice| invoice.id.clone()).collect();
+            for invoice in open {
+                engine.charge(&invoice);
+            }
+        });
+    }
+
+    /// Changes the number of units.
+    pub fn update_quantity(&self, subscription: &ObjectId, quantity: u64) {
+        self.update(subscription, |sub| sub.quantity = quantity);
+    }
+
+    /// Moves to another price.
+    pub fn update_price(&self, subscription: &ObjectId, price: &str) {
+        self.update(subscription, |sub| price.clone_into(&mut sub.price));
+    }
+
+    /// Ends with the present period, or not after all.
+    pub fn cancel_at_period_end(&self, subscription: &ObjectId, cancel: bool) {
+        self.update(subscription, |sub| sub.cancel_at_period_end = cancel);
+    }
+
+    /// Pauses collection (`void`, `keep_as_draft`, `mark_uncollectible`), or resumes it.
+    pub fn pause_collection(&self, subscription: &ObjectId, behavior: Option<&'static str>) {
+        self.update(subscription, |sub| sub.pause = behavior);
+    }
+
+    /// Ends at once.
+    pub fn cancel(&self, subscription: &ObjectId) {
+        self.act(|engine| engine.end(subscription.as_str()));
+    }
+
+    /// Withdraws an open invoice, or writes it off.
+    pub fn close_invoice(&self, invoice: &ObjectId, uncollectible: bool) {
+        self.act(|engine| {
+            let now = engine.now;
+            let Some(sim) = engine.world.invoices.get_mut(invoice.as_str()) else { return };
+            sim.next_step = None;
+            let (status, event, at) = if uncollectible {
+                ("uncollectible", "invoice.marked_uncollectible", &mut sim.uncollectible_at)
+            } else {
+                ("void", "invoice.voided", &mut sim.voided_at)
+            };
+            *at = Some(now);
+            sim.status = status;
+            engine.emit(event, ObjectKind::Invoice, invoice.as_str());
+        });
+    }
+
+    /// Deletes a customer.
+    pub fn delete_customer(&self, customer: &ObjectId) {
+        self.act(|engine| {
+            if let Some(sim) = engine.world.customers.get_mut(customer.as_str()) {
+                sim.deleted = true;
+            }
+            engine.emit("customer.deleted", ObjectKind::Customer, customer.as_str());
+        });
+    }
+
+    /// Takes the payment method away, so that a trial ends without one.
+    pub fn remove_payment_method(&self, customer: &ObjectId) {
+        if let Some(customer) = self.world().customers.get_mut(customer.as_str()) {
+            customer.has_payment_method = false;
+        }
+    }
+
+    /// Announces a change without content, as Stripe's thin events do.
+    pub fn notify_thin(&self, event_type: &str, object: &str, id: &ObjectId) {
+        self.act(|engine| {
+            let event = engine.world.mint("evt");
+            let body = json!({
+                "id": event, "object": "v2.core.event", "type": event_type, "livemode": engine.livemode,
+                "created": engine.now.to_rfc3339_opts(chrono::SecondsFormat::Millis, true), "context": null,
+                "related_object": {"id": id, "type": object, "url": format!("/v1/{object}s/{id}")}
+            });
+            let body = serde_json::to_vec_pretty(&body).unwrap_or_default();
+            let event = SimEvent { id: event, event_type: event_type.to_owned(), body };
+            engine.world.events.push(event.clone());
+            engine.world.queue.push(event);
+        });
+    }
+
+    /// Lets time pass, step by step: renewals, retries and the ends of trials happen at their own instants.
+    pub fn advance(&self, by: TimeDelta) {
+        let end = self.clock.now() + by;
+        while let Some(next) = self.act(|engine| engine.next_step(end)) {
+            self.clock.set(next.max(self.clock.now()));
+            self.act(|engine| engine.step());
+        }
+        self.clock.set(end);
+    }
+
+    /// What is to be delivered, in the order in which it happened, signed now.
+    pub fn deliveries(&self) -> Vec<Delivery> {
+        let queue = std::mem::take(&mut self.world().queue);
+        queue.iter().map(|event| self.deliver(event)).collect()
+    }
+
+    /// As [`deliveries`](Self::deliveries), over a bad network. What it delays comes with the next call.
+    pub fn deliveries_through(&self, chaos: Chaos) -> Vec<Delivery> {
+        let queue = std::mem::take(&mut self.world().queue);
+        let (now, later) = chaos.disturb(queue);
+        self.world().queue = later;
+        now.iter().map(|event| self.deliver(event)).collect()
+    }
+
+    /// Everything that ever happened, signed now: what a person resends from the dashboard.
+    pub fn all_events(&self) -> Vec<Delivery> {
+        let events = self.world().events.clone();
+        events.iter().map(|event| self.deliver(event)).collect()
+    }
+
+    /// Signs any body as if Stripe had sent it now.
+    #[must_use]
+    pub fn sign(&self, body: &[u8]) -> String {
+        self.secret.sign(body, self.clock.now())
+    }
+
+    /// Makes reads of an object fail until it is reachable again.
+    pub fn set_reachable(&self, id: &ObjectId, reachable: bool) {
+        let unreachable = &mut self.world().unreachable;
+        if reachable {
+            unreachable.remove(id.as_str())
+        } else {
+            unreachable.insert(id.as_str().to_owned())
+        };
+    }
+
+    /// An object as the API shows it now.
+    #[must_use]
+    pub fn object(&self, kind: ObjectKind, id: &ObjectId) -> Option<Value> {
+        self.act(|engine| engine.render(kind, id.as_str()))
+    }
+
+    fn update(&self, subscription: &ObjectId, change: impl FnOnce(&mut SimSubscription)) {
+        self.act(|engine| {
+            if let Some(sub) = engine.world.subscriptions.get_mut(subscription.as_str()) {
+                change(sub);
+            }
+            engine.emit("customer.subscription.updated", ObjectKind::Subscription, subscription.as_str());
+        });
+    }
+
+    fn deliver(&self, event: &SimEvent) -> Delivery {
+        let signature = self.sign(&event.body);
+        Delivery { event: event.id.clone(), event_type: event.event_type.clone(), body: event.body.clone(), signature }
+    }
+
+    fn act<R>(&self, act: impl FnOnce(&mut Engine<'_>) -> R) -> R {
+        let mut world = self.world();
+        act(&mut Engine {
+            world: &mut world,
+            shape: self.shape,
+            livemode: self.livemode,
+            after_retries: self.after_retries,
+            now: self.clock.now(),
+        })
+    }
+
+    fn world(&self) -> MutexGuard<'_, World> {
+        self.world.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[async_trait]
+impl ObjectSource for StripeSimulator {
+    async fn fetch(&self, kind: ObjectKind, id: &ObjectId) -> Result<Fetched, BillingError> {
+        if self.world().unreachable.contains(id.as_str()) {
+            return Err(BillingError::Stripe { cause: "429 from the simulator".into() });
+        }
+        let Some(object) = self.object(kind, id) else { return Ok(Fetched::Missing) };
+        let text =
+            serde_json::to_string_pretty(&object).map_err(|why| BillingError::Stripe { cause: Box::new(why) })?;
+        let object = RawValue::from_string(text).map_err(|why| BillingError::Stripe { cause: Box::new(why) })?;
+        Ok(Fetched::Found { object, as_of: Some(self.clock.now()) })
+    }
+}
+
+#[expect(clippy::panic, reason = "the simulator mints ids that are ids")]
+fn object_id(text: String) -> ObjectId {
+    match ObjectId::try_from(text) {
+        Ok(id) => id,
+        Err(why) => panic!("{why}"),
+    }
+}
+
+fn new_customer(engine: &mut Engine<'_>, email: &str) -> String {
+    let id = engine.world.mint("cus");
+    let customer = SimCustomer {
+        id: id.clone(),
+        email: email.to_owned(),
+        created: engine.now,
+        deleted: false,
+        declines: false,
+        has_payment_method: false,
+    };
+    engine.world.customers.insert(id.clone(), customer);
+    id
+}
+
+fn complete(engine: &mut Engine<'_>, session_id: &str) -> Option<Purchase> {
+    let session = engine.world.sessions.get(session_id).filter(|session| session.status == "open")?.clone();
+    let interval = engine.world.prices.get(&session.price)?.interval.clone();
+    let now: DateTime<Utc> = engine.now;
+    let is_new = session.customer.is_none();
+    let customer = session.customer.clone().unwrap_or_else(|| new_customer(engine, &session.email));
+    engine.world.customers.get_mut(&customer)?.has_payment_method = true;
+    engine.emit(if is_new { "customer.created" } else { "customer.updated" }, ObjectKind::Customer, &customer);
+
+    let trial_end = (session.trial_days > 0).then(|| now + TimeDelta::days(i64::from(session.trial_days)));
+    let (subscription, item) = (engine.world.mint("sub"), engine.world.mint("si"));
+    let sim = SimSubscription {
+        id: subscription.clone(),
+        customer: customer.clone(),
+        item,
+        price: session.price.clone(),
+        quantity: session.quantity,
+        status: if trial_end.is_some() { "trialing" } else { "incomplete" },
+        created: now,
+        anchor: trial_end.unwrap_or(now),
+        cycle: 0,
+        period: (now, trial_end.unwrap_or_else(|| later(now, &interval, 1))),
+        trial_end,
+        trial_warned: false,
+        cancel_at_period_end: false,
+        canceled_at: None,
+        ended_at: None,
+        latest_invoice: None,
+        pause: None,
+    };
+    engine.world.subscriptions.insert(subscription.clone(), sim);
+    engine.emit("customer.subscription.created", ObjectKind::Subscription, &subscription);
+    let invoice = engine.bill(&subscription, "subscription_create")?;
+    engine.finalize(&invoice);
+    if trial_end.is_none() {
+        engine.charge(&invoice);
+    } else if let Some(first) = engine.world.invoices.get_mut(&invoice) {
+        // A trial's first invoice is over nothing, and paid by that.
+        (first.amount, first.status, first.paid_at) = (0, "paid", Some(now));
+        engine.emit("invoice.paid", ObjectKind::Invoice, &invoice);
+    }
+    engine.emit("customer.subscription.updated", ObjectKind::Subscription, &subscription);
+
+    let session = engine.world.sessions.get_mut(session_id)?;
+    session.status = "complete";
+    session.payment_status = if trial_end.is_some() { "no_payment_required" } else { "paid" };
+    session.customer = Some(customer.clone());
+    session.subscription = Some(subscription.clone());
+    engine.emit("checkout.session.completed", ObjectKind::CheckoutSession, session_id);
+    Some(Purchase { customer: object_id(customer), subscription: object_id(subscription), invoice: object_id(invoice) })
+}

@@ -1,0 +1,218 @@
+//! Receiving: stored before anything else, once, whatever is in it.
+
+use futures_util::future::join_all;
+use saas_billing::{Accepted, BillingError, Stuck, WebhookProcessor, testing::PayloadShape};
+use saas_core::{ErrorKind, PageSize};
+
+use crate::shop::{OPERATOR, Shop, id};
+
+const RECEIPTS: &str = "select count(*) from saas.billing_receipt";
+
+/// An event that nothing is wrong with, with these two ids.
+fn event(event_id: &str, customer: &str) -> String {
+    format!(
+        "{{\n  \"id\": \"{event_id}\",\n  \"object\": \"event\",\n  \"created\": 1768478400,\n  \"livemode\": false,\n  \
+         \"type\": \"customer.updated\",\n  \"data\": {{\n    \"object\": {{\n      \"id\": \"{customer}\",\n      \
+         \"object\": \"customer\"\n    }}\n  }}\n}}"
+    )
+}
+
+// W1
+#[tokio::test(flavor = "multi_thread")]
+async fn fifty_deliveries_of_one_event_at_once_have_one_receipt_and_one_effect() {
+    let shop = Shop::open().await;
+    let (ctx, purchase) = shop.buyer("acme").await;
+    shop.deliver_all().await;
+    shop.stripe.update_quantity(&purchase.subscription, 7);
+    let delivery = shop.stripe.deliveries().remove(0);
+    let before = shop.scalar("select revision from saas.tenant").await;
+    let receipts = shop.scalar(RECEIPTS).await;
+
+    let answers = join_all((0..50).map(|_| shop.receive(&delivery))).await;
+    assert_eq!(answers.iter().filter(|answer| **answer == Accepted::Stored).count(), 1);
+    assert_eq!(answers.iter().filter(|answer| **answer == Accepted::Duplicate).count(), 49);
+    assert_eq!(shop.scalar(RECEIPTS).await, receipts + 1);
+    join_all((0..8).map(|_| shop.billing.apply_pending(10))).await.into_iter().for_each(|step| assert!(step.is_ok()));
+    assert_eq!(shop.billing.derived(&ctx).await.unwrap().seats, Some(7));
+    let audited = "select count(*) from saas.audit where detail ->> 'type' = 'customer.subscription.updated' and action = 'billing.changed'";
+    assert_eq!(shop.scalar(audited).await, 1);
+    assert_eq!(shop.scalar("select revision from saas.tenant").await, before, "seats are no entitlement");
+}
+
+// W2
+#[tokio::test]
+async fn a_redelivery_after_success_changes_nothing() {
+    let shop = Shop::open().await;
+    let (ctx, _) = shop.buyer("acme").await;
+    let deliveries = shop.stripe.deliveries();
+    shop.deliver(&deliveries).await;
+    let (digest, audits) = (shop.digest(&ctx).await, shop.scalar("select count(*) from saas.audit").await);
+    let again = shop.deliver(&deliveries).await;
+    assert_eq!(again.total(), 0, "nothing was put back on the list");
+    assert_eq!((shop.digest(&ctx).await, shop.scalar("select count(*) from saas.audit").await), (digest, audits));
+}
+
+// W10, W12
+#[tokio::test]
+async fn what_is_not_signed_leaves_no_trace() {
+    let shop = Shop::open().await;
+    let body = event("evt_1", "cus_1");
+    let signature = shop.stripe.sign(body.as_bytes());
+    for changed in [body.replace('\n', ""), format!("\u{feff}{body}"), body.replace("cus_1", "cus_2"), String::new()] {
+        let error = shop.billing.process(changed.as_bytes(), &signature).await.unwrap_err();
+        assert_eq!((error.kind(), error.code()), (ErrorKind::Invalid, "signature_mismatch"));
+    }
+    shop.database.clock().advance(chrono::TimeDelta::seconds(301));
+    let error = shop.billing.process(body.as_bytes(), &signature).await.unwrap_err();
+    assert_eq!((error.kind(), error.code()), (ErrorKind::Invalid, "signature_stale"));
+    assert_eq!(shop.scalar(RECEIPTS).await, 0);
+}
+
+// W13
+#[tokio::test]
+async fn a_body_above_the_limit_is_refused_and_a_deep_one_is_no_danger() {
+    let shop = Shop::open_with(|stripe| stripe, |config| config.with_body_limit(1024 * 1024)).await;
+    let huge = vec![b' '; 1024 * 1024 + 1];
+    let error = shop.billing.process(&huge, &shop.stripe.sign(&huge)).await.unwrap_err();
+    assert!(matches!(error, BillingError::TooLarge { bytes: 1_048_577, limit: 1_048_576 }));
+    assert_eq!(shop.scalar(RECEIPTS).await, 0);
+
+    let (open, close) = ("[".repeat(100_000), "]".repeat(100_000));
+    let deep = event("evt_deep", "cus_1")
+        .replace("\"object\": \"customer\"", &format!("\"object\": \"customer\", \"x\": {open}{close}"));
+    assert_eq!(shop.receive_body(deep.as_bytes()).await, Accepted::Stored);
+    let nothing_but_deep = open + &close;
+    assert_eq!(shop.receive_body(nothing_but_deep.as_bytes()).await, Accepted::Unreadable);
+    assert_eq!(shop.apply().await.parked, 1);
+}
+
+// W14, I13
+#[tokio::test]
+async fn what_jsonb_cannot_hold_is_stored_and_shown_among_the_dead() {
+    let shop = Shop::open().await;
+    let bodies = [
+        event("evt_nul", "cus_\\u0000"),
+        event("evt_surrogate", "cus_\\ud800"),
+        event("evt_number", "cus_1").replace("1768478400", "1e400000"),
+        event("evt_early", "cus_1").replace("}\n}", ""),
+        "not json".to_owned(),
+        String::new(),
+        event("evt_bom", "cus_1").replace('{', "\u{feff}{"),
+    ];
+    for body in &bodies {
+        let accepted = shop.receive_body(body.as_bytes()).await;
+        assert!(matches!(accepted, Accepted::Stored | Accepted::Unreadable), "{body:?}: {accepted:?}");
+    }
+    let latin1 = [b'{', b'"', 0xe4, b'"', b'}'];
+    assert_eq!(shop.receive_body(&latin1).await, Accepted::Unreadable);
+    assert_eq!(shop.receive_body(&latin1).await, Accepted::Duplicate);
+    shop.apply().await;
+    let dead = shop.billing.list_stuck(&OPERATOR, Stuck::Dead, None, PageSize::default()).await.unwrap();
+    assert_eq!(dead.items.len(), bodies.len() + 1);
+    for receipt in &dead.items {
+        assert!(!receipt.reason.is_empty() && !receipt.reason.contains("cus_"), "{}", receipt.reason);
+    }
+    let stored = "select count(*) from saas.billing_receipt where octet_length(body) > 0 and event_id = 'evt_nul'";
+    assert_eq!(shop.scalar(stored).await, 1);
+
+    // In a field that nobody reads, the same characters do no harm.
+    let harmless = event("evt_harmless", "cus_9")
+        .replace("\"object\": \"customer\"", "\"object\": \"customer\", \"name\": \"\\u0000\"");
+    assert_eq!(shop.receive_body(harmless.as_bytes()).await, Accepted::Stored);
+    assert_eq!(shop.apply().await.parked, 1);
+}
+
+// W15
+#[tokio::test]
+async fn an_unknown_type_is_stored_and_ignored() {
+    let shop = Shop::open().await;
+    let unknown = event("evt_1", "cus_1").replace("customer.updated", "quantum.flux.updated");
+    assert_eq!(shop.receive_body(unknown.as_bytes()).await, Accepted::Ignored);
+    let upcoming = event("evt_2", "cus_1").replace("customer.updated", "invoice.upcoming");
+    assert_eq!(shop.receive_body(upcoming.as_bytes()).await, Accepted::Ignored);
+    let another_object = event("evt_3", "cus_1").replace("\"object\": \"customer\"", "\"object\": \"gift_card\"");
+    assert_eq!(shop.receive_body(another_object.as_bytes()).await, Accepted::Stored);
+    assert_eq!(shop.apply().await.ignored, 1);
+    assert_eq!(shop.billing.inbox_health(&OPERATOR).await.unwrap().ignored, 3);
+}
+
+// W18, W19
+#[tokio::test]
+async fn another_mode_and_another_account_are_kept_without_effect() {
+    let shop = Shop::open().await;
+    let ctx = shop.database.create_tenant("acme").await;
+    shop.billing.link_customer(&ctx, &id("cus_1")).await.unwrap();
+    let live = event("evt_1", "cus_1").replace("\"livemode\": false", "\"livemode\": true");
+    let connect =
+        event("evt_2", "cus_1").replace("\"object\": \"event\"", "\"object\": \"event\", \"account\": \"acct_9\"");
+    for body in [live, connect] {
+        assert_eq!(shop.receive_body(body.as_bytes()).await, Accepted::Quarantined);
+        assert_eq!(shop.receive_body(body.as_bytes()).await, Accepted::Duplicate);
+    }
+    assert_eq!(shop.apply().await.total(), 0);
+    assert_eq!(shop.scalar("select count(*) from saas.billing_object").await, 0);
+    // The same event id in another mode or account is another event.
+    assert_eq!(shop.receive_body(event("evt_1", "cus_1").as_bytes()).await, Accepted::Stored);
+}
+
+// W25
+#[tokio::test]
+async fn one_id_with_another_body_is_an_alarm_and_never_applied() {
+    let shop = Shop::open().await;
+    let first = event("evt_fixture", "cus_0");
+    assert_eq!(shop.receive_body(first.as_bytes()).await, Accepted::Stored);
+    for n in 1..15 {
+        let other = event("evt_fixture", &format!("cus_{n}"));
+        assert_eq!(shop.receive_body(other.as_bytes()).await, Accepted::Conflict);
+        assert_eq!(shop.receive_body(other.as_bytes()).await, Accepted::Conflict);
+    }
+    assert_eq!(shop.receive_body(first.as_bytes()).await, Accepted::Duplicate);
+    let health = shop.billing.inbox_health(&OPERATOR).await.unwrap();
+    assert_eq!((health.pending, health.conflicts), (1, 14));
+}
+
+// W21
+#[tokio::test]
+async fn a_poison_event_is_answered_well_every_time() {
+    let shop = Shop::open().await;
+    let poison = event("evt_poison", "cus_1").replace("\"id\": \"cus_1\"", "\"id\": 5");
+    for n in 0..100 {
+        let accepted = shop.receive_body(poison.as_bytes()).await;
+        assert_eq!(accepted, if n == 0 { Accepted::Stored } else { Accepted::Duplicate });
+        shop.apply().await;
+    }
+    assert_eq!(shop.billing.inbox_health(&OPERATOR).await.unwrap().dead, 1);
+}
+
+// W16
+#[tokio::test]
+async fn payloads_of_two_api_versions_come_to_the_same() {
+    let mut found = Vec::new();
+    for shape in [PayloadShape::Current, PayloadShape::Legacy] {
+        let shop =
+            Shop::open_with(|stripe| stripe.with_shape(shape), |config| config.with_api_version("2026-09-30.endive"))
+                .await;
+        let (ctx, _) = shop.buyer("acme").await;
+        shop.deliver_all().await;
+        found.push(shop.billing.derived(&ctx).await.unwrap());
+    }
+    assert!(found[0].period.is_some() && found[0].fetches.is_empty());
+    assert_eq!(found[0], found[1]);
+}
+
+// W22
+#[tokio::test]
+async fn a_database_that_does_not_answer_is_a_503_and_not_a_hang() {
+    let deadline = std::time::Duration::from_millis(200);
+    let shop = Shop::open_with(|stripe| stripe, |config| config.with_intake_deadline(deadline)).await;
+    let mut owner = shop.database.owner().await;
+    sqlx::query("begin").execute(&mut owner).await.unwrap();
+    sqlx::query("lock table saas.billing_receipt in exclusive mode").execute(&mut owner).await.unwrap();
+    let body = event("evt_1", "cus_1");
+    let error = shop.billing.process(body.as_bytes(), &shop.stripe.sign(body.as_bytes())).await.unwrap_err();
+    assert_eq!((error.kind(), error.code()), (ErrorKind::Unavailable, "too_slow"));
+    sqlx::query("rollback").execute(&mut owner).await.unwrap();
+    // It may or may not have been stored after all; delivered again it is there once.
+    let _ = shop.receive_body(body.as_bytes()).await;
+    assert_eq!(shop.scalar(RECEIPTS).await, 1);
+}

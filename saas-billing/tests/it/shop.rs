@@ -1,0 +1,164 @@
+//! A shop with one endpoint: a database of its own, a simulated Stripe, the service between them.
+
+use std::sync::Arc;
+
+use saas_billing::{
+    Accepted, Applied, Billing, BillingConfig, Mode, ObjectId, SigningSecrets, WebhookProcessor,
+    object::Interval,
+    testing::{CheckoutRequest, Delivery, Purchase, StripeSimulator},
+};
+use saas_core::{Actor, PlanCatalog, RequestContext, TenantContext, testing::TestDatabase};
+use sqlx::PgConnection;
+use tokio::sync::Mutex;
+
+pub(crate) const CATALOG: &str = r#"
+default_plan = "free"
+[features.export]
+kind = "boolean"
+fail = "closed"
+[plans.free]
+rank = 0
+[[plans.free.versions]]
+version = 1
+[plans.pro]
+rank = 10
+[[plans.pro.versions]]
+version = 1
+prices = ["price_pro"]
+grants = { export = true }
+"#;
+
+pub(crate) const OPERATOR: Actor = Actor::system("test");
+
+pub(crate) struct Shop {
+    pub(crate) database: TestDatabase,
+    pub(crate) stripe: Arc<StripeSimulator>,
+    pub(crate) billing: Billing,
+    /// A superuser's connection, for looking behind the policies.
+    pub(crate) owner: Mutex<PgConnection>,
+}
+
+pub(crate) fn config(stripe: &StripeSimulator) -> BillingConfig {
+    let secrets = SigningSecrets::new(vec![stripe.secret()]).unwrap();
+    BillingConfig::new(PlanCatalog::from_toml(CATALOG).unwrap(), secrets, Mode::Test)
+}
+
+pub(crate) fn stripe(database: &TestDatabase) -> StripeSimulator {
+    let stripe = StripeSimulator::new("whsec_test_0123456789abcdef", database.clock().clone()).unwrap();
+    stripe.create_price("price_pro", 2000, "eur", &Interval::Month);
+    stripe
+}
+
+impl Shop {
+    pub(crate) async fn open() -> Self {
+        Self::open_with(|stripe| stripe, |config| config).await
+    }
+
+    pub(crate) async fn open_with(
+        stripe_with: impl FnOnce(StripeSimulator) -> StripeSimulator,
+        config_with: impl FnOnce(BillingConfig) -> BillingConfig,
+    ) -> Self {
+        let database = TestDatabase::builder()
+            .max_system_connections(10)
+            .start(&[&saas_core::SCHEMA, &saas_billing::SCHEMA])
+            .await;
+        let stripe = Arc::new(stripe_with(stripe(&database)));
+        let billing = service(&database, config_with(config(&stripe)));
+        let owner = Mutex::new(database.owner().await);
+        Self { database, stripe, billing, owner }
+    }
+
+    /// A tenant that has opened a checkout and paid; its events wait to be delivered.
+    pub(crate) async fn buyer(&self, slug: &str) -> (RequestContext, Purchase) {
+        self.buyer_of(slug, CheckoutRequest::new("price_pro")).await
+    }
+
+    pub(crate) async fn buyer_of(&self, slug: &str, request: CheckoutRequest) -> (RequestContext, Purchase) {
+        let ctx = self.database.create_tenant(slug).await;
+        let session = self.stripe.checkout(request);
+        self.billing.record_checkout(&ctx, &session).await.unwrap();
+        (ctx, self.stripe.complete_checkout(&session).unwrap())
+    }
+
+    pub(crate) async fn receive(&self, delivery: &Delivery) -> Accepted {
+        self.billing.process(&delivery.body, &delivery.signature).await.unwrap()
+    }
+
+    /// Any body, rightly signed.
+    pub(crate) async fn receive_body(&self, body: &[u8]) -> Accepted {
+        self.billing.process(body, &self.stripe.sign(body)).await.unwrap()
+    }
+
+    /// Delivers in this order and applies until nothing is due.
+    pub(crate) async fn deliver(&self, deliveries: &[Delivery]) -> Applied {
+        for delivery in deliveries {
+            let _ = self.receive(delivery).await;
+        }
+        self.apply().await
+    }
+
+    /// Delivers everything there is to deliver.
+    pub(crate) async fn deliver_all(&self) -> Applied {
+        self.deliver(&self.stripe.deliveries()).await
+    }
+
+    pub(crate) async fn apply(&self) -> Applied {
+        let mut sum = Applied::default();
+        loop {
+            let step = self.billing.apply_pending(100).await.unwrap();
+            if step.total() == 0 {
+                return sum;
+            }
+            sum.applied += step.applied;
+            sum.ignored += step.ignored;
+            sum.parked += step.parked;
+            sum.quarantined += step.quarantined;
+            sum.retried += step.retried;
+            sum.dead += step.dead;
+            sum.lost += step.lost;
+        }
+    }
+
+    /// Everything that must not depend on the order of events: objects, what follows from them, what was done about it,
+    /// and the operators' list.
+    pub(crate) async fn digest(&self, ctx: &RequestContext) -> String {
+        let sql = "
+        select concat_ws(E'\\n',
+            (select string_agg(concat_ws(' ', kind, object_id, status, is_current, merged), E'\\n' order by object_id)
+             from saas.billing_object where tenant_id = $1),
+            (select concat_ws(' ', derived, plan, unpaid_since, has_alerts) from saas.billing_state where tenant_id = $1),
+            (select string_agg(concat_ws(' ', object_id, fact), E'\\n' order by object_id, fact)
+             from saas.billing_effect where tenant_id = $1),
+            (select concat_ws(' ', plan, standing, mrr_minor, currency) from saas.tenant_overview where tenant_id = $1),
+            (select string_agg(object_id, ' ' order by object_id) from saas.billing_directory where tenant = $1))";
+        let mut owner = self.owner.lock().await;
+        sqlx::query_scalar(sql).bind(ctx.tenant().as_uuid()).fetch_one(&mut *owner).await.unwrap()
+    }
+
+    /// Puts the database back to before the first delivery.
+    pub(crate) async fn forget(&self) {
+        let sql = "
+            delete from saas.billing_receipt_conflict; delete from saas.billing_receipt; delete from saas.billing_directory;
+            delete from saas.billing_fetch; delete from saas.billing_object; delete from saas.billing_state;
+            delete from saas.billing_effect; delete from saas.audit; delete from saas.outbox;
+            update saas.tenant_overview set plan = null, standing = 'active', mrr_minor = 0, currency = null;";
+        sqlx::raw_sql(sql).execute(&mut *self.owner.lock().await).await.unwrap();
+    }
+
+    pub(crate) async fn scalar(&self, sql: &'static str) -> i64 {
+        sqlx::query_scalar(sql).fetch_one(&mut *self.owner.lock().await).await.unwrap()
+    }
+}
+
+pub(crate) fn service(database: &TestDatabase, config: BillingConfig) -> Billing {
+    Billing::new(
+        config,
+        Arc::new(database.tenants().clone()),
+        database.system().clone(),
+        Arc::new(database.clock().clone()),
+    )
+}
+
+pub(crate) fn id(text: &str) -> ObjectId {
+    text.parse().unwrap()
+}
