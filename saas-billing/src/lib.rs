@@ -1,4 +1,69 @@
 //! Stripe billing whose state does not depend on the order of events.
+//!
+//! Stripe delivers events late, twice, in any order, or never. This crate stores each delivery before it looks inside,
+//! merges what the deliveries say about each object so that order and repetition cannot matter, and derives from the merged
+//! objects what a tenant has: its plan, whether it is paid, since when it is not.
+//!
+//! ```
+//! # #[cfg(feature = "postgres")] {
+//! use std::sync::Arc;
+//! use saas_billing::{Billing, BillingConfig, Mode, SigningSecrets, WebhookProcessor};
+//! use saas_billing::{object::Interval, testing::{Chaos, CheckoutRequest, StripeSimulator}};
+//! use saas_core::{PlanCatalog, subscription::PlanSource, testing::TestDatabase};
+//!
+//! # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+//! let database = TestDatabase::start(&[&saas_core::SCHEMA, &saas_billing::SCHEMA]).await;
+//! let clock = database.clock().clone();
+//! let catalog = PlanCatalog::from_toml(r#"
+//!     default_plan = "free"
+//!     [plans.free]
+//!     rank = 0
+//!     [[plans.free.versions]]
+//!     version = 1
+//!     [plans.pro]
+//!     rank = 10
+//!     [[plans.pro.versions]]
+//!     version = 1
+//!     prices = ["price_pro"]
+//! "#)?;
+//! // A Stripe without an account; with one, the secret is the endpoint's `whsec_…`.
+//! let stripe = StripeSimulator::new("whsec_0123456789abcdef", clock.clone())?;
+//! stripe.create_price("price_pro", 2000, "eur", &Interval::Month);
+//! let config = BillingConfig::new(catalog, SigningSecrets::new(vec![stripe.secret()])?, Mode::Test);
+//! let tenants = Arc::new(database.tenants().clone());
+//! let billing = Billing::new(config, tenants, database.system().clone(), Arc::new(clock.clone()));
+//!
+//! // A tenant opens a checkout, which is remembered as its own, and pays.
+//! let acme = database.create_tenant("acme").await;
+//! let session = stripe.checkout(CheckoutRequest::new("price_pro"));
+//! billing.record_checkout(&acme, &session).await?;
+//! stripe.complete_checkout(&session)?;
+//!
+//! // The webhook route: raw bytes and one header, whatever the web framework. Shuffled and repeated here.
+//! for delivery in stripe.deliveries_through(Chaos::shuffled(42).duplicating(50)) {
+//!     let _accepted = billing.process(&delivery.body, &delivery.signature).await?;
+//! }
+//! // The worker.
+//! while billing.apply_pending(50).await?.total() > 0 {}
+//! let _ = billing.fetch_pending(&stripe, 10).await?;
+//!
+//! // What the entitlements ask.
+//! let assignment = billing.plan_of(&acme, saas_core::Clock::now(&clock)).await?;
+//! assert_eq!(assignment.plan.as_str(), "pro");
+//! # Ok::<_, Box<dyn std::error::Error>>(()) }).unwrap();
+//! # }
+//! ```
+//!
+//! # From a delivery to a plan
+//! 1. [`WebhookProcessor::process`]: size limit, signature over the raw bytes ([`signature`]), envelope ([`event`]), one
+//!    durable insert. Then the answer 200.
+//! 2. [`Billing::apply_pending`]: reads the object ([`object`]), merges it ([`merge`]), derives ([`derive`](mod@derive)),
+//!    and commits that with the revision, the audit row and the mark on the receipt. An event of a customer that no tenant
+//!    is linked to yet is parked; one that cannot be read or fails too often becomes a dead letter
+//!    ([`Billing::list_stuck`], [`Billing::replay`]).
+//! 3. [`Billing::fetch_pending`]: reads from Stripe what no event tells for certain.
+//! 4. [`PlanSource`](saas_core::subscription::PlanSource): [`Billing`] answers from what was derived; grace runs out at
+//!    read time, so no job has to fire.
 #![cfg_attr(feature = "testing", recursion_limit = "256")]
 
 #[cfg(feature = "postgres")]

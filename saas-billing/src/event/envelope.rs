@@ -78,15 +78,16 @@ struct Wire<'a> {
     #[serde(borrow)]
     request: Option<WireRequest<'a>>,
     #[serde(borrow)]
-    data: Option<&'a RawValue>,
+    data: Option<WireData<'a>>,
     #[serde(borrow)]
     related_object: Option<WireRelated<'a>>,
 }
 
 #[derive(Deserialize)]
 struct WireData<'a> {
+    /// Thin events have data of other shapes.
     #[serde(borrow)]
-    object: &'a RawValue,
+    object: Option<&'a RawValue>,
     #[serde(borrow)]
     previous_attributes: Option<&'a RawValue>,
 }
@@ -120,9 +121,8 @@ impl<'a> Envelope<'a> {
             Content::Thin { related: related.transpose()? }
         } else {
             let data = wire.data.ok_or_else(|| Unreadable::new("event without data"))?;
-            let data: WireData<'a> =
-                serde_json::from_str(data.get()).map_err(|why| Unreadable::json("event.data", &why))?;
-            Content::Snapshot { object: data.object, previous: data.previous_attributes }
+            let object = data.object.ok_or_else(|| Unreadable::new("event without data.object"))?;
+            Content::Snapshot { object, previous: data.previous_attributes }
         };
         Ok(Self {
             id: wire.id.id("event.id")?,

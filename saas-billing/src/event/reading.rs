@@ -1,6 +1,9 @@
 //! From `data.object` and `data.previous_attributes` to a typed snapshot.
 
+use std::collections::BTreeMap;
+
 use chrono::{DateTime, Utc};
+use serde::de::value::MapDeserializer;
 use serde_json::{Value, value::RawValue};
 
 use super::{Content, Envelope};
@@ -65,15 +68,18 @@ pub fn read_snapshot(envelope: &Envelope<'_>) -> Result<Option<AnySnapshot>, Unr
     let Content::Snapshot { object, previous } = envelope.content else { return Ok(None) };
     let event_type = envelope.event_type.as_str();
     let Some(kind) = ObjectKind::from_event_type(event_type) else { return Ok(None) };
-    // A known type with another object inside is not ours to interpret. An upcoming invoice has no id yet.
-    if object_of(object)? != Some(kind) || event_type == "invoice.upcoming" {
-        return Ok(None);
+    if event_type == "invoice.upcoming" {
+        return Ok(None); // It has no id yet.
     }
     let deleted = event_type.ends_with(".deleted");
     let origin = if event_type.ends_with(".created") { Origin::Creation } else { Origin::Change };
-    let before = previous.and_then(|previous| undo(object, previous));
-    let source = Source { object, before, created: envelope.created, origin, event_type, deleted };
-    source.read(kind).map(Some)
+    let source = Source { object, previous, created: envelope.created, origin, event_type, deleted };
+    match source.read(kind) {
+        Ok(snapshot) => Ok(Some(snapshot)),
+        // A known type with another object inside is not ours to interpret, however it is shaped.
+        Err(why) if why.is_foreign() || object_of(object)? != Some(kind) => Ok(None),
+        Err(why) => Err(why),
+    }
 }
 
 /// Reads an object that was fetched from Stripe's API as a snapshot.
@@ -86,12 +92,12 @@ pub fn read_fetched(
     created: DateTime<Utc>,
     origin: Origin,
 ) -> Result<AnySnapshot, Unreadable> {
-    Source { object, before: None, created, origin, event_type: "", deleted: false }.read(kind)
+    Source { object, previous: None, created, origin, event_type: "", deleted: false }.read(kind)
 }
 
 struct Source<'a> {
     object: &'a RawValue,
-    before: Option<Value>,
+    previous: Option<&'a RawValue>,
     created: DateTime<Utc>,
     origin: Origin,
     event_type: &'a str,
@@ -104,7 +110,9 @@ macro_rules! snapshot {
         let value =
             $object::read(&mut json, $source.deleted).map_err(|why| Unreadable::json("event.data.object", &why))??;
         // What was before only helps to order equal seconds; unreadable, it is no evidence.
-        let before = $source.before.as_ref().and_then(|before| $object::read(before, false).ok()?.ok());
+        let before = $source
+            .previous
+            .and_then(|previous| undo($source.object, previous, |json| $object::read(json, false).ok()?.ok()));
         Snapshot::new(value, before, $source.created, $source.origin, $source.event_type)
     }};
 }
@@ -132,12 +140,31 @@ fn object_of(object: &RawValue) -> Result<Option<ObjectKind>, Unreadable> {
     Ok(wire.object.and_then(|object| ObjectKind::from_object(object.as_str())))
 }
 
-/// The object as it was before the change: `previous_attributes` laid over it. Hashes are merged key by key, since Stripe
-/// names only the keys that changed; lists are whole.
-fn undo(object: &RawValue, previous: &RawValue) -> Option<Value> {
-    let mut object: Value = serde_json::from_str(object.get()).ok()?;
-    lay_over(&mut object, serde_json::from_str(previous.get()).ok()?);
-    Some(object)
+/// The fields of an object as they stand in the payload, by name.
+type Fields<'a> = BTreeMap<&'a str, &'a RawValue>;
+/// A deserializer over such fields.
+type FromFields<'a> = MapDeserializer<'a, std::vec::IntoIter<(&'a str, &'a RawValue)>, serde_json::Error>;
+
+/// Reads the object as it was before the change: `previous_attributes` laid over it. Hashes are merged key by key, since
+/// Stripe names only the keys that changed; lists are whole.
+fn undo<T>(object: &RawValue, previous: &RawValue, read: impl FnOnce(FromFields<'_>) -> Option<T>) -> Option<T> {
+    let mut fields: Fields<'_> = serde_json::from_str(object.get()).ok()?;
+    let previous: Fields<'_> = serde_json::from_str(previous.get()).ok()?;
+    let mut merged: Vec<(&str, Box<RawValue>)> = Vec::new();
+    for (key, old) in previous {
+        match fields.get(key) {
+            Some(new) if new.get().starts_with('{') && old.get().starts_with('{') => {
+                let mut target: Value = serde_json::from_str(new.get()).ok()?;
+                lay_over(&mut target, serde_json::from_str(old.get()).ok()?);
+                merged.push((key, serde_json::value::to_raw_value(&target).ok()?));
+            }
+            Some(_) | None => drop(fields.insert(key, old)),
+        }
+    }
+    for (key, value) in &merged {
+        fields.insert(key, value);
+    }
+    read(MapDeserializer::new(fields.into_iter().collect::<Vec<_>>().into_iter()))
 }
 
 fn lay_over(target: &mut Value, patch: Value) {

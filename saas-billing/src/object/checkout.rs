@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     ObjectId, Unreadable,
     open_enum::open_enum,
-    wire::{Reference, Text, reference},
+    wire::{Reference, Text, expect_object, reference},
 };
 
 open_enum! {
@@ -40,6 +40,8 @@ struct Wire<'a> {
     #[serde(borrow)]
     id: Text<'a>,
     #[serde(borrow)]
+    object: Option<Text<'a>>,
+    #[serde(borrow)]
     status: Option<Text<'a>>,
     #[serde(borrow)]
     payment_status: Option<Text<'a>>,
@@ -58,6 +60,7 @@ impl CheckoutSession {
     }
 
     fn from_wire(wire: Wire<'_>) -> Result<Self, Unreadable> {
+        expect_object(wire.object.as_ref(), "checkout.session")?;
         let status = wire.status.ok_or_else(|| Unreadable::new("checkout session without status"))?;
         Ok(Self {
             id: wire.id.id("checkout_session.id")?,

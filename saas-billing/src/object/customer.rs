@@ -2,7 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{ObjectId, Unreadable, wire::Text};
+use super::{
+    ObjectId, Unreadable,
+    wire::{Text, expect_object},
+};
 
 /// What we keep of a customer. Name and address stay at Stripe.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,6 +20,8 @@ pub struct Customer {
 struct Wire<'a> {
     #[serde(borrow)]
     id: Text<'a>,
+    #[serde(borrow)]
+    object: Option<Text<'a>>,
     deleted: Option<bool>,
 }
 
@@ -25,7 +30,11 @@ impl Customer {
         json: D,
         deleted: bool,
     ) -> Result<Result<Self, Unreadable>, D::Error> {
-        let wire = Wire::deserialize(json)?;
-        Ok(wire.id.id("customer.id").map(|id| Self { id, deleted: deleted || wire.deleted == Some(true) }))
+        Ok(Self::from_wire(Wire::deserialize(json)?, deleted))
+    }
+
+    fn from_wire(wire: Wire<'_>, deleted: bool) -> Result<Self, Unreadable> {
+        expect_object(wire.object.as_ref(), "customer")?;
+        Ok(Self { id: wire.id.id("customer.id")?, deleted: deleted || wire.deleted == Some(true) })
     }
 }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     ObjectId, Unreadable,
     open_enum::open_enum,
-    wire::{Reference, Text, currency, instant, reference},
+    wire::{Reference, Text, currency, expect_object, instant, reference},
 };
 
 open_enum! {
@@ -71,6 +71,8 @@ struct Wire<'a> {
     #[serde(borrow)]
     id: Text<'a>,
     #[serde(borrow)]
+    object: Option<Text<'a>>,
+    #[serde(borrow)]
     customer: Option<Reference<'a>>,
     /// Before API version 2025-03-31 (basil).
     #[serde(borrow)]
@@ -125,6 +127,7 @@ impl Invoice {
     }
 
     fn from_wire(wire: Wire<'_>, deleted: bool) -> Result<Self, Unreadable> {
+        expect_object(wire.object.as_ref(), "invoice")?;
         let deleted = deleted || wire.deleted == Some(true);
         let status = match wire.status {
             Some(word) => word.word("invoice.status")?.into(),

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     ObjectId, Unreadable,
     open_enum::open_enum,
-    wire::{List, Reference, Text, currency, instant, reference},
+    wire::{List, Reference, Text, currency, expect_object, instant, reference},
 };
 
 open_enum! {
@@ -137,6 +137,8 @@ struct Wire<'a> {
     #[serde(borrow)]
     id: Text<'a>,
     #[serde(borrow)]
+    object: Option<Text<'a>>,
+    #[serde(borrow)]
     customer: Reference<'a>,
     #[serde(borrow)]
     status: Option<Text<'a>>,
@@ -225,6 +227,7 @@ impl Subscription {
     }
 
     fn from_wire(wire: Wire<'_>, deleted: bool) -> Result<Self, Unreadable> {
+        expect_object(wire.object.as_ref(), "subscription")?;
         let status = wire.status.ok_or_else(|| Unreadable::new("subscription without status"))?;
         let status = if deleted { SubscriptionStatus::Canceled } else { status.word("subscription.status")?.into() };
         let (wire_items, items_truncated) =

@@ -15,11 +15,18 @@ use super::ObjectId;
 #[error("{reason}")]
 pub struct Unreadable {
     reason: Cow<'static, str>,
+    /// It is another kind of object than was expected: not wrong, only not ours.
+    foreign: bool,
 }
 
 impl Unreadable {
     pub(crate) fn new(reason: impl Into<Cow<'static, str>>) -> Self {
-        Self { reason: reason.into() }
+        Self { reason: reason.into(), foreign: false }
+    }
+
+    /// Whether the object is of another kind than was expected.
+    pub(crate) const fn is_foreign(&self) -> bool {
+        self.foreign
     }
 
     /// Sorts a JSON error into a place and a kind, leaving out its text, which may quote the payload.
@@ -113,6 +120,14 @@ impl<'de: 'a, 'a> Deserialize<'de> for Reference<'a> {
         }
         deserializer.deserialize_any(Visit)
     }
+}
+
+/// Checks that an object says it is what its place promises.
+pub(super) fn expect_object(found: Option<&Text<'_>>, expected: &'static str) -> Result<(), Unreadable> {
+    if found.is_some_and(|found| found.as_str() == expected) {
+        return Ok(());
+    }
+    Err(Unreadable { foreign: true, ..Unreadable::new(format!("the object is no {expected}")) })
 }
 
 /// One page of a list inside an object.

@@ -2,6 +2,7 @@
 
 mod apply;
 mod crash;
+mod fence;
 mod fetch;
 mod intake;
 mod orders;
