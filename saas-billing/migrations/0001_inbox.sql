@@ -48,7 +48,7 @@ create index billing_receipt_stuck on saas.billing_receipt (state, received_at, 
     where state in ('parked', 'quarantined', 'dead');
 revoke all on saas.billing_receipt from public;
 grant select, insert, update, delete on saas.billing_receipt to saas_system;
-select saas.declare_global('saas.billing_receipt', 'a delivery is stored before anyone knows whose it is; only the system role reads it');
+select saas.declare_global('saas.billing_receipt', 'a delivery is stored before anyone knows whose it is; only the system role reads it', 'system');
 
 -- The same event id with another body: forged, or a fixture. Kept for a person to see, never applied.
 create table saas.billing_receipt_conflict (
@@ -64,7 +64,7 @@ create table saas.billing_receipt_conflict (
 );
 revoke all on saas.billing_receipt_conflict from public;
 grant select, insert, delete on saas.billing_receipt_conflict to saas_system;
-select saas.declare_global('saas.billing_receipt_conflict', 'bodies that contradict a receipt; only the system role reads it');
+select saas.declare_global('saas.billing_receipt_conflict', 'bodies that contradict a receipt; only the system role reads it', 'system');
 
 -- Which tenant a customer or a checkout session of ours belongs to. A customer that deliveries have named and nobody has
 -- linked stands here without a tenant: the row is what parking and linking both lock, so that neither misses the other.
@@ -79,7 +79,7 @@ create table saas.billing_directory (
 );
 revoke all on saas.billing_directory from public;
 grant select, insert, update, delete on saas.billing_directory to saas_system;
-select saas.declare_global('saas.billing_directory', 'Stripe ids are unique across tenants; only the system role reads it');
+select saas.declare_global('saas.billing_directory', 'Stripe ids are unique across tenants; only the system role reads it', 'system');
 
 -- Objects whose newest state no event tells for certain: read from Stripe one at a time, under a lease.
 create table saas.billing_fetch (
@@ -101,4 +101,4 @@ create table saas.billing_fetch (
 create index billing_fetch_due on saas.billing_fetch (due_at) where state = 'pending';
 revoke all on saas.billing_fetch from public;
 grant select, insert, update, delete on saas.billing_fetch to saas_system;
-select saas.declare_global('saas.billing_fetch', 'the work list of the reader of Stripe; only the system role reads it');
+select saas.declare_global('saas.billing_fetch', 'the work list of the reader of Stripe; only the system role reads it', 'system');

@@ -4,20 +4,12 @@ create table saas.tenant (
     id          uuid primary key,
     slug        text not null,
     name        text not null check (char_length(name) between 1 and 200),
-    revision    bigint not null default 1,
+    revision    bigint not null default 1 check (revision > 0),
     created_at  timestamptz not null
 );
-alter table saas.tenant enable row level security;
-alter table saas.tenant force row level security;
--- The same predicate as saas.fence; here the tenant's id is the key itself.
-create policy saas_tenant on saas.tenant as permissive for all to saas_app
-    using (id = (select nullif(current_setting('saas.tenant_id', true), '')::uuid));
-create policy saas_tenant_only on saas.tenant as restrictive for all to saas_app
-    using (id = (select nullif(current_setting('saas.tenant_id', true), '')::uuid));
-create policy saas_system on saas.tenant as permissive for all to saas_system using (true) with check (true);
-revoke all on saas.tenant from public;
-grant select, update (name, revision) on saas.tenant to saas_app;
-grant select, insert, update, delete on saas.tenant to saas_system;
+select saas.fence('saas.tenant', 'select');
+grant update (name, revision) on saas.tenant to saas_app;
+grant insert, update, delete on saas.tenant to saas_system;
 
 -- Slugs are unique across tenants, which a tenant's own table must not reveal: a table of its own, for the system only.
 create table saas.tenant_slug (
@@ -26,7 +18,7 @@ create table saas.tenant_slug (
 );
 revoke all on saas.tenant_slug from public;
 grant select, insert, update, delete on saas.tenant_slug to saas_system;
-select saas.declare_global('saas.tenant_slug', 'slugs are unique across tenants; only the system role reads them');
+select saas.declare_global('saas.tenant_slug', 'slugs are unique across tenants; only the system role reads them', 'system');
 
 -- Whoever changes what the gate answers calls this in the same transaction; every process hears of it at commit.
 -- The payload is an id and a number: every role of the database can listen.

@@ -3,7 +3,7 @@
 create table saas.audit (
     tenant_id   uuid not null references saas.tenant (id) on delete restrict,
     id          uuid not null,
-    at          timestamptz not null,
+    at          timestamptz not null check (isfinite(at)),
     actor       text not null check (actor <> ''),
     request_id  uuid,
     action      text not null check (action <> ''),

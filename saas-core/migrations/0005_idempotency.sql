@@ -5,7 +5,7 @@ create table saas.idempotency_key (
     key          text not null,
     fingerprint  bytea not null,
     response     bytea,
-    created_at   timestamptz not null,
+    created_at   timestamptz not null check (isfinite(created_at)),
     primary key (tenant_id, key)
 );
 -- Retention: the oldest first.

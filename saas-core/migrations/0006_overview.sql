@@ -11,8 +11,14 @@ create table saas.tenant_overview (
     -- tenancy
     seats           integer not null default 0 check (seats >= 0),
     -- entitlements
-    last_active_at  timestamptz,
+    last_active_at  timestamptz check (isfinite(last_active_at)),
     near_limit      boolean not null default false
 );
-select saas.fence('saas.tenant_overview', 'select, update');
-grant insert, delete on saas.tenant_overview to saas_system;
+-- The operators' filters, each in the order of the list.
+create index tenant_overview_by_plan on saas.tenant_overview (plan, tenant_id);
+create index tenant_overview_by_standing on saas.tenant_overview (standing, tenant_id);
+create index tenant_overview_near_limit on saas.tenant_overview (tenant_id) where near_limit;
+select saas.fence('saas.tenant_overview', 'select');
+-- What a tenant's own use changes; the rest is the system's.
+grant update (last_active_at, near_limit) on saas.tenant_overview to saas_app;
+grant insert, update, delete on saas.tenant_overview to saas_system;

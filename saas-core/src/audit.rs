@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use serde_json::Value;
 use sqlx::PgConnection;
 
-use crate::{Actor, AuditId, CoreError, RequestId, TenantId, TenantTx};
+use crate::{Actor, AuditId, CoreError, RequestId, TenantContext, TenantId, TenantTx};
 
 /// One thing that happened.
 #[derive(Debug, Clone)]
@@ -44,6 +44,19 @@ pub async fn record_in(
     now: DateTime<Utc>,
 ) -> Result<AuditId, CoreError> {
     insert(connection, tenant, actor, None, entry, now).await
+}
+
+/// Records an entry under the tenant, actor and request of a context, in any transaction.
+///
+/// # Errors
+/// As [`record_in`].
+pub async fn record_for(
+    connection: &mut PgConnection,
+    ctx: &dyn TenantContext,
+    entry: Entry,
+    now: DateTime<Utc>,
+) -> Result<AuditId, CoreError> {
+    insert(connection, ctx.tenant(), ctx.actor(), Some(ctx.request()), entry, now).await
 }
 
 /// Records an entry under the tenant, actor and request of a tenant's transaction.

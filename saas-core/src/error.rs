@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, error::Error as StdError, fmt};
 
-/// What a caller can do about an error. Maps onto HTTP without a table of codes.
+/// What a caller can do about an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
@@ -25,6 +25,19 @@ pub enum ErrorKind {
 }
 
 impl ErrorKind {
+    /// The HTTP status that says so: 400, 403, 404, 409, 500 or 503. What a 500 says is not for the client.
+    #[must_use]
+    pub const fn http_status(self) -> u16 {
+        match self {
+            Self::Invalid => 400,
+            Self::Forbidden => 403,
+            Self::NotFound => 404,
+            Self::Conflict => 409,
+            Self::Misconfigured | Self::Corrupt => 500,
+            Self::Unavailable | Self::OutcomeUnknown => 503,
+        }
+    }
+
     /// Whether the same call can succeed later without anyone changing anything.
     #[must_use]
     pub const fn is_retryable(self) -> bool {

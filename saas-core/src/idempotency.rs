@@ -5,7 +5,7 @@
 use chrono::{DateTime, Utc};
 use sha2::{Digest, Sha256};
 
-use crate::{CoreError, IdempotencyKey, TenantTx};
+use crate::{CoreError, IdempotencyKey, SystemTx, TenantTx};
 
 /// Whether the work is still to be done.
 #[must_use]
@@ -13,16 +13,18 @@ use crate::{CoreError, IdempotencyKey, TenantTx};
 pub enum Claim {
     /// First sight of this key: do the work, then call [`complete`] in the same transaction.
     New,
-    /// The work was done before; this was its answer.
-    Replay(Vec<u8>),
+    /// The work was done before; this was its answer. `None` when the first caller committed without one.
+    Replay(Option<Vec<u8>>),
 }
 
 /// Claims a key for a request, or finds the answer that was given.
 ///
-/// Waits for a concurrent transaction that holds the same key: if that one commits, this one replays.
+/// Waits for a concurrent transaction that holds the same key, at most as long as the role's `lock_timeout` (10 seconds
+/// unless changed): if that one commits, this one replays.
 ///
 /// # Errors
-/// [`KeyReused`](CoreError::KeyReused) when the key came with another `request` before.
+/// [`KeyReused`](CoreError::KeyReused) when the key came with another `request` before;
+/// [`Unavailable`](CoreError::Unavailable) when the first caller is still at work.
 pub async fn claim(
     tx: &mut TenantTx,
     key: &IdempotencyKey,
@@ -56,8 +58,7 @@ pub async fn claim(
     if stored != fingerprint.as_slice() {
         return Err(CoreError::KeyReused { key: key.as_str().to_owned() });
     }
-    // A key without an answer was committed by a caller that never completed it: the effect is there, the answer empty.
-    Ok(Claim::Replay(response.unwrap_or_default()))
+    Ok(Claim::Replay(response))
 }
 
 /// Stores the answer beside the effect.
@@ -68,7 +69,7 @@ pub async fn complete(tx: &mut TenantTx, key: &IdempotencyKey, response: &[u8]) 
     let updated = sqlx::query(
         "update saas.idempotency_key
          set response = $3
-         where tenant_id = $1 and key = $2 and response is null",
+         where tenant_id = $1 and key = $2 and xmin = pg_current_xact_id()::xid",
     )
     .bind(tx.tenant().as_uuid())
     .bind(key.as_str())
@@ -77,4 +78,23 @@ pub async fn complete(tx: &mut TenantTx, key: &IdempotencyKey, response: &[u8]) 
     .await
     .map_err(CoreError::from_database)?;
     if updated.rows_affected() == 1 { Ok(()) } else { Err(CoreError::NotFound { what: "claimed idempotency key" }) }
+}
+
+/// Removes keys that were claimed before `before`, at most 10,000 a call, and says how many. Call it until it says 0.
+///
+/// A request that comes again after its key was removed is a new request: keep keys longer than any client retries.
+///
+/// # Errors
+/// When the database does not answer.
+pub async fn purge_in(tx: &mut SystemTx, before: DateTime<Utc>) -> Result<u64, CoreError> {
+    let deleted = sqlx::query(
+        "delete from saas.idempotency_key
+         where (tenant_id, key) in (
+            select tenant_id, key from saas.idempotency_key where created_at < $1 order by created_at limit 10000)",
+    )
+    .bind(before)
+    .execute(&mut **tx)
+    .await
+    .map_err(CoreError::from_database)?;
+    Ok(deleted.rows_affected())
 }

@@ -1,4 +1,65 @@
-//! The kernel of the saas crates.
+//! The kernel of the saas crates: vocabulary, ports, and the tables that everything else stands on.
+//!
+//! An application that uses `saas-tenancy`, `saas-entitlements` or `saas-billing` meets three things here:
+//!
+//! - **[`TenantTx`]**, the only way to a tenant's rows. It binds the transaction to one tenant in the round trip that
+//!   opens it; PostgreSQL's row-level security does the rest. [`SystemTx`] is the loud other way.
+//! - **[`migrate`](db::migrate())** and **[`doctor`]**: the first creates roles and tables, the second looks through
+//!   the whole database, the application's own tables included, for every known way around the fence.
+//! - **What must commit together**: [`audit`], [`outbox`] and [`idempotency`] rows join the caller's transaction.
+//!
+//! # Quick start
+//! ```no_run
+//! use saas_core::{Actor, RequestContext, SystemClock, TenantId, TenantPool, TenantTx, db};
+//! use sqlx::postgres::PgConnectOptions;
+//!
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! // Once per deployment, as the database's administrator.
+//! let admin: PgConnectOptions = "postgres://postgres@localhost/app".parse()?;
+//! db::migrate(&admin, &[&saas_core::SCHEMA]).await?;
+//!
+//! // Once per process: a login that row-level security does not bind is refused here.
+//! let pool = db::pool_options().connect("postgres://saas_app@localhost/app").await?;
+//! let tenants = TenantPool::open(pool, &[&saas_core::SCHEMA]).await?;
+//!
+//! // Once per request: the tenant comes from the verified principal.
+//! # let (tenant, user) = (TenantId::mint(&SystemClock), saas_core::UserId::mint(&SystemClock));
+//! let ctx = RequestContext::new(tenant, Actor::user(user), &SystemClock);
+//! let mut tx = TenantTx::begin(&tenants, &ctx).await?;
+//! sqlx::query("insert into project (tenant_id, id, name) values ($1, gen_random_uuid(), 'Apollo')")
+//!     .bind(tenant.as_uuid())
+//!     .execute(&mut *tx)
+//!     .await?;
+//! tx.commit().await?;
+//! # Ok(()) }
+//! ```
+//!
+//! The table `project` is the application's own; its migration ends with `select saas.fence('project')`.
+//!
+//! # Concepts
+//! - A *tenant* is a row of `saas.tenant`; its [`Revision`] rises whenever what it may do changes.
+//! - A *context* ([`TenantContext`]) says who asks; an *actor* ([`Actor`]) stands in every row of the audit log.
+//! - A *plan* is data ([`PlanCatalog`]); which one a tenant is on is answered by a
+//!   [`PlanSource`](subscription::PlanSource), which billing or the application implements.
+//! - Errors sort into [`ErrorKind`]s, which map onto HTTP.
+//!
+//! # What does not compile
+//! A transaction without a tenant:
+//! ```compile_fail
+//! # async fn example(tenants: &saas_core::TenantPool) {
+//! let tx = saas_core::TenantTx::begin(tenants).await;
+//! # }
+//! ```
+//! A job without one:
+//! ```compile_fail
+//! # async fn example(tx: &mut saas_core::TenantTx, job: saas_core::outbox::NewJob, now: chrono::DateTime<chrono::Utc>) {
+//! saas_core::outbox::enqueue_in(tx, job, now).await;
+//! # }
+//! ```
+//! A key that is not one:
+//! ```compile_fail
+//! const CSV: saas_core::FeatureKey = saas_core::FeatureKey::from_static("CSV export");
+//! ```
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod actor;
@@ -18,6 +79,8 @@ pub mod mail;
 mod name;
 #[cfg(feature = "postgres")]
 pub mod outbox;
+#[cfg(feature = "postgres")]
+pub mod overview;
 mod page;
 pub mod plan;
 pub mod revision;

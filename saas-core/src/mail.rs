@@ -10,13 +10,27 @@ use crate::{Cause, EmailAddress, InvalidInput, JobId, TenantId};
 
 /// A message to one person.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Unchecked")]
 pub struct Mail {
-    /// To whom.
-    pub to: EmailAddress,
-    /// One line.
-    pub subject: String,
-    /// The text.
-    pub text: String,
+    to: EmailAddress,
+    subject: String,
+    text: String,
+}
+
+/// A message as it was stored.
+#[derive(Deserialize)]
+struct Unchecked {
+    to: EmailAddress,
+    subject: String,
+    text: String,
+}
+
+impl TryFrom<Unchecked> for Mail {
+    type Error = InvalidInput;
+
+    fn try_from(mail: Unchecked) -> Result<Self, InvalidInput> {
+        Self::new(mail.to, mail.subject, mail.text)
+    }
 }
 
 impl Mail {
@@ -34,6 +48,24 @@ impl Mail {
             ));
         }
         Ok(Self { to, subject, text: text.into() })
+    }
+
+    /// To whom.
+    #[must_use]
+    pub const fn to(&self) -> &EmailAddress {
+        &self.to
+    }
+
+    /// One line.
+    #[must_use]
+    pub fn subject(&self) -> &str {
+        &self.subject
+    }
+
+    /// The text.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        &self.text
     }
 }
 
@@ -132,8 +164,10 @@ mod postgres {
         async fn run(&self, job: &Job) -> Result<(), JobError> {
             let mail: Mail = job.payload()?;
             self.0.send(job.tenant, job.id, &mail).await.map_err(|error| match error {
-                MailError::Unavailable(_) => JobError::retry(error),
-                MailError::Refused(_) => JobError::permanent(error),
+                MailError::Unavailable(cause) => {
+                    JobError::retry(format_args!("the mail provider is unavailable: {cause}"))
+                }
+                MailError::Refused(cause) => JobError::permanent(format_args!("the mail provider refused: {cause}")),
             })
         }
     }

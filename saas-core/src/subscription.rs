@@ -28,6 +28,17 @@ pub enum Standing {
     },
 }
 
+/// Such as `grace until 2026-12-27 15:50:39 UTC, suspended from 2027-01-03 15:50:39 UTC`.
+impl fmt::Display for Standing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Active => f.write_str("active"),
+            Self::Grace { until, suspended_from } => write!(f, "grace until {until}, suspended from {suspended_from}"),
+            Self::Suspended { since } => write!(f, "suspended since {since}"),
+        }
+    }
+}
+
 /// What the tenant may do at one instant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

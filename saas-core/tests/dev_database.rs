@@ -11,6 +11,7 @@ use saas_core::{
     tenant::{self, NewTenant},
     testing::{DevDatabase, DevServer, Durability},
 };
+use sqlx::Executor as _;
 
 /// Set in the child that plays the example.
 const CHILD: &str = "SAAS_DEV_DATABASE_CHILD";
@@ -66,6 +67,22 @@ async fn an_example_never_touches_the_server_of_the_tests() {
 }
 
 #[tokio::test]
+async fn a_login_that_is_no_superuser_is_told_so() {
+    if env::var_os(CHILD).is_some() {
+        let error = DevDatabase::start("example", &[&SCHEMA]).await.unwrap_err();
+        println!("\nerror {} {error}", error.code());
+        return;
+    }
+    let server = DevServer::start_own(Durability::None).unwrap();
+    connect(server.admin_url()).await.execute("create role clerk login createdb").await.unwrap();
+    let ran = example("a_login_that_is_no_superuser_is_told_so", |command| {
+        command.env("DATABASE_URL", server.admin_url().replace("saas_admin@", "clerk@"));
+    });
+    let said = String::from_utf8_lossy(&ran.stdout);
+    assert!(said.contains("error misconfigured the development server's login `clerk` is no superuser"), "{said}");
+}
+
+#[tokio::test]
 async fn a_server_that_wants_passwords_gets_one_for_the_roles() {
     if env::var_os(CHILD).is_some() {
         let database = DevDatabase::start("example", &[&SCHEMA]).await.unwrap();
@@ -81,7 +98,7 @@ async fn a_server_that_wants_passwords_gets_one_for_the_roles() {
         assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stdout));
     }
     let mut admin = connect(&url).await;
-    sqlx::raw_sql("alter role saas_app password 'of someone'").execute(&mut admin).await.unwrap();
+    admin.execute("alter role saas_app password 'of someone'").await.unwrap();
     let ran = example("a_server_that_wants_passwords_gets_one_for_the_roles", |command| {
         command.env("DATABASE_URL", &url);
     });
@@ -95,13 +112,13 @@ async fn connect(url: &str) -> sqlx::PgConnection {
 /// Makes the server ask everyone for a password, and returns a URL that has the superuser's.
 async fn with_password_authentication(server: &DevServer) -> String {
     let mut admin = connect(server.admin_url()).await;
-    sqlx::raw_sql("alter role saas_admin password 'the superuser''s'").execute(&mut admin).await.unwrap();
+    admin.execute("alter role saas_admin password 'the superuser''s'").await.unwrap();
     let file: String = sqlx::query_scalar("show hba_file").fetch_one(&mut admin).await.unwrap();
     // Through the server, whose file it is.
     let rule = "host all all 127.0.0.1/32 scram-sha-256\n";
     let object: sqlx::postgres::types::Oid =
         sqlx::query_scalar("select lo_from_bytea(0, $1)").bind(rule.as_bytes()).fetch_one(&mut admin).await.unwrap();
     sqlx::query("select lo_export($1, $2)").bind(object).bind(&file).execute(&mut admin).await.unwrap();
-    sqlx::raw_sql("select pg_reload_conf()").execute(&mut admin).await.unwrap();
+    admin.execute("select pg_reload_conf()").await.unwrap();
     server.admin_url().replace("saas_admin@", "saas_admin:the%20superuser%27s@")
 }

@@ -12,6 +12,7 @@ use std::{
 };
 
 use saas_core::testing::{DevServer, Durability, Purpose};
+use sqlx::{Connection as _, PgConnection};
 
 /// Set in the child that each test starts from this same binary.
 const CHILD: &str = "SAAS_DEV_SERVER_CHILD";
@@ -155,9 +156,17 @@ fn when_no_rung_holds_one_error_names_them_all_and_the_fix() {
     }
 }
 
-#[test]
-fn two_servers_of_one_process_do_not_meet() {
-    let one = DevServer::start_own(Durability::None).unwrap();
-    let other = DevServer::start_own(Durability::Full).unwrap();
-    assert_ne!(one.admin_url(), other.admin_url());
+#[tokio::test]
+async fn two_servers_of_one_process_do_not_meet_and_are_as_durable_as_asked() {
+    for (durability, fsync) in [(Durability::None, "off"), (Durability::Full, "on")] {
+        let rival = DevServer::start_own(Durability::None).unwrap();
+        let server = DevServer::start_own(durability).unwrap();
+        assert_ne!(rival.admin_url(), server.admin_url());
+        let mut admin = PgConnection::connect(server.admin_url()).await.unwrap();
+        for setting in ["fsync", "synchronous_commit", "full_page_writes"] {
+            let value: String =
+                sqlx::query_scalar("select current_setting($1)").bind(setting).fetch_one(&mut admin).await.unwrap();
+            assert_eq!(value, fsync, "{setting}");
+        }
+    }
 }

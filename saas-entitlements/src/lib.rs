@@ -1,1 +1,92 @@
-//! placeholder
+//! Feature gate and usage limits for multi-tenant applications.
+//!
+//! [`Entitlements`] answers which features a tenant has, from memory in nanoseconds; [`Meter`] counts what it uses, exactly
+//! once and never beyond a hard limit. Both follow the plan that a tenant is on
+//! ([`PlanSource`](saas_core::subscription::PlanSource): billing's, or a table of yours), its standing, and manual
+//! [`Overrides`], and can say why ([`Explanation`]).
+//!
+//! # Quick start
+//! ```no_run
+//! use std::sync::Arc;
+//!
+//! use saas_core::{
+//!     FeatureKey, MeterKey, PlanCatalog, PlanKey, RequestContext, SharedClock, SystemClock, TenantContext,
+//!     TenantPool, subscription::FixedPlan,
+//! };
+//! use saas_entitlements::{Consumption, Entitlements, Meter, PostgresCounters, PostgresSource, RevisionListener};
+//!
+//! const CSV: FeatureKey = FeatureKey::from_static("reports.csv-export");
+//! const CALLS: MeterKey = MeterKey::from_static("api-calls");
+//!
+//! # async fn example(pool: TenantPool, login: sqlx::postgres::PgConnectOptions, ctx: RequestContext) -> Result<(), Box<dyn std::error::Error>> {
+//! // Once, at start: what is sold, where plans are kept, and the gate over them.
+//! let catalog = PlanCatalog::from_bytes(&std::fs::read("plans.toml")?)?;
+//! let clock: SharedClock = Arc::new(SystemClock);
+//! let pool = Arc::new(pool);
+//! let plans = Arc::new(FixedPlan(PlanKey::from_static("free")));
+//! let entitlements = Entitlements::new(catalog, Arc::new(PostgresSource::new(pool.clone(), plans)), clock);
+//! let meter = Meter::new(entitlements.clone(), Arc::new(PostgresCounters::new(pool)));
+//! let _clock = entitlements.start_clock();
+//! let _listener = RevisionListener::start(entitlements.clone(), login);
+//!
+//! // In a request: is it on, and may it be used?
+//! if entitlements.is_feature_enabled(ctx.tenant(), &CSV).await {
+//!     match meter.consume(&ctx, &CALLS, 1, &"import-7:row-3".parse()?).await? {
+//!         Consumption::Granted { .. } => { /* do the work */ }
+//!         Consumption::AlreadyCounted => { /* a repeat: do what is left of it */ }
+//!         refused => println!("{refused}"), // “limit of 1000 reached, 0 left until …; `pro@1` has more”
+//!     }
+//! }
+//! # Ok(()) }
+//! ```
+//!
+//! # How stale an answer can be
+//! | state of the world | bound |
+//! |---|---|
+//! | a [`RevisionListener`] is connected | one notification |
+//! | every notification is lost | [`ttl`](GateOptions::with_ttl) (60 s) plus one [`tick`](GateOptions::with_tick) |
+//! | a grace period, trial or override ends | one tick, with or without a database |
+//! | the source cannot be read | [`stale_if_error`](GateOptions::with_stale_if_error) (1 h), then each feature's `fail` policy |
+//! | a limit that [`Meter::consume`] enforces | none: the statement checks the tenant's revision |
+//!
+//! # What it leaves to others
+//! What a plan contains is [`saas_core::plan`]; which plan a tenant is on and whether it is paid for is billing's. Features
+//! `postgres` (default) and `testing` (stores in [`memory`], and the [`conformance`] suite for stores of your own).
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+mod entitlements;
+mod error;
+mod explain;
+mod gate;
+#[cfg(feature = "testing")]
+pub mod memory;
+mod meter;
+mod overrides;
+#[cfg(feature = "postgres")]
+mod postgres;
+mod resolve;
+mod snapshot;
+mod source;
+mod window;
+
+pub use entitlements::{Entitlements, GateClock};
+pub use error::EntitlementsError;
+pub use explain::{Explanation, Reason};
+pub use gate::{Answer, FeatureGate, GateOptions, GateStats};
+#[cfg(feature = "testing")]
+pub use meter::conformance;
+pub use meter::{Consumption, CounterStore, Denial, Draw, Drawn, Meter, Threshold, Usage};
+pub use overrides::{NewOverride, Override, OverrideGrant, OverrideSubject};
+#[cfg(feature = "postgres")]
+pub use postgres::{Overrides, PostgresCounters, PostgresSource, RevisionListener, THRESHOLD_TOPIC, ThresholdCrossed};
+pub use resolve::resolve;
+pub use snapshot::{FeatureHandle, Origin, Snapshot};
+pub use source::{SnapshotSource, TenantState};
+pub use window::{Period, period_at};
+
+/// The tables of this crate. They refer to those of [`saas_core::SCHEMA`].
+#[cfg(feature = "postgres")]
+pub static SCHEMA: saas_core::Schema = saas_core::schema!("entitlements":
+    1 "0001_overrides",
+    2 "0002_usage",
+);

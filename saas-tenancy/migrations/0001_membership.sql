@@ -9,7 +9,7 @@ create table saas.user_account (
 );
 revoke all on saas.user_account from public;
 grant select, insert, update, delete on saas.user_account to saas_system;
-select saas.declare_global('saas.user_account', 'a person has one account across all tenants; only the system role reads it');
+select saas.declare_global('saas.user_account', 'a person has one account across all tenants; only the system role reads it', 'system');
 
 create table saas.membership (
     tenant_id   uuid not null references saas.tenant (id) on delete restrict,

@@ -28,7 +28,7 @@ pub enum TenancyError {
         /// What was asked.
         permission: Permission,
     },
-    /// The role to give, or of the member to change, stands above the actor's own.
+    /// The role to give holds more than the actor's own, or that of the member to change stands above it.
     #[error("a member with role `{actor}` may not give, change or remove the role `{target}`")]
     RankTooLow {
         /// The actor's role.

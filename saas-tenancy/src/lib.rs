@@ -7,10 +7,12 @@
 //! ```no_run
 //! # use std::sync::Arc;
 //! # use saas_core::{SystemClock, SystemPool, TenantPool};
-//! # use saas_tenancy::{NewTenant, Tenancy};
+//! # use saas_tenancy::{NewTenant, Tenancy, VerifiedEmail};
 //! # async fn example(tenants: TenantPool, system: SystemPool) -> Result<(), Box<dyn std::error::Error>> {
 //! let tenancy = Tenancy::new(tenants, system, Arc::new(SystemClock));
-//! let acme = tenancy.create_tenant(&NewTenant::new("acme".parse()?, "Acme Inc.")?, &"ada@acme.example".parse()?).await?;
+//! // Only after the link that was sent to the address came back.
+//! let ada = VerifiedEmail::vouched("ada@acme.example".parse()?);
+//! let acme = tenancy.create_tenant(&NewTenant::new("acme".parse()?, "Acme Inc.")?, &ada).await?;
 //! let ctx = tenancy.enter(acme.tenant, acme.owner).await?; // what a request of the owner carries
 //! # Ok(()) }
 //! ```
@@ -27,7 +29,7 @@ pub use role::{Permission, Role};
 #[cfg(feature = "postgres")]
 pub use saas_core::tenant::NewTenant;
 #[cfg(feature = "postgres")]
-pub use tenancy::{Created, Membership, Tenancy};
+pub use tenancy::{Created, Membership, Tenancy, VerifiedEmail};
 
 /// The tables of this crate. They need those of `saas_core`.
 #[cfg(feature = "postgres")]

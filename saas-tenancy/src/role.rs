@@ -118,7 +118,13 @@ impl Role {
         MATRIX.iter().any(|(role, allowed)| *role == self && allowed.contains(&permission))
     }
 
-    /// Whether the role may give, change or remove `other`: nobody reaches above their own rank.
+    /// Whether the role has every permission of `other`, and so may give it.
+    #[must_use]
+    pub fn includes(self, other: Self) -> bool {
+        self.outranks_or_equals(other) && Permission::ALL.iter().all(|p| self.allows(*p) || !other.allows(*p))
+    }
+
+    /// Whether the role may change or remove a member with role `other`: nobody reaches above their own rank.
     #[must_use]
     pub fn outranks_or_equals(self, other: Self) -> bool {
         self >= other
@@ -181,6 +187,8 @@ mod tests {
 
     #[test]
     fn nobody_reaches_above_their_rank() {
+        assert!(!Role::Admin.includes(Role::Billing), "an admin cannot manage billing, nor let others");
+        assert!(Role::ALL.iter().all(|role| Role::Owner.includes(*role)));
         assert!(Role::Owner.outranks_or_equals(Role::Owner));
         assert!(!Role::Admin.outranks_or_equals(Role::Owner));
         assert!(!Role::Member.outranks_or_equals(Role::Admin));

@@ -9,7 +9,7 @@ use saas_core::{
     tenant::{self, NewTenant},
 };
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::{Permission, Role, TenancyError, postgres as store};
 
@@ -33,6 +33,27 @@ pub struct Membership {
     pub since: DateTime<Utc>,
 }
 
+/// An address whose owner has shown that it is theirs.
+///
+/// Whoever holds one enters the account behind the address, in every tenant. Make it only after a link that was sent
+/// there came back, or from an identity provider that says `email_verified: true` (the boolean).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VerifiedEmail(EmailAddress);
+
+impl VerifiedEmail {
+    /// Vouches that the address was verified.
+    #[must_use]
+    pub const fn vouched(address: EmailAddress) -> Self {
+        Self(address)
+    }
+
+    /// The address.
+    #[must_use]
+    pub const fn address(&self) -> &EmailAddress {
+        &self.0
+    }
+}
+
 /// Tenants and the people in them.
 #[derive(Debug, Clone)]
 pub struct Tenancy {
@@ -54,7 +75,7 @@ impl Tenancy {
     ///
     /// # Errors
     /// [`SlugTaken`](TenancyError::SlugTaken) when the address belongs to another tenant.
-    pub async fn create_tenant(&self, new: &NewTenant, owner: &EmailAddress) -> Result<Created, TenancyError> {
+    pub async fn create_tenant(&self, new: &NewTenant, owner: &VerifiedEmail) -> Result<Created, TenancyError> {
         let mut tx = SystemTx::begin(&self.system, SIGN_UP, "create a tenant").await?;
         let created = self.create_tenant_in(&mut tx, new, owner).await?;
         tx.commit().await?;
@@ -69,26 +90,37 @@ impl Tenancy {
         &self,
         tx: &mut SystemTx,
         new: &NewTenant,
-        owner: &EmailAddress,
+        owner: &VerifiedEmail,
     ) -> Result<Created, TenancyError> {
         let now = self.clock.now();
         let tenant = tenant::create_in(tx, new, now).await.map_err(|error| match error.constraint() {
             Some("tenant_slug_pkey") => TenancyError::SlugTaken(new.slug().to_string()),
             _ => error.into(),
         })?;
-        let user = store::ensure_user(tx, owner, now).await?;
+        let user = store::ensure_user(tx, owner.address(), now).await?;
         store::add(tx, tenant, user, Role::Owner, now).await?;
-        let actor = Actor::user(user);
+        let ctx = RequestContext::new_at(tenant, Actor::user(user), now);
         let named = Entry::new("tenant.created", new.slug()).with_detail(json!({ "name": new.name() }));
-        audit::record_in(tx, tenant, &actor, named, now).await?;
-        record_membership(tx, tenant, &actor, "membership.added", user, Role::Owner, now).await?;
+        audit::record_for(tx, &ctx, named, now).await?;
+        record_membership(tx, &ctx, "membership.added", user, json!({ "role": Role::Owner }), now).await?;
         let welcome = Mail::new(
-            owner.clone(),
+            owner.address().clone(),
             format!("Welcome to {}", new.name()),
             format!("{} is ready. You are its owner.\n", new.name()),
         )?;
         mail::enqueue_in(tx, tenant, &welcome, now).await?;
         Ok(Created { tenant, owner: user })
+    }
+
+    /// The account behind a verified address, for a sign-in; created if there is none.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn account(&self, email: &VerifiedEmail) -> Result<UserId, TenancyError> {
+        let mut tx = SystemTx::begin(&self.system, SIGN_UP, "find an account").await?;
+        let user = store::ensure_user(&mut tx, email.address(), self.clock.now()).await?;
+        tx.commit().await?;
+        Ok(user)
     }
 
     /// The context of a request by `user` in `tenant`, with the role that the membership gives.
@@ -132,13 +164,13 @@ impl Tenancy {
         let now = self.clock.now();
         let mut tx = self.begin_change(ctx, "add a member").await?;
         let actor = authorize(&mut tx, ctx, Permission::ManageMembers).await?;
-        within_rank(actor, role)?;
+        may_give(actor, role)?;
         let user = store::ensure_user(&mut tx, email, now).await?;
         if store::role_of(&mut tx, ctx.tenant(), user).await?.is_some() {
             return Err(TenancyError::AlreadyMember);
         }
         store::add(&mut tx, ctx.tenant(), user, role, now).await?;
-        record_membership(&mut tx, ctx.tenant(), ctx.actor(), "membership.added", user, role, now).await?;
+        record_membership(&mut tx, ctx, "membership.added", user, json!({ "role": role }), now).await?;
         tx.commit().await?;
         Ok(user)
     }
@@ -154,12 +186,13 @@ impl Tenancy {
         let actor = authorize(&mut tx, ctx, Permission::ManageMembers).await?;
         let present = store::role_of(&mut tx, ctx.tenant(), user).await?.ok_or(TenancyError::NotMember)?;
         within_rank(actor, present)?;
-        within_rank(actor, role)?;
+        may_give(actor, role)?;
         if role != Role::Owner {
             keep_an_owner(&mut tx, ctx.tenant(), present).await?;
         }
         store::set_role(&mut tx, ctx.tenant(), user, role).await?;
-        record_membership(&mut tx, ctx.tenant(), ctx.actor(), "membership.role_changed", user, role, now).await?;
+        let change = json!({ "role": role, "before": present });
+        record_membership(&mut tx, ctx, "membership.role_changed", user, change, now).await?;
         tx.commit().await?;
         Ok(())
     }
@@ -179,7 +212,7 @@ impl Tenancy {
         within_rank(actor, present)?;
         keep_an_owner(&mut tx, ctx.tenant(), present).await?;
         store::remove(&mut tx, ctx.tenant(), user).await?;
-        record_membership(&mut tx, ctx.tenant(), ctx.actor(), "membership.removed", user, present, now).await?;
+        record_membership(&mut tx, ctx, "membership.removed", user, json!({ "before": present }), now).await?;
         tx.commit().await?;
         Ok(())
     }
@@ -224,6 +257,11 @@ fn within_rank(actor: Role, target: Role) -> Result<(), TenancyError> {
     if actor.outranks_or_equals(target) { Ok(()) } else { Err(TenancyError::RankTooLow { actor, target }) }
 }
 
+/// Nobody gives what they do not have.
+fn may_give(actor: Role, role: Role) -> Result<(), TenancyError> {
+    if actor.includes(role) { Ok(()) } else { Err(TenancyError::RankTooLow { actor, target: role }) }
+}
+
 async fn keep_an_owner(tx: &mut SystemTx, tenant: TenantId, leaving: Role) -> Result<(), TenancyError> {
     if leaving == Role::Owner && store::count_owners(tx, tenant).await? <= 1 {
         return Err(TenancyError::LastOwner);
@@ -233,14 +271,13 @@ async fn keep_an_owner(tx: &mut SystemTx, tenant: TenantId, leaving: Role) -> Re
 
 async fn record_membership(
     tx: &mut SystemTx,
-    tenant: TenantId,
-    actor: &Actor,
+    ctx: &dyn TenantContext,
     action: &'static str,
     user: UserId,
-    role: Role,
+    detail: Value,
     now: DateTime<Utc>,
 ) -> Result<(), TenancyError> {
-    store::count_seats(tx, tenant).await?;
-    audit::record_in(tx, tenant, actor, Entry::new(action, user).with_detail(json!({ "role": role })), now).await?;
+    store::count_seats(tx, ctx.tenant()).await?;
+    audit::record_for(tx, ctx, Entry::new(action, user).with_detail(detail), now).await?;
     Ok(())
 }

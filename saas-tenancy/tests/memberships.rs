@@ -11,7 +11,7 @@ use saas_core::{
     testing::TestDatabase,
     timeline,
 };
-use saas_tenancy::{Created, NewTenant, Role, SCHEMA, Tenancy, TenancyError};
+use saas_tenancy::{Created, NewTenant, Role, SCHEMA, Tenancy, TenancyError, VerifiedEmail};
 
 struct Setup {
     db: TestDatabase,
@@ -24,6 +24,10 @@ fn email(name: &str) -> EmailAddress {
     format!("{name}@example.com").parse().unwrap()
 }
 
+fn verified(name: &str) -> VerifiedEmail {
+    VerifiedEmail::vouched(email(name))
+}
+
 fn new(slug: &str) -> NewTenant {
     NewTenant::new(slug.parse().unwrap(), "Acme Inc.").unwrap()
 }
@@ -32,7 +36,7 @@ impl Setup {
     async fn start() -> Self {
         let db = TestDatabase::start(&[&CORE, &SCHEMA]).await;
         let tenancy = Tenancy::new(db.tenants().clone(), db.system().clone(), Arc::new(db.clock().clone()));
-        let acme = tenancy.create_tenant(&new("acme"), &email("ada")).await.unwrap();
+        let acme = tenancy.create_tenant(&new("acme"), &verified("ada")).await.unwrap();
         let owner = tenancy.enter(acme.tenant, acme.owner).await.unwrap();
         Self { db, tenancy, acme, owner }
     }
@@ -74,14 +78,14 @@ async fn a_tenant_comes_with_its_owner_its_record_and_its_welcome() {
     let worker = Worker::new(setup.db.system().clone(), Arc::new(setup.db.clock().clone()))
         .with_handler(TOPIC, Arc::new(MailHandler(Arc::new(mailbox.clone()))));
     assert_eq!(worker.run_once().await.unwrap().done, 1);
-    assert_eq!(mailbox.messages()[0].to, email("ada"));
+    assert_eq!(*mailbox.messages()[0].to(), email("ada"));
 }
 
 // O1
 #[tokio::test]
 async fn a_taken_slug_leaves_nothing_behind() {
     let setup = Setup::start().await;
-    let error = setup.tenancy.create_tenant(&new("acme"), &email("mallory")).await.unwrap_err();
+    let error = setup.tenancy.create_tenant(&new("acme"), &verified("mallory")).await.unwrap_err();
     assert!(matches!(&error, TenancyError::SlugTaken(slug) if slug == "acme"), "{error}");
     assert_eq!(error.kind(), ErrorKind::Conflict);
     let mut tx = SystemTx::begin(setup.db.system(), Actor::system("test"), "count").await.unwrap();
@@ -97,7 +101,7 @@ async fn a_taken_slug_leaves_nothing_behind() {
 async fn the_same_slug_at_once_is_given_to_one() {
     let setup = Setup::start().await;
     let attempts = ["one", "two", "three", "four"].map(|name| {
-        let (tenancy, slug, address) = (setup.tenancy.clone(), new("globex"), email(name));
+        let (tenancy, slug, address) = (setup.tenancy.clone(), new("globex"), verified(name));
         tokio::spawn(async move { tenancy.create_tenant(&slug, &address).await })
     });
     let mut created = 0;
@@ -113,12 +117,13 @@ async fn the_same_slug_at_once_is_given_to_one() {
 #[tokio::test]
 async fn one_person_has_one_account_in_many_tenants_and_a_role_in_each() {
     let setup = Setup::start().await;
-    let globex = setup.tenancy.create_tenant(&new("globex"), &email("ADA")).await.unwrap();
+    let globex = setup.tenancy.create_tenant(&new("globex"), &verified("ADA")).await.unwrap();
     assert_eq!(globex.owner, setup.acme.owner);
     let stranger = setup.tenancy.add_member(&setup.owner, &email("bob"), Role::Member).await.unwrap();
     let outside = setup.tenancy.enter(globex.tenant, stranger).await.unwrap_err();
     assert_eq!((outside.code(), outside.kind()), ("not_a_member", ErrorKind::NotFound));
     // T45: a tenant that does not exist looks the same.
+    assert_eq!(setup.tenancy.account(&verified("ada")).await.unwrap(), setup.acme.owner);
     let nowhere = saas_core::TenantId::mint(setup.db.clock());
     let unknown = setup.tenancy.enter(nowhere, stranger).await.unwrap_err();
     assert_eq!(unknown.to_string(), outside.to_string());
@@ -139,7 +144,12 @@ async fn permission_and_rank_decide_who_changes_whom() {
     assert_eq!(refused.code(), "rank_too_low");
     let refused = setup.tenancy.add_member(&admin, &email("member"), Role::Viewer).await.unwrap_err();
     assert_eq!(refused.code(), "already_member");
-    setup.tenancy.change_role(&admin, id(&member), Role::Billing).await.unwrap();
+    // Nobody gives a permission they lack, to others or to themselves.
+    for target in [id(&member), id(&admin)] {
+        let refused = setup.tenancy.change_role(&admin, target, Role::Billing).await.unwrap_err();
+        assert_eq!(refused.code(), "rank_too_low");
+    }
+    setup.tenancy.change_role(&admin, id(&member), Role::Viewer).await.unwrap();
     setup.tenancy.remove_member(&admin, id(&member)).await.unwrap();
     assert_eq!(setup.members().await, [(setup.acme.owner, Role::Owner), (id(&admin), Role::Admin)]);
 }

@@ -11,11 +11,18 @@ use super::{
 };
 use crate::{CoreError, TenantContext};
 
-/// Where a tenant's rows live.
+/// Where a tenant's rows live. Made only from a pool that was verified.
 #[derive(Debug, Clone)]
 pub struct Place {
-    /// The pool whose connections reach them.
-    pub pool: PgPool,
+    pub(super) pool: PgPool,
+}
+
+impl Place {
+    /// Among all tenants' rows, behind row-level security.
+    #[must_use]
+    pub fn pooled(tenants: &TenantPool) -> Self {
+        Self { pool: tenants.pool.clone() }
+    }
 }
 
 /// Finds the place of a tenant's rows.
@@ -59,7 +66,7 @@ impl TenantPool {
 #[async_trait]
 impl SessionBinding for TenantPool {
     async fn place(&self, _: &dyn TenantContext) -> Result<Place, CoreError> {
-        Ok(Place { pool: self.pool.clone() })
+        Ok(Place::pooled(self))
     }
 }
 
@@ -87,14 +94,9 @@ impl SystemPool {
     }
 }
 
-/// Pool options that suit tenant transactions.
-///
-/// No ping before a connection is handed out (a broken one fails its `BEGIN`, which a caller can repeat), and a look at
-/// each connection that comes back: one that is still in a transaction, bound to a tenant or under another role is
-/// closed. The look runs in the background of the request.
+/// Pool options that suit tenant transactions: no ping before a connection is handed out. It would cost a round trip, and
+/// a broken connection fails its `BEGIN`, which a caller can repeat.
 #[must_use]
 pub fn pool_options() -> PgPoolOptions {
-    PgPoolOptions::new()
-        .test_before_acquire(false)
-        .after_release(|connection, _| Box::pin(async move { check::is_clean(connection).await }))
+    PgPoolOptions::new().test_before_acquire(false)
 }

@@ -1,6 +1,6 @@
 //! What start-up refuses: logins that row-level security does not bind, and servers that leak through it.
 
-use sqlx::{PgConnection, PgPool, Row, postgres::PgRow};
+use sqlx::{PgPool, Row, postgres::PgRow};
 
 use crate::CoreError;
 
@@ -18,53 +18,41 @@ impl Login {
             Self::System => "saas_system",
         }
     }
-
-    const fn forbidden_role(self) -> &'static str {
-        match self {
-            Self::Tenant => "saas_system",
-            Self::System => "saas_app",
-        }
-    }
 }
 
 struct Facts {
     login: String,
     impersonating: bool,
-    superuser: bool,
-    bypasses: bool,
-    /// Roles that the login can act as and that would free it from the policies.
-    dangerous: Option<String>,
+    /// Attributes of the role that free it, or let it free itself.
+    attribute: Option<String>,
+    /// Roles it is a member of, beyond the one it is meant for.
+    memberships: Option<String>,
     owned: Option<String>,
     is_member: bool,
-    is_other_side: bool,
+    /// A tenant that every session of the login, or of the database, starts with.
+    preset: Option<String>,
 }
 
 const FACTS: &str = "
-    with me as (select oid, rolname, rolsuper, rolbypassrls from pg_roles where rolname = current_user)
+    with me as (select * from pg_roles where rolname = current_user)
     select me.rolname::text as login,
            session_user <> current_user as impersonating,
-           me.rolsuper as superuser,
-           me.rolbypassrls as bypasses,
+           case when me.rolsuper then 'superuser' when me.rolbypassrls then 'BYPASSRLS'
+                when me.rolreplication then 'REPLICATION' when me.rolcreaterole then 'CREATEROLE'
+                when me.rolcreatedb then 'CREATEDB' end as attribute,
            (select string_agg(r.rolname, ', ' order by r.rolname)
             from pg_roles r
-            where r.oid <> me.oid and pg_has_role(me.oid, r.oid, 'member')
-              and (r.rolsuper or r.rolbypassrls
-                   or exists (select from pg_class c where c.relowner = r.oid and c.relrowsecurity))) as dangerous,
+            where r.rolname not in (me.rolname, $1) and pg_has_role(me.oid, r.oid, 'member')) as memberships,
            (select string_agg(c.oid::regclass::text, ', ' order by c.oid)
-            from (select oid from pg_class where relowner = me.oid and relrowsecurity limit 3) c) as owned,
+            from (select oid from pg_class where relowner = me.oid and relkind in ('r', 'p', 'v', 'm') limit 3) c) as owned,
            coalesce((select pg_has_role(me.oid, r.oid, 'usage') from pg_roles r where r.rolname = $1), false) as is_member,
-           coalesce((select pg_has_role(me.oid, r.oid, 'member') from pg_roles r where r.rolname = $2), false) as is_other_side,
+           nullif(coalesce(current_setting('saas.tenant_id', true), '') || coalesce(current_setting('saas.system', true), ''), '') as preset,
            current_setting('server_version_num')::integer as server
     from me";
 
 /// Refuses a login before any other statement is run with it.
 pub(super) async fn login(pool: &PgPool, login: Login) -> Result<(), CoreError> {
-    let row = sqlx::query(FACTS)
-        .bind(login.role())
-        .bind(login.forbidden_role())
-        .fetch_one(pool)
-        .await
-        .map_err(CoreError::from_database)?;
+    let row = sqlx::query(FACTS).bind(login.role()).fetch_one(pool).await.map_err(CoreError::from_database)?;
     server(row.try_get("server").map_err(CoreError::from_database)?)?;
     judge(login, Facts::try_from(row).map_err(CoreError::from_database)?)
 }
@@ -76,12 +64,11 @@ impl TryFrom<PgRow> for Facts {
         Ok(Self {
             login: row.try_get("login")?,
             impersonating: row.try_get("impersonating")?,
-            superuser: row.try_get("superuser")?,
-            bypasses: row.try_get("bypasses")?,
-            dangerous: row.try_get("dangerous")?,
+            attribute: row.try_get("attribute")?,
+            memberships: row.try_get("memberships")?,
             owned: row.try_get("owned")?,
             is_member: row.try_get("is_member")?,
-            is_other_side: row.try_get("is_other_side")?,
+            preset: row.try_get("preset")?,
         })
     }
 }
@@ -93,25 +80,29 @@ fn judge(login: Login, facts: Facts) -> Result<(), CoreError> {
     let role = facts.login.as_str();
     let wanted = login.role();
     let instead = || format!("connect as `{wanted}`");
-    if facts.superuser {
-        return refuse(role, "it is superuser, and row-level security does not bind superusers".into(), instead());
-    }
-    if facts.bypasses {
-        return refuse(role, "it has BYPASSRLS".into(), format!("alter role {role} nobypassrls, or {}", instead()));
+    if let Some(attribute) = facts.attribute {
+        let reason = format!("it is {attribute}, which row-level security does not bind or which could lift it");
+        return refuse(role, reason, format!("alter role {role} no{}, or {}", attribute.to_lowercase(), instead()));
     }
     if let Some(owned) = facts.owned {
         return refuse(role, format!("it owns {owned} and could switch the policies off"), instead());
     }
-    if let Some(others) = facts.dangerous {
-        let reason = format!("it is a member of {others}, which row-level security does not bind");
+    if let Some(others) = facts.memberships {
+        let reason = format!("it is a member of {others} and has those rights as well");
         return refuse(role, reason, format!("revoke {others} from {role}"));
-    }
-    if facts.is_other_side {
-        let other = login.forbidden_role();
-        return refuse(role, format!("it is a member of `{other}`"), format!("revoke {other} from {role}"));
     }
     if facts.impersonating {
         return refuse(role, "it was reached by SET ROLE".into(), "log in as that role itself".into());
+    }
+    if facts.preset.is_some() {
+        return Err(CoreError::Misconfigured {
+            what: format!(
+                "every session of `{role}` starts as a tenant or as the system (saas.* is set for the role or the database)"
+            ),
+            remedy: format!(
+                "alter role {role} reset saas.tenant_id, and the same for saas.system and for the database"
+            ),
+        });
     }
     if !facts.is_member {
         return Err(CoreError::Misconfigured {
@@ -141,22 +132,6 @@ fn server(number: i32) -> Result<(), CoreError> {
         Some(&(_, safe_minor)) if minor < safe_minor => unsafe_server(major, safe_minor),
         Some(_) | None => Ok(()),
     }
-}
-
-/// Whether a connection that comes back to the pool is as it was handed out.
-///
-/// Over the simple protocol: only there do `transaction_timestamp()` and `statement_timestamp()` agree exactly when no
-/// transaction is open.
-pub(super) async fn is_clean(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
-    let row = sqlx::raw_sql(
-        "select transaction_timestamp() = statement_timestamp()
-            and coalesce(current_setting('saas.tenant_id', true), '') = ''
-            and current_user = session_user
-            and not exists (select from pg_cursors where is_holdable)",
-    )
-    .fetch_one(connection)
-    .await?;
-    row.try_get(0)
 }
 
 #[cfg(test)]

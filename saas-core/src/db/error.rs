@@ -46,11 +46,14 @@ impl CoreError {
         }
     }
 
-    /// An error during COMMIT: without an answer from the server, nobody knows.
+    /// An error in the place of COMMIT's answer. Only a refusal says that nothing was stored; a server or a pooler that
+    /// goes away may do so after the commit.
     pub(super) fn from_commit(error: Error) -> Self {
-        if error.as_database_error().is_some() {
-            return Self::from_database(error);
+        let code = error.as_database_error().and_then(|e| e.code()).unwrap_or_default().into_owned();
+        match code.get(..2) {
+            Some("23" | "40") => Self::from_database(error),
+            _ if code == "25P02" => Self::from_database(error),
+            _ => Self::OutcomeUnknown { cause: Box::new(error) },
         }
-        Self::OutcomeUnknown { cause: Box::new(error) }
     }
 }

@@ -1,21 +1,26 @@
-//! A pooled connection that goes back to its pool only when it is known to be clean.
+//! A pooled connection that goes back to its pool only when it has proven to be clean.
 //!
-//! `sqlx::Pool::begin` can put a connection with an open transaction back when its future is dropped half-way: the `BEGIN`
-//! is on its way, nothing remembers it, and the next user's autocommit statements silently join a transaction that
-//! nobody commits. Here the connection is *suspect* from before the first byte until the answer is complete, and a
-//! suspect connection is closed, not returned.
+//! `sqlx` 0.9 cannot always tell which answer belongs to which question: a `BEGIN` whose future was dropped half-way is
+//! forgotten and the next user's statements join it; a dropped `COPY` shifts every later answer by one. So nothing here
+//! believes an answer that does not carry the nonce of its question, and the connection is *suspect* from the first byte
+//! of a question until that answer is complete. A suspect connection is closed, not returned.
 
-use std::fmt;
+use std::{
+    fmt,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
 
-use sqlx::{PgConnection, PgPool, Postgres, pool::PoolConnection, postgres::PgTransactionManager};
+use sqlx::{PgConnection, PgPool, Postgres, Row, pool::PoolConnection, postgres::PgTransactionManager};
 use sqlx_core::{sql_str::SqlSafeStr, transaction::TransactionManager};
 
 use crate::CoreError;
 
 /// One open transaction on one pooled connection.
 pub(super) struct Guard {
-    connection: PoolConnection<Postgres>,
-    /// An answer is outstanding: whether the connection is in a transaction is not known.
+    /// `None` only while the guard is being taken apart.
+    connection: Option<PoolConnection<Postgres>>,
+    /// An answer is outstanding: what state the connection is in is not known.
     suspect: bool,
 }
 
@@ -24,26 +29,31 @@ impl Guard {
     #[expect(clippy::disallowed_methods, reason = "the one place that takes connections")]
     pub(super) async fn begin(pool: &PgPool, begin: impl SqlSafeStr) -> Result<Self, CoreError> {
         let connection = pool.acquire().await.map_err(CoreError::from_database)?;
-        let mut guard = Self { connection, suspect: true };
-        PgTransactionManager::begin(&mut guard.connection, Some(begin.into_sql_str()))
+        let mut guard = Self { connection: Some(connection), suspect: true };
+        PgTransactionManager::begin(guard.connection_mut(), Some(begin.into_sql_str()))
             .await
             .map_err(CoreError::from_database)?;
         guard.suspect = false;
         Ok(guard)
     }
 
-    /// Commits, or says that an earlier statement had already failed.
+    /// Commits, or says why nothing was stored, or that nobody knows.
     ///
     /// PostgreSQL answers a `COMMIT` of a failed transaction with success and the tag `ROLLBACK`, which the driver does
     /// not show: a caller that swallowed an error would believe that its writes are stored. The `select` in front fails
-    /// in that state, and the `COMMIT` is then not run. `and chain` leaves an empty transaction for the rollback that
-    /// the driver's bookkeeping sends when the connection is released, so that all of it costs one round trip.
+    /// in that state, and the `COMMIT` is then not run; its nonce shows that the answer is this question's. `and chain`
+    /// leaves an empty transaction for the rollback at the release, so that all of it costs one round trip.
     pub(super) async fn commit(mut self) -> Result<(), CoreError> {
         self.suspect = true;
-        sqlx::raw_sql("select 1; commit and chain")
-            .execute(&mut *self.connection)
+        self.expect_open()?;
+        let nonce = next_nonce();
+        let row = sqlx::raw_sql(with_nonce("select ", nonce, "; commit and chain"))
+            .fetch_all(self.connection_mut())
             .await
             .map_err(CoreError::from_commit)?;
+        if !answers(row.first(), nonce) {
+            return Err(CoreError::OutcomeUnknown { cause: "the connection answered another question".into() });
+        }
         self.suspect = false;
         Ok(())
     }
@@ -51,29 +61,105 @@ impl Guard {
     /// Rolls back and waits for the answer.
     pub(super) async fn rollback(mut self) -> Result<(), CoreError> {
         self.suspect = true;
-        PgTransactionManager::rollback(&mut self.connection).await.map_err(CoreError::from_database)?;
+        self.expect_open()?;
+        PgTransactionManager::rollback(self.connection_mut()).await.map_err(CoreError::from_database)?;
         self.suspect = false;
         Ok(())
     }
 
-    pub(super) fn connection(&self) -> &PgConnection {
-        &self.connection
+    /// A savepoint whose opening failed or was dropped makes the driver end the whole transaction, silently.
+    fn expect_open(&self) -> Result<(), CoreError> {
+        if PgTransactionManager::get_transaction_depth(self.connection()) == 0 {
+            return Err(CoreError::Aborted {
+                cause: "a savepoint inside it was dropped half-way, which ended it".into(),
+            });
+        }
+        Ok(())
     }
 
+    #[expect(clippy::expect_used, reason = "the connection is only taken in `drop`")]
+    pub(super) fn connection(&self) -> &PgConnection {
+        self.connection.as_ref().expect("a guard has its connection until it is dropped")
+    }
+
+    #[expect(clippy::expect_used, reason = "the connection is only taken in `drop`")]
     pub(super) fn connection_mut(&mut self) -> &mut PgConnection {
-        &mut self.connection
+        self.connection.as_mut().expect("a guard has its connection until it is dropped")
     }
 }
 
-/// Queues a rollback, which the pool sends before it hands the connection out again; or closes a suspect connection.
+/// Sends the connection home by way of a check, in the background; or closes a suspect one.
 impl Drop for Guard {
     fn drop(&mut self) {
-        if self.suspect {
-            self.connection.close_on_drop();
-        } else {
-            PgTransactionManager::start_rollback(&mut self.connection);
+        let Some(mut connection) = self.connection.take() else { return };
+        let runtime = tokio::runtime::Handle::try_current();
+        match (self.suspect, runtime) {
+            (false, Ok(runtime)) => {
+                // Ends the transaction, or the empty one after a commit. Queued: sent with the next question.
+                PgTransactionManager::start_rollback(&mut connection);
+                runtime.spawn(Release { connection, clean: false }.go());
+            }
+            (true, _) | (_, Err(_)) => connection.close_on_drop(),
         }
     }
+}
+
+/// A connection on its way home: closed unless it proves clean, also when the runtime drops the task.
+struct Release {
+    connection: PoolConnection<Postgres>,
+    clean: bool,
+}
+
+/// How long a connection may take to prove clean, a statement included that was still running when it was dropped.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+impl Release {
+    async fn go(mut self) {
+        self.clean = tokio::time::timeout(PATIENCE, is_clean(&mut self.connection)).await.unwrap_or(false);
+    }
+}
+
+impl Drop for Release {
+    fn drop(&mut self) {
+        if !self.clean {
+            self.connection.close_on_drop();
+        }
+    }
+}
+
+/// Whether a connection is where it was when it was handed out: outside a transaction, bound to no tenant, as the same
+/// role, without cursors, and answering this question. Locks of the session are given up.
+///
+/// Over the simple protocol: only there do `transaction_timestamp()` and `statement_timestamp()` agree exactly when no
+/// transaction is open. Settings that a statement without `local` made stay; those are the application's own affair.
+async fn is_clean(connection: &mut PgConnection) -> bool {
+    let nonce = next_nonce();
+    let question = with_nonce(
+        "select ",
+        nonce,
+        ", transaction_timestamp() = statement_timestamp()
+            and coalesce(current_setting('saas.tenant_id', true), '') = ''
+            and coalesce(current_setting('saas.system', true), '') = ''
+            and current_user = session_user
+            and not exists (select from pg_cursors where is_holdable), pg_advisory_unlock_all()::text",
+    );
+    let row = sqlx::raw_sql(question).fetch_one(connection).await;
+    row.is_ok_and(|row| answers(Some(&row), nonce) && row.try_get(1).unwrap_or(false))
+}
+
+/// Distinguishes each question of this process from the ones before it.
+fn next_nonce() -> u64 {
+    static NONCE: AtomicU64 = AtomicU64::new(1 << 40);
+    NONCE.fetch_add(1, Ordering::Relaxed)
+}
+
+#[expect(clippy::disallowed_types, reason = "two literals and a number")]
+fn with_nonce(before: &'static str, nonce: u64, after: &'static str) -> sqlx::AssertSqlSafe<String> {
+    sqlx::AssertSqlSafe(format!("{before}{nonce}::bigint{after}"))
+}
+
+fn answers(row: Option<&sqlx::postgres::PgRow>, nonce: u64) -> bool {
+    row.is_some_and(|row| row.try_get::<i64, _>(0).is_ok_and(|answer| u64::try_from(answer) == Ok(nonce)))
 }
 
 impl fmt::Debug for Guard {

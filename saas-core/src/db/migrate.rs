@@ -101,27 +101,25 @@ async fn run(connection: &mut PgConnection, schemas: &[&Schema]) -> Result<(), C
         },
         other => other,
     };
-    sqlx::raw_sql(include_str!("roles.sql")).execute(&mut *connection).await.map_err(privilege)?;
-    sqlx::raw_sql("set role saas_owner; set search_path = pg_catalog, pg_temp")
-        .execute(&mut *connection)
-        .await
-        .map_err(privilege)?;
+    sqlx::raw_sql(ROLES).execute(&mut *connection).await.map_err(privilege)?;
+    sqlx::raw_sql(AS_OWNER).execute(&mut *connection).await.map_err(privilege)?;
     for schema in schemas {
         migrator(schema).run_direct(None, &mut *connection, false).await.map_err(|error| refused(schema, error))?;
     }
-    sqlx::raw_sql(
-        "do $$ declare t regclass; begin
-            for t in select c.oid from pg_class c join pg_namespace n on n.oid = c.relnamespace
-                     where n.nspname = 'saas' and c.relname like '\\_migrations\\_%' and c.relkind = 'r' loop
-                execute format('grant select on %s to saas_app, saas_system', t);
-            end loop;
-         end $$",
-    )
-    .execute(&mut *connection)
-    .await
-    .map_err(CoreError::from_database)?;
+    sqlx::raw_sql(READ_LEDGERS).execute(&mut *connection).await.map_err(CoreError::from_database)?;
     Ok(())
 }
+
+const ROLES: &str = include_str!("roles.sql");
+
+const AS_OWNER: &str = "set role saas_owner; set search_path = pg_catalog, pg_temp";
+
+const READ_LEDGERS: &str = "do $$ declare t regclass; begin
+    for t in select c.oid from pg_class c join pg_namespace n on n.oid = c.relnamespace
+             where n.nspname = 'saas' and c.relname like '\\_migrations\\_%' and c.relkind = 'r' loop
+        execute format('grant select on %s to saas_app, saas_system', t);
+    end loop;
+end $$";
 
 fn migrator(schema: &Schema) -> Migrator {
     let migrations = schema
@@ -151,17 +149,38 @@ fn refused(schema: &Schema, error: sqlx::migrate::MigrateError) -> CoreError {
     }
 }
 
-/// What [`migrate`] would run, as text that a database administrator can read and apply.
+/// What [`migrate`] would do to the database of `pool`, as one script for a database administrator: read it, then run it
+/// with `psql -v ON_ERROR_STOP=1`. It is one transaction, and keeps the same record of applied files, so that `migrate`
+/// finds nothing left to do. Empty when nothing is pending.
 ///
 /// # Errors
 /// When the database does not answer.
-pub async fn pending(pool: &PgPool, schemas: &[&'static Schema]) -> Result<Vec<&'static Migration>, CoreError> {
-    let mut files = Vec::new();
+pub async fn pending(pool: &PgPool, schemas: &[&Schema]) -> Result<String, CoreError> {
+    use std::fmt::Write as _;
+    let mut files = String::new();
     for schema in schemas {
         let found = found(pool, schema).await?;
-        files.extend(schema.migrations.iter().filter(|m| m.version > found));
+        let table = schema.table;
+        for migration in migrator(schema).iter().filter(|m| m.version > found) {
+            let (version, name, sql) = (migration.version, &migration.description, migration.sql.as_str());
+            let checksum: String = migration.checksum.iter().map(|byte| format!("{byte:02x}")).collect();
+            // Writing to a String cannot fail.
+            let _ = write!(
+                files,
+                "\n-- {module} {name}\n\
+                 create table if not exists {table} (version bigint primary key, description text not null, \
+                 installed_on timestamptz not null default now(), success boolean not null, checksum bytea not null, \
+                 execution_time bigint not null);\n{sql}\n\
+                 insert into {table} (version, description, success, checksum, execution_time) \
+                 values ({version}, '{name}', true, '\\x{checksum}', 0);\n",
+                module = schema.module,
+            );
+        }
     }
-    Ok(files)
+    if files.is_empty() {
+        return Ok(files);
+    }
+    Ok(format!("begin;\n{ROLES}\n{AS_OWNER};\n{files}\n{READ_LEDGERS};\nreset role;\nreset search_path;\ncommit;\n"))
 }
 
 /// Refuses a database whose schema is older than the binary.

@@ -3,19 +3,36 @@ do $roles$
 declare
     wanted record;
 begin
-    -- Roles belong to the cluster: two databases may get here at the same time.
+    -- One migration of this database at a time.
     perform pg_advisory_xact_lock(hashtextextended('saas.roles', 0));
     for wanted in
         select * from (values ('saas_owner', 'nologin'), ('saas_app', 'login'), ('saas_system', 'login')) as r (name, login)
     loop
         if not exists (select from pg_roles where rolname = wanted.name) then
-            execute format('create role %I %s nosuperuser nobypassrls nocreatedb nocreaterole noinherit',
-                           wanted.name, wanted.login);
+            -- Roles belong to the cluster, that lock to the database: another database may create the same role meanwhile.
+            begin
+                execute format('create role %I %s nosuperuser nobypassrls nocreatedb nocreaterole noreplication noinherit',
+                               wanted.name, wanted.login);
+                -- Bounds that the role's owner may change: a request that waits or sleeps must not hold a connection for ever.
+                if wanted.login = 'login' then
+                    execute format('alter role %I set idle_in_transaction_session_timeout = %L', wanted.name, '5min');
+                    execute format('alter role %I set lock_timeout = %L', wanted.name, '10s');
+                end if;
+                if wanted.name = 'saas_app' then
+                    execute format('alter role %I set statement_timeout = %L', wanted.name, '1min');
+                end if;
+            exception when duplicate_object or unique_violation then
+                null;
+            end;
         end if;
     end loop;
-    if not pg_has_role(current_user, 'saas_owner', 'member') then
+    -- Since PostgreSQL 16 the creator of a role may administer it, but not yet act as it.
+    begin
+        set local role saas_owner;
+        reset role;
+    exception when insufficient_privilege then
         execute format('grant saas_owner to %I', current_user);
-    end if;
+    end;
     if not exists (select from pg_namespace where nspname = 'saas') then
         create schema saas authorization saas_owner;
         revoke all on schema saas from public;

@@ -7,7 +7,7 @@ use std::{
 
 use sqlx::PgConnection;
 
-use super::{Place, SessionBinding, SystemPool, guard::Guard};
+use super::{SessionBinding, SystemPool, guard::Guard};
 use crate::{Actor, CoreError, RequestId, TenantContext, TenantId};
 
 /// A transaction that can only see and change one tenant's rows.
@@ -15,7 +15,8 @@ use crate::{Actor, CoreError, RequestId, TenantContext, TenantId};
 /// The tenant is bound in the round trip that opens the transaction and ends with it. Dereferences to the connection.
 /// [`commit`](Self::commit) consumes it; any other end, including a panic or a cancelled future, rolls back.
 ///
-/// Scopes do not nest: there is no way to bind a second tenant inside.
+/// Scopes do not nest: there is no way to bind a second tenant inside. Savepoints (`sqlx::Connection::begin`) work; one
+/// whose opening failed or was dropped ends the whole transaction, and [`commit`](Self::commit) then says so.
 pub struct TenantTx {
     guard: Guard,
     tenant: TenantId,
@@ -42,8 +43,8 @@ impl TenantTx {
     /// ```
     pub async fn begin(binding: &dyn SessionBinding, ctx: &dyn TenantContext) -> Result<Self, CoreError> {
         let tenant = ctx.tenant();
-        let Place { pool } = binding.place(ctx).await?;
-        let guard = Guard::begin(&pool, bind(tenant)).await?;
+        let place = binding.place(ctx).await?;
+        let guard = Guard::begin(&place.pool, bind(tenant)).await?;
         Ok(Self { guard, tenant, actor: ctx.actor().clone(), request: ctx.request() })
     }
 
@@ -92,7 +93,8 @@ fn bind(tenant: TenantId) -> sqlx::AssertSqlSafe<String> {
 
 /// A transaction of the foundation or of an operator, which may see every tenant.
 ///
-/// Stepping outside a tenant is loud: it names who does it and why, and both stand in the trace.
+/// Stepping outside a tenant is loud: it names who does it and why, and both stand in the trace. The system's login sees
+/// no tenant's rows in any other way.
 pub struct SystemTx {
     guard: Guard,
     actor: Actor,
@@ -105,7 +107,8 @@ impl SystemTx {
     /// [`Unavailable`](CoreError::Unavailable) when no connection can be had.
     pub async fn begin(pool: &SystemPool, actor: Actor, reason: &'static str) -> Result<Self, CoreError> {
         tracing::debug!(target: "saas.db.system", %actor, reason, "system transaction");
-        let guard = Guard::begin(pool.pool(), "begin").await?;
+        // The system's policies ask for this setting: outside such a transaction its login sees no tenant's rows.
+        let guard = Guard::begin(pool.pool(), "begin; set local saas.system = 'on'").await?;
         Ok(Self { guard, actor })
     }
 

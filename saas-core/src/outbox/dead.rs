@@ -1,11 +1,12 @@
-//! Jobs that were given up: listed with their reason, and sent again when someone decides so.
+//! What becomes of jobs afterwards: those given up are listed with their reason and can be sent again; those done are
+//! removed after a while.
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use crate::{Actor, CoreError, JobId, PageSize, TenantId, audit};
+use crate::{Actor, CoreError, JobId, Page, PageSize, SystemTx, TenantId, audit};
 
 /// A job that was given up.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -41,23 +42,30 @@ impl TryFrom<Row> for DeadLetter {
     }
 }
 
-/// Lists dead letters of all tenants, newest first. Runs as the system role.
+/// Lists dead letters of all tenants, newest first; `after` is the last one of the previous page.
 ///
 /// # Errors
 /// When the database does not answer.
-pub async fn list_dead(connection: &mut PgConnection, size: PageSize) -> Result<Vec<DeadLetter>, CoreError> {
+pub async fn list_dead(
+    tx: &mut SystemTx,
+    after: Option<(DateTime<Utc>, JobId)>,
+    size: PageSize,
+) -> Result<Page<DeadLetter, (DateTime<Utc>, JobId)>, CoreError> {
     let rows: Vec<Row> = sqlx::query_as(
         "select tenant_id, id, topic, attempts, last_error, finished_at
          from saas.outbox
-         where state = 'dead'
-         order by finished_at desc
-         limit $1",
+         where state = 'dead' and ($1::timestamptz is null or (finished_at, id) < ($1, $2))
+         order by finished_at desc, id desc
+         limit $3",
     )
-    .bind(i64::from(size.get()))
-    .fetch_all(connection)
+    .bind(after.map(|(since, _)| since))
+    .bind(after.map(|(_, id)| id.as_uuid()))
+    .bind(i64::from(size.get()) + 1)
+    .fetch_all(&mut **tx)
     .await
     .map_err(CoreError::from_database)?;
-    rows.into_iter().map(DeadLetter::try_from).collect()
+    let letters = rows.into_iter().map(DeadLetter::try_from).collect::<Result<_, _>>()?;
+    Ok(Page::from_rows(letters, size, |letter: &DeadLetter| (letter.since, letter.id)))
 }
 
 /// Sends a dead letter again, with all its tries. Runs as the system role.
@@ -87,4 +95,21 @@ pub async fn replay_dead_in(
     }
     audit::record_in(connection, tenant, actor, audit::Entry::new("outbox.replayed", id), now).await?;
     Ok(())
+}
+
+/// Removes jobs that were done before `before`, at most 10,000 a call, and says how many. Call it until it says 0.
+///
+/// # Errors
+/// When the database does not answer.
+pub async fn purge_done_in(tx: &mut SystemTx, before: DateTime<Utc>) -> Result<u64, CoreError> {
+    let deleted = sqlx::query(
+        "delete from saas.outbox
+         where (tenant_id, id) in (
+            select tenant_id, id from saas.outbox where state = 'done' and finished_at < $1 order by finished_at limit 10000)",
+    )
+    .bind(before)
+    .execute(&mut **tx)
+    .await
+    .map_err(CoreError::from_database)?;
+    Ok(deleted.rows_affected())
 }

@@ -12,7 +12,7 @@ use std::fmt;
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
-pub use dead::{DeadLetter, list_dead, replay_dead_in};
+pub use dead::{DeadLetter, list_dead, purge_done_in, replay_dead_in};
 use serde::{Serialize, de::DeserializeOwned};
 use sqlx::PgConnection;
 pub use worker::{Pass, RetryPolicy, Shutdown, Worker};
@@ -106,7 +106,9 @@ impl Job {
     /// # Errors
     /// Permanent, when the payload is not a `T`: trying again would not help.
     pub fn payload<T: DeserializeOwned>(&self) -> Result<T, JobError> {
-        serde_json::from_slice(&self.payload).map_err(JobError::permanent)
+        // Not serde's own words: they quote the payload.
+        serde_json::from_slice(&self.payload)
+            .map_err(|_| JobError::permanent("the payload is not what the handler reads"))
     }
 }
 

@@ -3,7 +3,10 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use chrono::{DateTime, TimeDelta, Utc};
-use tokio::{sync::watch, task::JoinSet};
+use tokio::{
+    sync::watch,
+    task::{JoinError, JoinSet},
+};
 use uuid::Uuid;
 
 use super::{Job, JobError, JobHandler};
@@ -32,10 +35,7 @@ impl RetryPolicy {
     /// jobs that failed together do not come back together.
     #[must_use]
     pub fn wait(&self, attempt: u32, random: f64) -> TimeDelta {
-        let doubled = self
-            .base
-            .num_milliseconds()
-            .saturating_mul(1i64.checked_shl(attempt.saturating_sub(1)).unwrap_or(i64::MAX));
+        let doubled = self.base.num_milliseconds().saturating_mul(1i64 << attempt.saturating_sub(1).min(40));
         let bound = doubled.clamp(0, self.cap.num_milliseconds());
         #[expect(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "milliseconds below 2^53")]
         let wait = (bound as f64 * random.clamp(0.0, 1.0)) as i64;
@@ -135,22 +135,26 @@ impl Worker {
     pub fn run(self) -> (Shutdown, impl Future<Output = ()> + Send + 'static) {
         let (stop, mut stopped) = watch::channel(false);
         let worker = async move {
-            while !*stopped.borrow() {
-                let idle = match self.run_once().await {
-                    Ok(pass) => pass.is_idle(),
+            let mut running = JoinSet::new();
+            while !*stopped.borrow() && stopped.has_changed().is_ok() {
+                let free = usize::from(self.batch).saturating_sub(running.len());
+                let taken = match self.take(free, &mut running).await {
+                    Ok(taken) => taken,
                     Err(error) => {
                         tracing::warn!(target: "saas.outbox", code = error.code(), %error, "cannot read the outbox");
-                        true
+                        0
                     }
                 };
-                if idle {
-                    let pause = self.idle.mul_f64(0.5 + fastrand::f64());
-                    // Either the pause or the request to stop ends the wait; a dropped handle means stop as well.
-                    let _ = tokio::time::timeout(pause, stopped.wait_for(|stop| *stop)).await;
-                    if stopped.has_changed().is_err() {
-                        break;
-                    }
+                // All slots taken: wait for one. Otherwise look again after a while, or when one is done.
+                let pause = self.idle.mul_f64(0.5 + fastrand::f64());
+                tokio::select! {
+                    Some(finished) = running.join_next(), if !running.is_empty() => drop(account(finished)),
+                    () = tokio::time::sleep(pause), if taken < free => {}
+                    _ = stopped.wait_for(|stop| *stop) => {}
                 }
+            }
+            while let Some(finished) = running.join_next().await {
+                let _ = account(finished);
             }
         };
         (Shutdown(stop), worker)
@@ -161,45 +165,60 @@ impl Worker {
     /// # Errors
     /// When the claim fails. A job that cannot be finished stays claimed until its lease ends, and comes again.
     pub async fn run_once(&self) -> Result<Pass, CoreError> {
-        let token = LeaseToken::mint(self.clock.as_ref());
         let mut running = JoinSet::new();
-        for job in self.claim(token).await? {
-            let worker = self.clone();
-            running.spawn(async move { worker.deliver(job, token).await });
-        }
+        self.take(usize::from(self.batch), &mut running).await?;
         let mut pass = Pass::default();
         while let Some(finished) = running.join_next().await {
-            match finished {
-                Ok(Ok(Finished::Done)) => pass.done += 1,
-                Ok(Ok(Finished::Retried)) => pass.retried += 1,
-                Ok(Ok(Finished::Dead)) => pass.dead += 1,
-                Ok(Ok(Finished::Lost)) => pass.lost += 1,
-                // The lease will end and the job come again; nothing is lost by going on.
-                Ok(Err(error)) => {
-                    pass.lost += 1;
-                    tracing::warn!(target: "saas.outbox", code = error.code(), %error, "cannot finish a job");
-                }
-                Err(panic) => {
-                    pass.lost += 1;
-                    tracing::error!(target: "saas.outbox", %panic, "the outbox worker panicked");
-                }
+            match account(finished) {
+                Finished::Done => pass.done += 1,
+                Finished::Retried => pass.retried += 1,
+                Finished::Dead => pass.dead += 1,
+                Finished::Lost => pass.lost += 1,
             }
         }
         Ok(pass)
     }
 
-    async fn claim(&self, token: LeaseToken) -> Result<Vec<Job>, CoreError> {
+    /// Claims up to `limit` due jobs and starts them; says how many there were.
+    async fn take(&self, limit: usize, running: &mut JoinSet<Result<Finished, CoreError>>) -> Result<usize, CoreError> {
+        if limit == 0 {
+            return Ok(0);
+        }
+        let token = LeaseToken::mint(self.clock.as_ref());
+        let jobs = self.claim(token, limit).await?;
+        let taken = jobs.len();
+        for job in jobs {
+            let worker = self.clone();
+            running.spawn(async move { worker.deliver(job, token).await });
+        }
+        Ok(taken)
+    }
+
+    async fn claim(&self, token: LeaseToken, limit: usize) -> Result<Vec<Job>, CoreError> {
         let now = self.clock.now();
         let topics: Vec<&str> = self.handlers.keys().map(Topic::as_str).collect();
         let mut tx = SystemTx::begin(&self.system, WORKER, "claim due jobs").await?;
         let rows: Vec<Claimed> = sqlx::query_as(
-            "with due as (
-                select tenant_id, id
+            "with oldest as (
+                select tenant_id, id, due_at
                 from saas.outbox
                 where state = 'pending' and due_at <= $1 and topic = any($2)
                 order by due_at
+                limit 1000
+             ),
+             -- Each tenant's first, then each tenant's second: one tenant's thousand does not delay another one's one.
+             fair as (
+                select tenant_id, id, due_at, row_number() over (partition by tenant_id order by due_at) as turn
+                from oldest
+             ),
+             due as (
+                select o.tenant_id, o.id
+                from saas.outbox o
+                join fair on o.tenant_id = fair.tenant_id and o.id = fair.id
+                where o.state = 'pending' and o.due_at <= $1
+                order by fair.turn, fair.due_at
                 limit $3
-                for update skip locked
+                for update of o skip locked
              )
              update saas.outbox o
              set lease = $4, due_at = $5, attempts = o.attempts + 1
@@ -209,18 +228,28 @@ impl Worker {
         )
         .bind(now)
         .bind(topics)
-        .bind(i64::from(self.batch))
+        .bind(i64::try_from(limit).unwrap_or(i64::MAX))
         .bind(token.as_uuid())
         .bind(now + self.lease)
         .fetch_all(&mut *tx)
         .await
         .map_err(CoreError::from_database)?;
         tx.commit().await?;
-        rows.into_iter().map(Job::try_from).collect()
+        let readable = |row: Claimed| {
+            let id = row.1;
+            Job::try_from(row)
+                .inspect_err(|error| tracing::error!(target: "saas.outbox", job = %id, %error, "an unreadable job"))
+                .ok()
+        };
+        Ok(rows.into_iter().filter_map(readable).collect())
     }
 
     async fn deliver(&self, job: Job, token: LeaseToken) -> Result<Finished, CoreError> {
-        let outcome = self.attempt(&job).await;
+        // Every try but the last ended without a word: the process died, or the job killed it.
+        let outcome = match job.attempt > self.retry.attempts {
+            true => Err(JobError::permanent("every try ended without an answer; the job may be what kills the worker")),
+            false => self.attempt(&job).await,
+        };
         let now = self.clock.now();
         match outcome {
             Ok(()) => self.finish(&job, token, "done", now, None).await,
@@ -242,12 +271,14 @@ impl Worker {
         };
         let owned = job.clone();
         let mut task = tokio::spawn(async move { handler.run(&owned).await });
-        match tokio::time::timeout(self.lease.to_std().unwrap_or_default(), &mut task).await {
+        // Well within the lease, so that a job is given up here before it is taken over elsewhere.
+        let patience = (self.lease * 4 / 5).to_std().unwrap_or_default();
+        match tokio::time::timeout(patience, &mut task).await {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(panic)) => Err(JobError::retry(format_args!("the handler panicked: {panic}"))),
             Err(_) => {
                 task.abort();
-                Err(JobError::retry("the handler did not end within its lease"))
+                Err(JobError::retry("the handler did not end within four fifths of its lease"))
             }
         }
     }
@@ -290,11 +321,27 @@ impl Worker {
 
 const WORKER: Actor = Actor::system("outbox");
 
+#[derive(Debug, Clone, Copy)]
 enum Finished {
     Done,
     Retried,
     Dead,
     Lost,
+}
+
+/// What became of a job. One that could not be finished stays leased: the lease ends and the job comes again.
+fn account(finished: Result<Result<Finished, CoreError>, JoinError>) -> Finished {
+    match finished {
+        Ok(Ok(finished)) => finished,
+        Ok(Err(error)) => {
+            tracing::warn!(target: "saas.outbox", code = error.code(), %error, "cannot finish a job");
+            Finished::Lost
+        }
+        Err(panic) => {
+            tracing::error!(target: "saas.outbox", %panic, "the outbox worker panicked");
+            Finished::Lost
+        }
+    }
 }
 
 /// Tenant, id, topic, payload, attempts.

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, fmt::Write as _, sync::Arc};
 
 use super::{
-    CatalogError, Feature, FeatureId, Meter, MeterId, Plan, PlanVersion, PlanVersionRef,
+    CatalogError, Feature, FeatureId, Meter, MeterId, Plan, PlanVersion, PlanVersionRef, VersionId,
     compile::{Compiled, compile, compile_bytes},
 };
 use crate::{FeatureKey, MeterKey, PlanKey};
@@ -21,6 +21,8 @@ struct Inner {
     meters: Box<[Meter]>,
     /// Ascending by rank.
     plans: Box<[Plan]>,
+    /// The plan and the place in it, by version id.
+    versions: Box<[(usize, usize)]>,
     default_plan: usize,
     by_plan: HashMap<PlanKey, usize>,
     by_price: HashMap<Box<str>, PlanVersionRef>,
@@ -101,6 +103,13 @@ impl PlanCatalog {
         self.plan(plan)?.version(version)
     }
 
+    /// The version at that place.
+    #[must_use]
+    pub fn version_by_id(&self, id: VersionId) -> Option<&PlanVersion> {
+        let (plan, version) = self.0.versions.get(id.index())?;
+        self.0.plans.get(*plan)?.versions.get(*version)
+    }
+
     /// The plan of tenants that bought nothing, in its newest version.
     #[must_use]
     pub fn default_version(&self) -> &PlanVersion {
@@ -142,15 +151,24 @@ impl PlanCatalog {
     fn new(compiled: Compiled) -> Self {
         let Compiled { features, meters, mut plans, default_plan } = compiled;
         plans.sort_by_key(Plan::rank);
+        let mut versions = Vec::new();
+        for (at, plan) in plans.iter_mut().enumerate() {
+            for (place, version) in plan.versions.iter_mut().enumerate() {
+                // The size of a file bounds the number of versions far below 32 bits.
+                version.id = VersionId(u32::try_from(versions.len()).unwrap_or(u32::MAX));
+                versions.push((at, place));
+            }
+        }
         let by_plan: HashMap<_, _> = plans.iter().enumerate().map(|(at, plan)| (plan.key().clone(), at)).collect();
-        let versions = plans.iter().flat_map(Plan::versions);
-        let by_price = versions.flat_map(|v| v.prices().map(|price| (price.into(), v.reference().clone()))).collect();
+        let all = plans.iter().flat_map(Plan::versions);
+        let by_price = all.flat_map(|v| v.prices().map(|price| (price.into(), v.reference().clone()))).collect();
         let default_plan = by_plan.get(&default_plan).copied().unwrap_or(0);
         let fingerprint = fingerprint(&features, &meters, &plans, default_plan);
         Self(Arc::new(Inner {
             features: features.into(),
             meters: meters.into(),
             plans: plans.into(),
+            versions: versions.into(),
             default_plan,
             by_plan,
             by_price,

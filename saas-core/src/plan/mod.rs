@@ -83,4 +83,4 @@ pub use catalog::PlanCatalog;
 pub use fault::{CatalogError, CatalogFault};
 pub use feature::{Aggregation, FailPolicy, Feature, FeatureId, FeatureKind, Meter, MeterId, StaticValue};
 pub use limit::{Limit, MeterLimit, Overage, Window, WindowAnchor};
-pub use version::{Plan, PlanVersion, PlanVersionRef};
+pub use version::{Plan, PlanVersion, PlanVersionRef, VersionId};

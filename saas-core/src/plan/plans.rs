@@ -9,7 +9,7 @@ use toml::de::DeValue;
 
 use super::{
     FeatureId, FeatureKind, Limit, MeterId, MeterLimit, Overage, Plan, PlanVersion, PlanVersionRef, StaticValue,
-    Window, WindowAnchor,
+    VersionId, Window, WindowAnchor,
     compile::{Grant, Names, key, limited, read_grant},
     document::{Located, Section, number_within, shorten, type_of},
     fault::Faults,
@@ -88,6 +88,7 @@ fn read_versions(
         version.finish(faults);
         if let (Some(number), Ok(trial_days)) = (number, u16::try_from(trial_days)) {
             versions.push(PlanVersion {
+                id: VersionId(0), // numbered once all plans are read
                 reference: PlanVersionRef { plan: plan.clone(), version: number },
                 rank,
                 trial_days,

@@ -87,6 +87,7 @@ fn a_good_file_is_read_as_written() {
     assert!(pro.grants(id("sso")) && pro.grants(id("api")), "an unlimited meter switches its feature on");
 
     let first = catalog.version(&PlanKey::from_static("pro"), Some(1)).unwrap();
+    assert_eq!(catalog.version_by_id(first.id()).unwrap().reference(), first.reference());
     let calls = catalog.meter(&MeterKey::from_static("calls")).unwrap();
     let rule = first.limit(calls.id()).unwrap();
     assert_eq!((rule.limit, rule.window, rule.anchor), (Limit::Max(1_000), Window::Month, WindowAnchor::Billing));

@@ -22,6 +22,18 @@ impl fmt::Display for PlanVersionRef {
     }
 }
 
+/// A plan version's place in one catalogue, dense from 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct VersionId(pub(super) u32);
+
+impl VersionId {
+    /// The position, from 0.
+    #[must_use]
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
 /// A plan with all its versions.
 #[derive(Debug, Clone)]
 pub struct Plan {
@@ -69,6 +81,7 @@ impl Plan {
 /// What one version of a plan grants.
 #[derive(Debug, Clone)]
 pub struct PlanVersion {
+    pub(super) id: VersionId,
     pub(super) reference: PlanVersionRef,
     pub(super) rank: u32,
     pub(super) trial_days: u16,
@@ -82,6 +95,12 @@ pub struct PlanVersion {
 }
 
 impl PlanVersion {
+    /// Its place in the catalogue.
+    #[must_use]
+    pub const fn id(&self) -> VersionId {
+        self.id
+    }
+
     /// Its name.
     #[must_use]
     pub const fn reference(&self) -> &PlanVersionRef {

@@ -89,6 +89,7 @@ impl Admin {
         if sqlx::query_scalar(exists).bind(name).fetch_one(&mut *connection).await.map_err(CoreError::from_database)? {
             return Ok(());
         }
+        require_superuser(connection).await?;
         // Built under another name: a build that was killed half-way is never taken for a template.
         let building = format!("{name}_building");
         run(connection, &format!("drop database if exists {building} with (force)")).await?;
@@ -127,6 +128,7 @@ impl Admin {
     pub(super) async fn recreate(&self, database: &str, schemas: &[&Schema]) -> Result<(), CoreError> {
         let mut connection = self.connect().await?;
         let created = async {
+            require_superuser(&mut connection).await?;
             sqlx::query(LOCK).execute(&mut connection).await.map_err(CoreError::from_database)?;
             run(&mut connection, &format!("drop database if exists {database} with (force)")).await?;
             run(&mut connection, &format!("create database {database}")).await?;
@@ -220,6 +222,22 @@ pub(super) fn template_name(schemas: &[&Schema]) -> String {
         // Writing into a string cannot fail.
         let _ = write!(name, "{byte:02x}");
         name
+    })
+}
+
+/// Says it at once and plainly, before some later statement fails for want of a privilege.
+async fn require_superuser(connection: &mut PgConnection) -> Result<(), CoreError> {
+    let about = "select rolname::text, rolsuper from pg_roles where rolname = current_user";
+    let (login, superuser): (String, bool) =
+        sqlx::query_as(about).fetch_one(connection).await.map_err(CoreError::from_database)?;
+    if superuser {
+        return Ok(());
+    }
+    Err(CoreError::Misconfigured {
+        what: format!(
+            "the development server's login `{login}` is no superuser, and cannot create roles and databases"
+        ),
+        remedy: "name a superuser in the URL, or unset the variable to have a server started".to_owned(),
     })
 }
 

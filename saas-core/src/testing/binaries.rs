@@ -9,9 +9,10 @@ use std::{
 /// Names a directory with `initdb` and `postgres`; beats every other place.
 pub(super) const BIN_DIR_VARIABLE: &str = "SAAS_PG_BIN_DIR";
 
-/// Folders that hold one sub-folder per version, each with a `bin`: Debian, Red Hat's and SUSE's packages.
-const VERSIONED: [(&str, &str); 4] = [
+/// Folders that hold one sub-folder per version, each with a `bin`: the packages of Debian, SUSE, Red Hat and Homebrew.
+const VERSIONED: [(&str, &str); 5] = [
     ("/usr/lib/postgresql", ""),
+    ("/usr/lib", "postgresql"),
     ("/usr", "pgsql-"),
     ("/opt/homebrew/opt", "postgresql@"),
     ("/usr/local/opt", "postgresql@"),

@@ -32,7 +32,7 @@ const LOG_LINES: usize = 4;
 /// Fit for many short-lived databases: room for every test's pools, no replication, no planner surprises from JIT.
 const SETTINGS: [&str; 10] = [
     "unix_socket_directories=",
-    "max_connections=200",
+    "max_connections=500",
     "shared_buffers=128MB",
     "wal_level=minimal",
     "max_wal_senders=0",

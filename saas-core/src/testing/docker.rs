@@ -30,7 +30,7 @@ trap '' HUP INT TERM
 docker=$1 image=$2 user=$3
 shift 3
 container=$("$docker" run -d --rm -p 127.0.0.1::5432 -e POSTGRES_USER="$user" -e POSTGRES_HOST_AUTH_METHOD=trust \
-    "$image" -c max_connections=200 -c jit=off -c timezone=UTC "$@" </dev/null) || exit 1
+    "$image" -c max_connections=500 -c jit=off -c timezone=UTC "$@" </dev/null) || exit 1
 "$docker" port "$container" 5432/tcp </dev/null
 exec >&-
 while read -r _; do :; done

@@ -72,7 +72,62 @@ const LEAKS: &[(&str, &str, &str)] = &[
     ("create sequence public.invoice_number; grant usage on sequence public.invoice_number to saas_app", "open-sequence", "invoice_number"),
     ("do $$ begin execute format('grant temporary on database %I to public', current_database()); end $$", "temporary-tables", "saas_test"),
     ("grant create on schema public to public", "schema-create", "public"),
-    ("grant execute on function lo_get(oid) to public", "large-objects", "lo_get(oid)"),
+    ("grant execute on function lo_get(oid) to public", "server-access", "lo_get(oid)"),
+    ("grant execute on function pg_read_file(text) to saas_app", "server-access", "pg_read_file(text)"),
+    ("grant select on pg_statistic to saas_app", "catalogue-access", "pg_statistic"),
+    ("alter default privileges in schema public grant select on tables to saas_app", "default-privileges", "public"),
+    ("grant references (id) on public.project to saas_app", "dangerous-grant", "project"),
+    ("grant select on saas.tenant_slug to saas_app", "system-table-open", "saas.tenant_slug"),
+    ("grant insert on saas.global_table to saas_app", "global-table-writable", "saas.global_table"),
+    ("grant update, delete on saas.audit to saas_app", "excess-grant", "saas.audit"),
+    (
+        "create view public.mine as select * from public.project; grant delete on public.mine to saas_app",
+        "view-as-owner",
+        "mine",
+    ),
+    ("create rule copy as on insert to public.task do also delete from public.project", "rule", "task.copy"),
+    (
+        "create function public.as_b() returns bigint language sql
+            set saas.tenant_id = '01900000-0000-7000-8000-000000000001' as 'select count(*) from public.project'",
+        "function-sets-tenant",
+        "as_b()",
+    ),
+    (
+        "create function public.peek(text) returns boolean leakproof language plpgsql
+            as 'begin raise notice ''%'', $1; return true; end'",
+        "leakproof-function",
+        "peek(text)",
+    ),
+    ("create unique index event_what on public.event_2026 (what) where what = 'never'", "unique-without-tenant", "event_what"),
+    (
+        "create extension btree_gist;
+         alter table public.project add constraint shared_name
+            exclude using gist (name with =, tenant_id with <>) where (name = 'never')",
+        "unique-without-tenant",
+        "shared_name",
+    ),
+    (
+        "create table public.base (tenant_id uuid not null);
+         create table public.child (primary key (tenant_id)) inherits (public.base);
+         alter table public.child enable row level security",
+        "inherited",
+        "child",
+    ),
+    (
+        "alter policy saas_tenant_only on public.project
+            using (id = (select nullif(current_setting('saas.tenant_id', true), '')::uuid))",
+        "no-isolation-policy",
+        "project",
+    ),
+    ("create table public.old (tenant_id text not null); create index on public.old (tenant_id)", "tenant-type", "old"),
+    ("drop policy saas_tenant_only on saas.tenant", "no-isolation-policy", "saas.tenant"),
+    ("drop policy saas_tenant_only on saas.audit", "no-isolation-policy", "saas.audit"),
+    (
+        "do $$ begin execute format('alter role saas_app in database %I set saas.tenant_id = ''x''', current_database()); end $$",
+        "preset-setting",
+        "saas_app",
+    ),
+    ("alter function saas.bump_revision(uuid) owner to saas_app", "privileged-role", "saas_app"),
     ("alter table saas.audit owner to saas_admin", "wrong-owner", "saas.audit"),
     ("alter table public.project owner to saas_app", "privileged-role", "saas_app"),
 ];
@@ -97,6 +152,55 @@ async fn each_planted_leak_is_named_and_its_mend_mends_it() {
         let mended = examine(&fixture).await;
         assert!(!mended.iter().any(|f| f.code == *code && f.object.contains(object)), "{leak}\nstill {mended:#?}");
     }
+}
+
+// A mend must not open what it does not mend.
+#[tokio::test]
+async fn mending_the_policies_of_a_table_leaves_its_grants_alone() {
+    let fixture = Fixture::start().await;
+    let mut owner = fixture.db.owner().await;
+    owner
+        .execute("drop policy saas_tenant_only on saas.audit; drop policy saas_tenant_only on saas.outbox")
+        .await
+        .unwrap();
+    for finding in examine(&fixture).await {
+        owner.execute(AssertSqlSafe(finding.mend)).await.unwrap();
+    }
+    // Fencing again, in full, keeps what the table's own migration granted.
+    owner.execute("select saas.fence('saas.audit')").await.unwrap();
+    for sql in ["delete from saas.audit", "update saas.audit set action = 'x'", "update saas.outbox set state = 'done'"]
+    {
+        let mut tx = fixture.begin(&fixture.a).await;
+        assert_eq!(crate::adopter::code(tx.execute(sql).await), "42501", "{sql}");
+    }
+    assert_eq!(examine(&fixture).await, []);
+}
+
+#[tokio::test]
+async fn a_login_of_the_adopters_own_is_examined_as_well() {
+    let fixture = Fixture::start().await;
+    let mut owner = fixture.db.owner().await;
+    owner.execute("create table public.secret (tenant_id uuid primary key, what text)").await.unwrap();
+    let login = format!("login_{}", fixture.db.name());
+    let create =
+        format!("create role {login} login; grant saas_app to {login}; grant select on public.secret to {login}");
+    owner.execute(AssertSqlSafe(create)).await.unwrap();
+    let findings = examine(&fixture).await;
+    owner.execute(AssertSqlSafe(format!("drop owned by {login}; drop role {login}"))).await.unwrap();
+    assert!(findings.iter().any(|f| f.code == "rls-off" && f.object == "public.secret"), "{findings:#?}");
+}
+
+#[tokio::test]
+async fn an_accepted_finding_is_silent_for_that_object_only() {
+    let fixture = Fixture::start().await;
+    let mut owner = fixture.db.owner().await;
+    for name in ["one", "two"] {
+        let create = format!("create function public.{name}() returns int security definer language sql as 'select 1'");
+        owner.execute(AssertSqlSafe(create)).await.unwrap();
+    }
+    owner.execute("select saas.accept_finding('definer-function', 'one()', 'returns a constant')").await.unwrap();
+    let findings = examine(&fixture).await;
+    assert_eq!(findings.iter().map(|f| f.object.as_str()).collect::<Vec<_>>(), ["two()"]);
 }
 
 #[tokio::test]

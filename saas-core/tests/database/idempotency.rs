@@ -1,7 +1,7 @@
 //! A repeated request gets the first answer, and its effect happens once.
 
 use saas_core::{
-    Clock, IdempotencyKey, TenantTx,
+    Actor, Clock, IdempotencyKey, SystemTx, TenantTx,
     idempotency::{self, Claim},
 };
 
@@ -21,7 +21,7 @@ async fn add_once(
     let now = fixture.db.clock().now();
     let mut tx = TenantTx::begin(fixture.db.tenants(), ctx).await?;
     match idempotency::claim(&mut tx, key, request, now).await? {
-        Claim::Replay(answer) => Ok(answer),
+        Claim::Replay(answer) => Ok(answer.unwrap()),
         Claim::New => {
             let answer = fixture.add_project(&mut tx, &format!("made by {key}")).await.to_string().into_bytes();
             idempotency::complete(&mut tx, key, &answer).await?;
@@ -68,6 +68,12 @@ async fn a_request_that_was_rolled_back_can_be_made_again() {
     drop(tx);
     add_once(&fixture, &fixture.a, &key("k"), b"one").await.unwrap();
     let mut tx = fixture.begin(&fixture.a).await;
-    let unclaimed = idempotency::complete(&mut tx, &key("other"), b"").await.unwrap_err();
-    assert_eq!(unclaimed.code(), "not_found");
+    for (what, key) in [("never claimed", key("other")), ("claimed by an earlier transaction", key("k"))] {
+        let unclaimed = idempotency::complete(&mut tx, &key, b"").await.unwrap_err();
+        assert_eq!(unclaimed.code(), "not_found", "{what}");
+    }
+    drop(tx);
+    let mut tx = SystemTx::begin(fixture.db.system(), Actor::system("test"), "purge").await.unwrap();
+    assert_eq!(idempotency::purge_in(&mut tx, now).await.unwrap(), 0);
+    assert_eq!(idempotency::purge_in(&mut tx, now + chrono::TimeDelta::days(1)).await.unwrap(), 1);
 }

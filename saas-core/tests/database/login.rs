@@ -28,6 +28,10 @@ async fn a_login_that_the_policies_do_not_bind_is_refused() {
     for (options, then, reason) in [
         ("superuser", "select 1", "superuser"),
         ("bypassrls", "grant saas_app to $role", "BYPASSRLS"),
+        ("createrole", "grant saas_app to $role", "CREATEROLE"),
+        ("replication", "grant saas_app to $role", "REPLICATION"),
+        ("", "grant saas_app, pg_read_all_data to $role", "pg_read_all_data"),
+        ("", "grant saas_app, pg_execute_server_program to $role", "pg_execute_server_program"),
         ("", "grant saas_app, saas_owner to $role", "member of saas_owner"),
         ("noinherit", "grant saas_app, saas_owner to $role", "member of saas_owner"),
         ("", "grant saas_app, saas_system to $role", "saas_system"),
@@ -55,6 +59,10 @@ async fn a_login_of_the_adopters_own_works_as_a_member_of_the_application_role()
     TenantPool::open(pool(&db, &role).await, &[&SCHEMA]).await.unwrap();
     let error = SystemPool::open(pool(&db, &role).await, &[&SCHEMA]).await.unwrap_err();
     assert_eq!(error.code(), "privileged_role", "the two sides do not share a login: {error}");
+    let preset = format!("alter role {role} set saas.tenant_id = '01900000-0000-7000-8000-000000000001'");
+    db.owner().await.execute(AssertSqlSafe(preset)).await.unwrap();
+    let error = TenantPool::open(pool(&db, &role).await, &[&SCHEMA]).await.unwrap_err();
+    assert!(error.to_string().contains("starts as a tenant"), "{error}");
     drop_role(&db, &role).await;
 }
 

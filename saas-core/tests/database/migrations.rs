@@ -16,7 +16,51 @@ async fn migrating_again_and_at_once_changes_nothing() {
         result.unwrap();
     }
     let pool = PgPool::connect(&db.url("saas_app")).await.unwrap();
-    assert!(db::pending(&pool, &[&SCHEMA]).await.unwrap().is_empty());
+    assert_eq!(db::pending(&pool, &[&SCHEMA]).await.unwrap(), "");
+}
+
+#[tokio::test]
+async fn the_pending_script_is_all_that_an_administrator_has_to_run() {
+    static EMPTY: [&Schema; 0] = [];
+    let db = TestDatabase::start(&EMPTY).await;
+    let mut owner = db.owner().await;
+    owner.execute("drop schema if exists saas cascade").await.unwrap();
+    let pool = PgPool::connect(&db.url("saas_admin")).await.unwrap();
+    let script = db::pending(&pool, &[&SCHEMA]).await.unwrap();
+    owner.execute(sqlx::AssertSqlSafe(script)).await.unwrap();
+    let login = PgPool::connect(&db.url("saas_app")).await.unwrap();
+    saas_core::TenantPool::open(login, &[&SCHEMA]).await.unwrap();
+    migrate(&admin(&db), &[&SCHEMA]).await.unwrap();
+    assert_eq!(db::pending(&pool, &[&SCHEMA]).await.unwrap(), "");
+}
+
+// Roles are the server's, locks the database's: both first migrations create the same roles.
+#[tokio::test]
+async fn a_role_that_another_database_creates_meanwhile_is_no_failure() {
+    let db = TestDatabase::start(&[&SCHEMA]).await;
+    let roles = include_str!("../../src/db/roles.sql");
+    // A role of this name appears between the look and the creation: the look is made blind.
+    let blind = roles.replace("if not exists (select from pg_roles where rolname = wanted.name) then", "if true then");
+    assert_ne!(blind, roles);
+    db.owner().await.execute(sqlx::AssertSqlSafe(blind)).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_owner_of_the_database_who_may_create_roles_can_migrate() {
+    let db = TestDatabase::start(&[&SCHEMA]).await;
+    let mut owner = db.owner().await;
+    let name = format!("deployer_{}", db.name());
+    let (login, database) = (name.clone(), format!("{name}_db"));
+    owner.execute(sqlx::AssertSqlSafe(format!("create role {name} login createrole nosuperuser"))).await.unwrap();
+    // On PostgreSQL 16 and later it would have created the roles itself, and so administer them.
+    owner.execute(sqlx::AssertSqlSafe(format!("grant saas_owner to {name} with admin option"))).await.unwrap();
+    owner.execute(sqlx::AssertSqlSafe(format!("create database {database} owner {name}"))).await.unwrap();
+    let options: PgConnectOptions = db.url(&login).parse().unwrap();
+    let options = options.database(&database);
+    migrate(&options, &[&SCHEMA]).await.unwrap();
+    migrate(&options, &[&SCHEMA]).await.unwrap();
+    owner.execute(sqlx::AssertSqlSafe(format!("drop database {database} with (force)"))).await.unwrap();
+    owner.execute(sqlx::AssertSqlSafe(format!("drop owned by {name}; drop role {name}"))).await.unwrap();
 }
 
 // T49

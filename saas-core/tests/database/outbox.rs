@@ -71,7 +71,14 @@ impl Setup {
 
     async fn dead(&self) -> Vec<outbox::DeadLetter> {
         let mut tx = SystemTx::begin(self.db.system(), Actor::system("test"), "look").await.unwrap();
-        outbox::list_dead(&mut tx, PageSize::default()).await.unwrap()
+        outbox::list_dead(&mut tx, None, PageSize::default()).await.unwrap().items
+    }
+
+    async fn execute(&self, sql: &'static str) -> u64 {
+        let mut tx = SystemTx::begin(self.db.system(), Actor::system("test"), "set up").await.unwrap();
+        let done = sqlx::query(sql).execute(&mut *tx).await.unwrap();
+        tx.commit().await.unwrap();
+        done.rows_affected()
     }
 }
 
@@ -230,4 +237,98 @@ async fn shutting_down_finishes_what_is_in_hand() {
 async fn a_payload_that_is_too_large_is_refused() {
     let error = NewJob::of(GREET, &"x".repeat(outbox::MAX_PAYLOAD)).unwrap_err();
     assert!(error.to_string().contains("256 KiB"), "{error}");
+}
+
+#[tokio::test]
+async fn a_tenants_transaction_cannot_forge_tries_outcomes_or_odd_topics() {
+    let setup = Setup::start().await;
+    for (columns, values) in
+        [("attempts", "2147483647"), ("state", "'done'"), ("lease", "gen_random_uuid()"), ("finished_at", "'infinity'")]
+    {
+        let mut tx = TenantTx::begin(setup.db.tenants(), &setup.ctx).await.unwrap();
+        let sql = format!(
+            "insert into saas.outbox (tenant_id, id, topic, payload, due_at, created_at, {columns})
+             values ('{}', gen_random_uuid(), 'greet', '', now(), now(), {values})",
+            setup.ctx.tenant()
+        );
+        assert_eq!(
+            crate::adopter::code(sqlx::query(sqlx::AssertSqlSafe(sql)).execute(&mut *tx).await),
+            "42501",
+            "{columns}"
+        );
+    }
+    let mut tx = TenantTx::begin(setup.db.tenants(), &setup.ctx).await.unwrap();
+    let odd = sqlx::query(
+        "insert into saas.outbox (tenant_id, id, topic, payload, due_at, created_at)
+         values (current_setting('saas.tenant_id')::uuid, gen_random_uuid(), 'No Topic', '', now(), now())",
+    );
+    assert_eq!(crate::adopter::code(odd.execute(&mut *tx).await), "23514");
+}
+
+#[tokio::test]
+async fn a_job_that_kills_every_worker_ends_as_a_dead_letter() {
+    let setup = Setup::start().await;
+    setup.enqueue("deadly").await;
+    // Three workers took it and were never heard of again.
+    assert_eq!(setup.execute("update saas.outbox set attempts = 3 where attempts = 0").await, 1);
+    let greeter = Arc::new(Greeter::default());
+    let worker = setup.worker(&greeter).with_retry(RetryPolicy { attempts: 3, ..RetryPolicy::default() });
+    assert_eq!(worker.run_once().await.unwrap().dead, 1);
+    assert!(greeter.delivered.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_tenant_with_many_jobs_does_not_delay_the_one_job_of_another() {
+    let setup = Setup::start().await;
+    for n in 0..50 {
+        setup.enqueue(&n.to_string()).await;
+    }
+    setup.db.clock().advance(TimeDelta::seconds(1));
+    let other = setup.db.create_tenant("other").await;
+    let mut tx = TenantTx::begin(setup.db.tenants(), &other).await.unwrap();
+    let job = NewJob::of(GREET, &"the other's").unwrap();
+    outbox::enqueue_in(&mut tx, other.tenant(), job, setup.db.clock().now_utc()).await.unwrap();
+    tx.commit().await.unwrap();
+    let greeter = Arc::new(Greeter::default());
+    assert_eq!(setup.worker(&greeter).with_batch(2).run_once().await.unwrap().done, 2);
+    assert!(greeter.delivered.lock().unwrap().iter().any(|(_, what)| what == "the other's"));
+}
+
+#[tokio::test]
+async fn a_slow_job_does_not_hold_up_the_others() {
+    let setup = Setup::start().await;
+    setup.enqueue("slow").await;
+    let slow = Arc::new(Greeter { gate: Some((Notify::new(), Notify::new())), ..Greeter::default() });
+    let quick = Arc::new(Greeter::default());
+    let (shutdown, running) = setup.worker(&slow).with_handler(Topic::from_static("quick"), quick.clone()).run();
+    let running = tokio::spawn(running);
+    let (started, go) = slow.gate.as_ref().unwrap();
+    started.notified().await;
+    let mut tx = TenantTx::begin(setup.db.tenants(), &setup.ctx).await.unwrap();
+    let job = NewJob::of(Topic::from_static("quick"), &"quick").unwrap();
+    outbox::enqueue_in(&mut tx, setup.ctx.tenant(), job, setup.db.clock().now_utc()).await.unwrap();
+    tx.commit().await.unwrap();
+    while quick.delivered.lock().unwrap().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    assert!(slow.delivered.lock().unwrap().is_empty(), "the slow one is still at work");
+    go.notify_one();
+    shutdown.now();
+    running.await.unwrap();
+}
+
+#[tokio::test]
+async fn what_was_done_long_ago_is_removed_and_nothing_else() {
+    let setup = Setup::start().await;
+    setup.enqueue("done").await;
+    let greeter = Arc::new(Greeter::default());
+    assert_eq!(setup.worker(&greeter).run_once().await.unwrap().done, 1);
+    setup.enqueue("pending").await;
+    setup.db.clock().advance(TimeDelta::days(31));
+    let before = setup.db.clock().now_utc() - TimeDelta::days(30);
+    let mut tx = SystemTx::begin(setup.db.system(), Actor::system("test"), "purge").await.unwrap();
+    assert_eq!(outbox::purge_done_in(&mut tx, before).await.unwrap(), 1);
+    assert_eq!(outbox::purge_done_in(&mut tx, before).await.unwrap(), 0);
+    tx.commit().await.unwrap();
+    assert_eq!(setup.worker(&greeter).run_once().await.unwrap().done, 1);
 }

@@ -4,6 +4,7 @@ use saas_core::{
     Actor, Clock, EmailAddress, PageSize, Revision, SystemTx, TenantContext, TenantTx,
     audit::{self, Entry},
     mail::{self, Mail},
+    overview::{self, Filter},
     revision,
     tenant::{self, NewTenant},
     timeline,
@@ -110,4 +111,34 @@ async fn the_timeline_shows_changes_and_messages_of_one_tenant_in_pages() {
     let newest = seen.iter().find(|event| event.action == "project.renamed").unwrap();
     assert_eq!(newest.detail, json!({ "to": "with \u{fffd} inside", "n": 4 }));
     assert_eq!(newest.actor, fixture.a.actor().to_string());
+}
+
+#[tokio::test]
+async fn operators_list_tenants_in_pages_and_by_what_they_look_for() {
+    let fixture = Fixture::start().await;
+    for n in 0..3 {
+        fixture.db.create_tenant(&format!("more-{n}")).await;
+    }
+    let mut tx = SystemTx::begin(fixture.db.system(), Actor::system("test"), "list").await.unwrap();
+    sqlx::query("update saas.tenant_overview set plan = 'pro', near_limit = true where tenant_id = $1")
+        .bind(fixture.b.tenant().as_uuid())
+        .execute(&mut *tx)
+        .await
+        .unwrap();
+    let (mut seen, mut after) = (Vec::new(), None);
+    loop {
+        let page = overview::list(&mut tx, &Filter::default(), after, PageSize::new(2).unwrap()).await.unwrap();
+        seen.extend(page.items);
+        after = page.next;
+        if after.is_none() {
+            break;
+        }
+    }
+    assert_eq!(seen.len(), 5);
+    for filter in
+        [Filter { plan: Some("pro".into()), ..Filter::default() }, Filter { near_limit: true, ..Filter::default() }]
+    {
+        let page = overview::list(&mut tx, &filter, None, PageSize::default()).await.unwrap();
+        assert_eq!(page.items.iter().map(|row| row.tenant).collect::<Vec<_>>(), [fixture.b.tenant()]);
+    }
 }

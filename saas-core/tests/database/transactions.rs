@@ -7,16 +7,23 @@ use saas_core::{
     db::pool_options,
     testing::{Cut, Proxy, TestDatabase},
 };
-use sqlx::{Connection, Executor, PgConnection, postgres::PgConnectOptions};
+use sqlx::{
+    Connection, Executor, PgConnection,
+    postgres::{PgConnectOptions, PgPoolOptions},
+};
 
 use crate::adopter::Fixture;
 
-/// The application pool of one connection, through a proxy.
+/// The application pool of one connection, through a proxy, with the options we advise.
 pub(crate) async fn through_proxy(db: &TestDatabase, proxy: &Proxy) -> TenantPool {
-    let options: PgConnectOptions = db.url("saas_app").parse().unwrap();
-    let options = options.host("127.0.0.1").port(proxy.address().port());
-    let pool =
-        pool_options().max_connections(1).acquire_timeout(Duration::from_secs(20)).connect_with(options).await.unwrap();
+    through_proxy_with(pool_options(), db, proxy).await
+}
+
+/// The same with an adopter's own options.
+pub(crate) async fn through_proxy_with(options: PgPoolOptions, db: &TestDatabase, proxy: &Proxy) -> TenantPool {
+    let pool = options.max_connections(1).acquire_timeout(Duration::from_secs(20));
+    let login: PgConnectOptions = db.url("saas_app").parse().unwrap();
+    let pool = pool.connect_with(login.host("127.0.0.1").port(proxy.address().port())).await.unwrap();
     TenantPool::open(pool, &[&saas_core::SCHEMA]).await.unwrap()
 }
 
@@ -219,4 +226,106 @@ async fn the_drivers_own_begin_still_loses_writes_when_it_is_dropped() {
         .map(|row| sqlx::Row::get(&row, 0))
         .unwrap();
     assert!(open, "the connection is in a transaction that nothing remembers");
+}
+
+// The driver miscounts the answers of a COPY that was dropped: the next answer read may be another question's.
+#[tokio::test]
+async fn a_commit_does_not_take_the_answer_of_a_dropped_copy_for_its_own() {
+    let fixture = Fixture::start().await;
+    let log = "create table public.log (n int, unique (n) deferrable initially deferred);
+               grant select, insert on public.log to saas_app; select saas.declare_global('public.log', 'test')";
+    fixture.db.owner().await.execute(log).await.unwrap();
+    let proxy = proxy_of(&fixture.db);
+    let tenants = through_proxy(&fixture.db, &proxy).await;
+    let mut tx = TenantTx::begin(&tenants, &fixture.a).await.unwrap();
+    fixture.add_project(&mut tx, "acknowledged").await;
+    let mut copy = tx.copy_in_raw("copy public.log from stdin").await.unwrap();
+    copy.send(&b"1\n1\n"[..]).await.unwrap();
+    proxy.stop_answering();
+    assert!(crate::cancel::cancel_after(1, copy.finish()).await.is_none());
+    proxy.resume_answering();
+    let error = tx.commit().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::OutcomeUnknown, "{error}");
+    // The connection is closed, and the server ends its transaction.
+    let mut tx = TenantTx::begin(&tenants, &fixture.a).await.unwrap();
+    let names: Vec<String> = sqlx::query_scalar("select name from public.project").fetch_all(&mut *tx).await.unwrap();
+    assert_eq!(names, ["shared name"]);
+}
+
+#[tokio::test]
+async fn dropped_copies_of_one_tenant_never_answer_another_one() {
+    use futures_util::StreamExt;
+    let fixture = Fixture::start().await;
+    for dropped in 1..=12 {
+        let proxy = proxy_of(&fixture.db);
+        let tenants = through_proxy_with(PgPoolOptions::new(), &fixture.db, &proxy).await;
+        let mut tx = TenantTx::begin(&tenants, &fixture.a).await.unwrap();
+        for _ in 0..dropped {
+            if let Ok(mut rows) = tx.copy_out_raw("copy public.project to stdout").await {
+                let _ = rows.next().await;
+            }
+        }
+        for _ in 0..3 {
+            let _ = tx.execute("select tenant_id from public.project").await;
+            let _ = tx.execute("select true").await;
+        }
+        drop(tx);
+        let mut tx = TenantTx::begin(&tenants, &fixture.b).await.unwrap();
+        let theirs = fixture.b.tenant().as_uuid();
+        for _ in 0..8 {
+            let seen: Vec<uuid::Uuid> =
+                sqlx::query_scalar("select tenant_id from public.project").fetch_all(&mut *tx).await.unwrap();
+            assert_eq!(seen, [theirs], "after {dropped} dropped copies");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_savepoint_that_was_dropped_half_way_fails_the_commit_and_nothing_runs_outside_it() {
+    let fixture = Fixture::start().await;
+    let tenant = fixture.a.tenant().as_uuid();
+    let insert = "insert into public.project (tenant_id, name) values ($1, $2)";
+    let mut tx = SystemTx::begin(fixture.db.system(), Actor::system("test"), "insert").await.unwrap();
+    sqlx::query(insert).bind(tenant).bind("before").execute(&mut *tx).await.unwrap();
+    assert!(crate::cancel::cancel_after(1, Connection::begin(&mut *tx)).await.is_none());
+    // The driver has ended the transaction. Outside one, the system sees and writes nothing.
+    let after = sqlx::query(insert).bind(tenant).bind("after").execute(&mut *tx).await;
+    assert_eq!(crate::adopter::code(after), "42501");
+    assert_eq!(tx.commit().await.unwrap_err().code(), "transaction_aborted");
+
+    let mut tx = SystemTx::begin(fixture.db.system(), Actor::system("test"), "look").await.unwrap();
+    let names: Vec<String> = sqlx::query_scalar("select name from public.project where tenant_id = $1")
+        .bind(tenant)
+        .fetch_all(&mut *tx)
+        .await
+        .unwrap();
+    assert_eq!(names, ["shared name"]);
+}
+
+// T32
+#[tokio::test]
+async fn a_lock_of_the_session_does_not_outlive_the_transaction() {
+    let fixture = Fixture::start().await;
+    let proxy = proxy_of(&fixture.db);
+    let tenants = through_proxy(&fixture.db, &proxy).await;
+    let mut tx = TenantTx::begin(&tenants, &fixture.a).await.unwrap();
+    tx.execute("select pg_advisory_lock(42)").await.unwrap();
+    drop(tx);
+    let mut tx = TenantTx::begin(&tenants, &fixture.b).await.unwrap();
+    let locks: i64 =
+        sqlx::query_scalar("select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()")
+            .fetch_one(&mut *tx)
+            .await
+            .unwrap();
+    assert_eq!(locks, 0);
+    drop(tx);
+    assert_eq!(proxy.connections(), 1);
+}
+
+#[tokio::test]
+async fn the_systems_login_sees_nothing_outside_a_system_transaction() {
+    let fixture = Fixture::start().await;
+    let mut connection = PgConnection::connect(&fixture.db.url("saas_system")).await.unwrap();
+    let seen: i64 = sqlx::query_scalar("select count(*) from public.project").fetch_one(&mut connection).await.unwrap();
+    assert_eq!(seen, 0);
 }

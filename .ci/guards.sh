@@ -1,0 +1,159 @@
+# `./dev check-guards`: removes one safety guard at a time from a copy of the tree and requires that the named test notices.
+# Sourced by ./dev.
+#
+# guard: what is removed · file and edit: where and how (sed) · test: arguments of `cargo test` · fails: the test that must
+# fail. The mutated tree must still build, and another test of the same run must still pass: a tree that is merely broken
+# proves nothing.
+guards() {
+    cat <<'LIST'
+guard FORCE row level security
+file  saas-core/migrations/0001_fence.sql
+edit  s/force row level security/no force row level security/
+test  --package saas-core --test database isolation
+fails the_owner_of_a_table_is_bound_as_well
+
+guard nullif around the setting
+file  saas-core/migrations/0001_fence.sql
+edit  s/nullif(\(current_setting(''saas.tenant_id'', true)\), '''')/\1/
+test  --package saas-core --test database isolation
+fails without_a_tenant_nothing_is_seen_or_written_also_on_a_used_connection
+
+guard WITH CHECK
+file  saas-core/migrations/0001_fence.sql
+edit  s/with check (%2$s)/with check (true)/
+test  --package saas-core --test database isolation
+fails a_row_cannot_be_inserted_for_or_moved_to_another_tenant
+
+guard tenant_id in a foreign key
+file  saas-core/migrations/0001_fence.sql
+edit  s/and c.contype = 'f'/and false/
+test  --package saas-core --test database isolation
+fails a_table_that_cannot_be_fenced_is_refused_with_a_reason
+
+guard the restrictive policy
+file  saas-core/migrations/0001_fence.sql
+edit  s/as restrictive for all/as permissive for all/
+test  --package saas-core --test database isolation
+fails a_permissive_policy_added_later_opens_nothing
+
+guard closing a suspect connection
+file  saas-core/src/db/guard.rs
+edit  s/(true, _) | (_, Err(_)) => connection.close_on_drop(),/(true, _) | (_, Err(_)) => drop(connection),/
+test  --package saas-core --test database -- cancel::dropping transactions::a_co transactions::dropped_copies
+fails dropping_a_transaction_at_any_poll_leaves_a_clean_pool_of_one
+
+guard proof of cleanness at the release
+file  saas-core/src/db/guard.rs
+edit  s/self.clean = tokio::time::timeout.*/self.clean = true;/
+test  --package saas-core --test database -- cancel::dropping transactions::a_co transactions::dropped_copies
+fails a_connection_that_was_left_bound_or_with_an_open_cursor_is_not_handed_out_again
+
+guard asking before COMMIT
+file  saas-core/src/db/guard.rs
+edit  s/with_nonce("select ", nonce, "; commit and chain")/with_nonce("commit and chain; select ", nonce, "")/
+test  --package saas-core --test database -- cancel::dropping transactions::a_co transactions::dropped_copies
+fails a_commit_after_a_swallowed_error_is_an_error
+
+guard nonce of the commit's answer
+file  saas-core/src/db/guard.rs
+edit  s/if !answers(row.first(), nonce) {/if false {/
+test  --package saas-core --test database -- cancel::dropping transactions::a_co transactions::dropped_copies
+fails a_commit_does_not_take_the_answer_of_a_dropped_copy_for_its_own
+
+guard unique on event id
+file  saas-billing/migrations/0001_inbox.sql
+edit  s/primary key (account, livemode, event_id)$/check (true)/;s/foreign key (account, livemode, event_id)/check (true)/;/references saas.billing_receipt (/d
+test  --package saas-billing --test it intake
+fails fifty_deliveries_of_one_event_at_once_have_one_receipt_and_one_effect
+
+guard revision check of the gate
+file  saas-entitlements/src/gate/shelf.rs
+edit  s/=> snapshot.facts.revision >= floor.revision,/=> true,/
+test  --package saas-entitlements --test suite -- a_read_that_was_overtaken an_old_announcement
+fails a_read_that_was_overtaken_is_thrown_away_for_everyone_who_waits
+
+guard no temporary tables
+file  saas-core/src/db/roles.sql
+edit  /revoke temporary/d
+test  --package saas-core --test test_database
+fails a_clone_refuses_what_a_migrated_database_refuses
+LIST
+}
+
+# Seconds that one run of tests may take.
+LIMIT=120
+
+tree=$(target_directory)/guards/tree
+export CARGO_TARGET_DIR="${tree%/tree}/target"
+need_scratch
+
+# A fixed place, so that a second run keeps the dependencies; fresh modification times, which cargo goes by: an old one
+# would let it take the last run's mutants for these files.
+rm -rf "$tree"
+mkdir -p "$tree"
+git ls-files --cached --others --exclude-standard | while read -r file; do
+    if [ -e "$file" ]; then printf '%s\n' "$file"; fi
+done | tar -cf - -T - | tar -xmf - -C "$tree"
+cd "$tree"
+cargo build --quiet --all-features --package saas-core --example dev_postgres
+start_server
+
+# A mutant may wait for ever. Without `timeout` (macOS) that has to be ended by hand.
+limited=
+if have timeout; then limited="timeout --kill-after=10 $LIMIT"; fi
+
+# run_guarded TEST-ARGUMENTS: builds, then tests into $scratch/log. 2: does not build, 1: a test fails or does not end.
+run_guarded() {
+    # shellcheck disable=SC2086 # a word list
+    cargo test --quiet --all-features --no-run $1 >"$scratch/log" 2>&1 9>&- || return 2
+    # shellcheck disable=SC2086
+    $limited cargo test --all-features --no-fail-fast $1 >"$scratch/log" 2>&1 9>&- || return 1
+}
+
+say "the tests pass with every guard in place:"
+guards | sed -n 's/^test  *//p' | sort -u >"$scratch/tests"
+while read -r arguments; do
+    run_guarded "$arguments" || { cat "$scratch/log" >&2; fail "cargo test $arguments fails before any guard is removed"; }
+    say "  cargo test $arguments"
+done <"$scratch/tests"
+
+survivors=0
+verdict() { printf '%-46s %s\n' "$guard" "$1"; }
+survives() { verdict "SURVIVES: $1"; survivors=$((survivors + 1)); }
+
+judge() {
+    cp "$file" "$scratch/original"
+    # A fresh modification time each way: cargo goes by it.
+    sed -e "$edit" "$scratch/original" >"$file"
+    code=0
+    if cmp -s "$file" "$scratch/original"; then
+        survives "the edit changes nothing in $file"
+        return
+    fi
+    run_guarded "$arguments" || code=$?
+    cat "$scratch/original" >"$file"
+    if [ $code = 2 ]; then
+        survives "the tree no longer builds"
+    elif ! grep -q "^test .*$1 \.\.\. FAILED" "$scratch/log"; then
+        survives "$1 does not fail"
+    elif ! grep -q '^test .* \.\.\. ok' "$scratch/log"; then
+        survives "every test fails, so the tree is merely broken"
+    else
+        verdict "noticed by $1"
+    fi
+}
+
+printf '\n%-46s %s\n' "guard removed" "verdict"
+guards >"$scratch/guards"
+while read -r key value; do
+    case $key in
+        guard) guard=$value ;;
+        file) file=$value ;;
+        edit) edit=$value ;;
+        test) arguments=$value ;;
+        fails) judge "$value" </dev/null ;;
+        '') ;;
+        *) fail "unknown line in the list of guards: $key $value" ;;
+    esac
+done <"$scratch/guards"
+[ $survivors = 0 ] || fail "$survivors guards can be removed without a test noticing."

@@ -1,0 +1,84 @@
+//! How entitlements and counting fail.
+
+use saas_core::{Cause, CoreError, ErrorKind, FeatureKey, InvalidInput, MeterKey, PlanKey, Revision};
+
+/// Why an operation of `saas-entitlements` failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EntitlementsError {
+    /// The database or the kernel refused.
+    #[error(transparent)]
+    Core(#[from] CoreError),
+    /// Input breaks a rule.
+    #[error(transparent)]
+    Invalid(#[from] InvalidInput),
+    /// The catalogue has no such feature.
+    #[error("the plan catalogue has no feature `{key}`; declare it there or correct the key")]
+    UnknownFeature {
+        /// What was asked for.
+        key: FeatureKey,
+    },
+    /// The catalogue has no such meter.
+    #[error("the plan catalogue has no meter `{key}`; declare it there or correct the key")]
+    UnknownMeter {
+        /// What was asked for.
+        key: MeterKey,
+    },
+    /// A tenant is on a plan that this binary's catalogue does not have.
+    #[error(
+        "a tenant is on `{plan}` version {version:?}, which the plan catalogue lacks; keep every version that somebody is on"
+    )]
+    UnknownPlan {
+        /// The plan.
+        plan: PlanKey,
+        /// Its version.
+        version: Option<u32>,
+    },
+    /// The tenant's entitlements changed after the snapshot was taken. Nothing was written.
+    #[error("the tenant's entitlements changed meanwhile (revision {revision}); take a new snapshot and repeat")]
+    Outdated {
+        /// The present revision.
+        revision: Revision,
+    },
+    /// What the tenant may do could not be read, and nothing recent enough is known.
+    #[error("the tenant's entitlements cannot be read at present")]
+    Unavailable {
+        /// What happened, where it is known.
+        #[source]
+        cause: Option<Cause>,
+    },
+}
+
+impl EntitlementsError {
+    /// What a caller can do about it.
+    #[must_use]
+    pub const fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Core(error) => error.kind(),
+            Self::Invalid(_) | Self::UnknownFeature { .. } | Self::UnknownMeter { .. } => ErrorKind::Invalid,
+            Self::UnknownPlan { .. } => ErrorKind::Misconfigured,
+            Self::Outdated { .. } => ErrorKind::Conflict,
+            Self::Unavailable { .. } => ErrorKind::Unavailable,
+        }
+    }
+
+    /// A stable name for logs, metrics and clients.
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::Core(error) => error.code(),
+            Self::Invalid(_) => "invalid_input",
+            Self::UnknownFeature { .. } => "unknown_feature",
+            Self::UnknownMeter { .. } => "unknown_meter",
+            Self::UnknownPlan { .. } => "unknown_plan",
+            Self::Outdated { .. } => "entitlements_outdated",
+            Self::Unavailable { .. } => "entitlements_unavailable",
+        }
+    }
+
+    /// Whether the same call can succeed later.
+    #[must_use]
+    pub const fn is_retryable(&self) -> bool {
+        self.kind().is_retryable()
+    }
+}

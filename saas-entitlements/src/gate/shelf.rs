@@ -1,0 +1,195 @@
+//! The writer's side of the gate: what was heard, what is being loaded, and when published answers end.
+//!
+//! Everything here is behind one lock that is held for well under a microsecond and never across an await.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, atomic::Ordering},
+};
+
+use chrono::{DateTime, TimeDelta, Utc};
+use saas_core::{Revision, TenantId};
+use tokio::sync::watch;
+
+use super::table::{NO_TIME, Pen, Table};
+use crate::snapshot::{Origin, Snapshot};
+
+/// How a load ended, for everyone who waits for it: a snapshot, or nothing.
+pub(super) type Landed = Option<Result<Arc<Snapshot>, LoadFailed>>;
+
+/// The source could not be read. It was logged where it happened.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct LoadFailed;
+
+/// A load under way.
+#[derive(Debug)]
+pub(super) struct Flight {
+    pub(super) id: u64,
+    pub(super) landed: watch::Receiver<Landed>,
+}
+
+/// The highest revision heard of for a tenant, and when: by the clock, and in the order of the news.
+#[derive(Debug, Clone, Copy)]
+struct Floor {
+    revision: Revision,
+    heard_at: DateTime<Utc>,
+    news: u64,
+}
+
+#[derive(Debug)]
+pub(super) struct Shelf {
+    pub(super) pen: Pen,
+    pub(super) time: Coarse,
+    /// Counts flushes. A load that began in another epoch is not accepted.
+    pub(super) epoch: u64,
+    /// Counts announcements, so that a load knows which of them it began after.
+    pub(super) news: u64,
+    pub(super) flights: HashMap<TenantId, Flight>,
+    pub(super) next_flight: u64,
+    floors: HashMap<TenantId, Floor>,
+    max_floors: usize,
+    floor_life: TimeDelta,
+}
+
+impl Shelf {
+    /// `floor_life` must be longer than any load and than the staleness bound: a load that began before an announcement
+    /// has ended by then.
+    pub(super) fn new(pen: Pen, time: Coarse, max_floors: usize, floor_life: TimeDelta) -> Self {
+        Self {
+            pen,
+            time,
+            epoch: 0,
+            news: 0,
+            flights: HashMap::new(),
+            next_flight: 0,
+            floors: HashMap::new(),
+            max_floors,
+            floor_life,
+        }
+    }
+
+    /// Takes note that `revision` is committed: nothing older is accepted any more, whether or not the tenant is held.
+    pub(super) fn hear(&mut self, table: &Table, tenant: TenantId, revision: Revision, now: DateTime<Utc>) {
+        if self.floors.len() >= self.max_floors && !self.floors.contains_key(&tenant) {
+            self.forget_floors(now);
+            if self.floors.len() >= self.max_floors {
+                // Too much news to remember: distrust everything instead, which needs no memory.
+                self.floors.clear();
+                self.distrust_all(table);
+            }
+        }
+        self.news += 1;
+        let floor = self.floors.entry(tenant).or_insert(Floor { revision, heard_at: now, news: self.news });
+        if revision >= floor.revision {
+            *floor = Floor { revision, heard_at: now, news: self.news };
+        }
+        if let Some(slot) = table.find(tenant)
+            && table.held(slot).is_some_and(|held| held.facts.revision < revision)
+        {
+            table.expire(&mut self.pen, slot);
+        }
+    }
+
+    /// Whether a snapshot that was just loaded may be shown in the place of the one that is held.
+    pub(super) fn accepts(&self, loaded: &Snapshot, held: Option<&Snapshot>) -> bool {
+        let regresses = |held: &Snapshot| {
+            let soon = loaded.life.read_at - held.life.read_at < self.floor_life;
+            loaded.facts.revision < held.facts.revision && soon && loaded.origin == Origin::Loaded
+        };
+        loaded.life.epoch == self.epoch && self.reaches_floor(loaded) && !held.is_some_and(regresses)
+    }
+
+    /// Whether a held snapshot may still be shown.
+    pub(super) fn is_current(&self, held: &Snapshot, now: DateTime<Utc>) -> bool {
+        let life = held.life;
+        life.epoch == self.epoch && life.read_at <= now && now < life.fresh_until && self.reaches_floor(held)
+    }
+
+    /// Whether a snapshot is as new as what was heard about its tenant.
+    fn reaches_floor(&self, snapshot: &Snapshot) -> bool {
+        let Some(floor) = self.floors.get(&snapshot.tenant) else { return true };
+        match snapshot.origin {
+            // No row, read after the announcement: the tenant was erased.
+            Origin::UnknownTenant => snapshot.life.news >= floor.news,
+            Origin::Loaded | Origin::LastKnown { .. } | Origin::FailPolicy => snapshot.facts.revision >= floor.revision,
+        }
+    }
+
+    /// Makes every published answer end and every load under way start again. What is held stays as last known state.
+    pub(super) fn distrust_all(&mut self, table: &Table) {
+        self.epoch += 1;
+        self.time.leap(table);
+    }
+
+    pub(super) fn forget_floors(&mut self, now: DateTime<Utc>) {
+        let life = self.floor_life;
+        self.floors.retain(|_, floor| now - floor.heard_at < life);
+    }
+
+    /// Publishes a snapshot until its refresh or its next boundary, whichever is first.
+    pub(super) fn publish(&mut self, table: &Table, snapshot: Arc<Snapshot>) -> bool {
+        let life = snapshot.life.refresh_from;
+        let end = snapshot.next_boundary.map_or(life, |boundary| boundary.min(life));
+        table.publish(&mut self.pen, snapshot, self.time.ticks(end))
+    }
+}
+
+/// The gate's own time: milliseconds since the gate was made, which [`leap`](Self::leap) past every deadline to flush.
+#[derive(Debug)]
+pub(super) struct Coarse {
+    base: DateTime<Utc>,
+    leaps: u64,
+    /// Longer than any published answer lives, in milliseconds.
+    longest: u64,
+    running: bool,
+}
+
+impl Coarse {
+    pub(super) fn new(base: DateTime<Utc>, longest: TimeDelta) -> Self {
+        let longest = u64::try_from(longest.num_milliseconds()).unwrap_or(0).saturating_add(2);
+        Self { base: before(base), leaps: 1, longest, running: false }
+    }
+
+    /// An instant in ticks, rounded down.
+    pub(super) fn ticks(&self, at: DateTime<Utc>) -> u64 {
+        u64::try_from((at - self.base).num_milliseconds()).unwrap_or(0).saturating_add(self.leaps)
+    }
+
+    /// Moves the shown time to `now`. `false` when the clock went back.
+    #[must_use]
+    pub(super) fn show(&mut self, table: &Table, now: DateTime<Utc>) -> bool {
+        let shown = table.now.load(Ordering::Relaxed);
+        let ticks = self.ticks(now);
+        if self.running && ticks < shown {
+            return false;
+        }
+        self.running = true;
+        table.now.store(ticks, Ordering::Relaxed);
+        true
+    }
+
+    /// Starts again from a clock that went back, with every deadline passed.
+    pub(super) fn restart(&mut self, table: &Table, now: DateTime<Utc>) {
+        let shown = table.now.load(Ordering::Relaxed);
+        self.base = before(now);
+        self.leaps = shown.saturating_add(self.longest);
+        table.now.store(self.ticks(now), Ordering::Relaxed);
+    }
+
+    pub(super) fn stop(&mut self, table: &Table) {
+        self.running = false;
+        table.now.store(NO_TIME, Ordering::Relaxed);
+    }
+
+    fn leap(&mut self, table: &Table) {
+        self.leaps = self.leaps.saturating_add(self.longest);
+        if self.running {
+            table.now.fetch_add(self.longest, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Where ticks begin: some time before the present, so that a clock that goes back a little still has ticks to show.
+fn before(now: DateTime<Utc>) -> DateTime<Utc> {
+    now - TimeDelta::days(1)
+}

@@ -1,0 +1,7 @@
+//! Stores in memory, for the tests of applications. They keep the same contracts as the real ones, for one process.
+
+mod counters;
+mod source;
+
+pub use counters::MemoryCounters;
+pub use source::MemorySource;

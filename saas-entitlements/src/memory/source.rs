@@ -1,0 +1,60 @@
+//! Plans and overrides in memory.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use saas_core::{Revision, TenantId, subscription::PlanAssignment};
+
+use crate::{EntitlementsError, Override, SnapshotSource, TenantState};
+
+/// Plans and overrides in memory. A clone is another handle to the same tenants.
+#[derive(Debug, Clone, Default)]
+pub struct MemorySource(Arc<Mutex<HashMap<TenantId, TenantState>>>);
+
+impl MemorySource {
+    /// No tenants.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Puts a tenant on a plan and returns its new revision. Pass that to
+    /// [`Entitlements::hear`](crate::Entitlements::hear), as the database's notification would.
+    pub fn put_plan(&self, tenant: TenantId, assignment: PlanAssignment) -> Revision {
+        let mut tenants = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = tenants.entry(tenant).or_insert_with(|| TenantState {
+            revision: Revision::NONE,
+            assignment: assignment.clone(),
+            overrides: Vec::new(),
+        });
+        state.assignment = assignment;
+        state.revision = Revision::new(state.revision.get() + 1);
+        state.revision
+    }
+
+    /// Puts an override in force, in the place of the one about the same subject. `None` for a tenant without a plan.
+    pub fn put_override(&self, tenant: TenantId, new: Override) -> Option<Revision> {
+        let mut tenants = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = tenants.get_mut(&tenant)?;
+        state.overrides.retain(|old| old.grant.subject() != new.grant.subject());
+        state.overrides.push(new);
+        state.revision = Revision::new(state.revision.get() + 1);
+        Some(state.revision)
+    }
+
+    /// Removes a tenant.
+    pub fn remove(&self, tenant: TenantId) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&tenant);
+    }
+}
+
+#[async_trait]
+impl SnapshotSource for MemorySource {
+    async fn load(&self, tenant: TenantId, _: DateTime<Utc>) -> Result<Option<TenantState>, EntitlementsError> {
+        Ok(self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&tenant).cloned())
+    }
+}

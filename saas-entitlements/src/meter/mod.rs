@@ -1,0 +1,248 @@
+//! Counting uses against limits, exactly once each and never beyond a hard limit.
+//!
+//! [`Meter::consume`] is the only question about what is left that has a safe answer: asking first and using afterwards
+//! lets two callers take the last unit. The limit comes from the tenant's [`Snapshot`]; the store checks in the same
+//! statement that the tenant's revision is still the snapshot's, so a limit that was lowered is in force for every
+//! statement that starts after the commit.
+
+#[cfg(feature = "testing")]
+pub mod conformance;
+mod decide;
+mod store;
+
+use std::{fmt, sync::Arc};
+
+use chrono::{DateTime, Utc};
+use saas_core::{IdempotencyKey, Limit, MeterKey, PlanVersionRef, TenantContext, TenantId, subscription::AccessLevel};
+use serde::Serialize;
+pub use store::{CounterStore, Draw, Drawn, Threshold};
+
+use self::decide::{Ruled, Verdict, conclude, decide, rule_at};
+use crate::{Entitlements, EntitlementsError, Period, Snapshot};
+
+/// How often a use is decided again because the tenant's revision moved in between.
+const ATTEMPTS: usize = 4;
+
+/// What became of a use.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "outcome", rename_all = "snake_case")]
+#[must_use = "a use that was not granted must not happen"]
+pub enum Consumption {
+    /// It was counted: go ahead.
+    Granted {
+        /// What is left in the window; 0 beyond a limit that lets more through.
+        left: Limit,
+        /// Units of this use beyond the limit; 0 unless the plan lets more through.
+        over: u64,
+        /// Warning thresholds, in percent, that this use was the first in the window to cross.
+        crossed: Vec<u16>,
+    },
+    /// It does not fit, and nothing was counted.
+    Exhausted {
+        /// The limit.
+        limit: u64,
+        /// What is left: less than was asked for.
+        left: u64,
+        /// When the window ends; `None` for never.
+        resets_at: Option<DateTime<Utc>>,
+        /// The lowest plan that would have let it through.
+        upgrade: Option<PlanVersionRef>,
+    },
+    /// The tenant may not use this meter at all, and nothing was counted.
+    Denied {
+        /// Why.
+        why: Denial,
+        /// The lowest plan that would have let it through.
+        upgrade: Option<PlanVersionRef>,
+    },
+    /// This key was counted before: the work of that use may be done, or has been.
+    AlreadyCounted,
+}
+
+impl Consumption {
+    /// Whether the work may be done.
+    #[must_use]
+    pub const fn is_granted(&self) -> bool {
+        match self {
+            Self::Granted { .. } | Self::AlreadyCounted => true,
+            Self::Exhausted { .. } | Self::Denied { .. } => false,
+        }
+    }
+}
+
+/// Why a tenant may not use a meter at all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(tag = "why", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Denial {
+    /// Its plan does not include the meter.
+    NotIncluded,
+    /// Its standing takes the meter away.
+    Standing {
+        /// What the standing leaves.
+        access: AccessLevel,
+    },
+}
+
+/// A sentence for a log or a page, such as `limit of 1000 reached, 3 left until 2026-02-01 00:00:00 UTC; \`pro@1\` has more`.
+impl fmt::Display for Consumption {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let hint = match self {
+            Self::Granted { left, over, crossed } => {
+                match left {
+                    Limit::Unlimited => f.write_str("granted, without limit")?,
+                    Limit::Max(left) => write!(f, "granted, {left} left")?,
+                }
+                if *over > 0 {
+                    write!(f, ", {over} beyond the limit")?;
+                }
+                for percent in crossed {
+                    write!(f, ", {percent} % of the limit reached")?;
+                }
+                &None
+            }
+            Self::Exhausted { limit, left, resets_at, upgrade } => {
+                write!(f, "limit of {limit} reached, {left} left")?;
+                if let Some(resets_at) = resets_at {
+                    write!(f, " until {resets_at}")?;
+                }
+                upgrade
+            }
+            Self::Denied { why: Denial::NotIncluded, upgrade } => {
+                f.write_str("not included in the plan")?;
+                upgrade
+            }
+            Self::Denied { why: Denial::Standing { access }, upgrade } => {
+                write!(f, "access is {}", decide::level(*access))?;
+                upgrade
+            }
+            Self::AlreadyCounted => {
+                f.write_str("already counted")?;
+                &None
+            }
+        };
+        match hint {
+            Some(version) => write!(f, "; `{version}` has more"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// How much of a meter is used, at one instant. For display: only [`Meter::consume`] decides.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Usage {
+    /// Used in the window.
+    pub used: u64,
+    /// The limit.
+    pub limit: Limit,
+    /// The window.
+    pub period: Period,
+}
+
+/// Counts uses of tenants.
+#[derive(Debug, Clone)]
+pub struct Meter {
+    entitlements: Entitlements,
+    store: Arc<dyn CounterStore>,
+}
+
+impl Meter {
+    /// A meter that takes limits from `entitlements` and counts in `store`.
+    #[must_use]
+    pub fn new(entitlements: Entitlements, store: Arc<dyn CounterStore>) -> Self {
+        Self { entitlements, store }
+    }
+
+    /// Uses `amount` units, all or nothing, exactly once per `key`.
+    ///
+    /// Safe to repeat with the same key after any error, a timeout and a crash included.
+    ///
+    /// # Errors
+    /// - [`Invalid`](saas_core::ErrorKind::Invalid): the amount is 0, too large, or not 1 for a meter that counts uses;
+    ///   the meter is unknown; the key was used with another amount.
+    /// - [`NotFound`](saas_core::ErrorKind::NotFound): no such tenant.
+    /// - [`Unavailable`](saas_core::ErrorKind::Unavailable): nothing was decided; repeat with the same key.
+    /// - [`OutcomeUnknown`](saas_core::ErrorKind::OutcomeUnknown): it may have been counted; repeat with the same key.
+    #[tracing::instrument(name = "saas.entitlements.meter.consume", level = "debug", skip_all, fields(tenant = %ctx.tenant(), %meter, amount))]
+    pub async fn consume(
+        &self,
+        ctx: &dyn TenantContext,
+        meter: &MeterKey,
+        amount: u64,
+        key: &IdempotencyKey,
+    ) -> Result<Consumption, EntitlementsError> {
+        let now = self.entitlements.core.clock.now();
+        for _ in 0..ATTEMPTS {
+            let snapshot = self.entitlements.snapshot(ctx.tenant()).await;
+            let ruled = match decide(&snapshot, meter, amount, key, now)? {
+                Verdict::Draw(ruled) => ruled,
+                Verdict::Denied(denied) => return Ok(denied),
+            };
+            let drawn = self.store.consume(ctx, &ruled.draw, now).await?;
+            if let Some(consumption) = self.conclude(ctx.tenant(), &snapshot, &ruled, drawn) {
+                return Ok(consumption);
+            }
+        }
+        Err(EntitlementsError::Unavailable { cause: None })
+    }
+
+    /// What is used of a meter now; `None` where the tenant does not have it.
+    ///
+    /// # Errors
+    /// As [`consume`](Self::consume).
+    pub async fn usage(&self, ctx: &dyn TenantContext, meter: &MeterKey) -> Result<Option<Usage>, EntitlementsError> {
+        let now = self.entitlements.core.clock.now();
+        let snapshot = self.entitlements.snapshot(ctx.tenant()).await;
+        let Some((rule, period)) = rule_at(&snapshot, meter, now)? else { return Ok(None) };
+        let used = self.store.used(ctx, meter, rule.window, period).await?;
+        Ok(Some(Usage { used, limit: rule.limit, period }))
+    }
+
+    fn conclude(&self, tenant: TenantId, snapshot: &Snapshot, ruled: &Ruled, drawn: Drawn) -> Option<Consumption> {
+        if let Drawn::Outdated { revision } = drawn {
+            self.entitlements.hear(tenant, revision);
+        }
+        conclude(snapshot, ruled, drawn)
+    }
+}
+
+#[cfg(feature = "postgres")]
+impl Meter {
+    /// As [`consume`](Self::consume), in the caller's transaction: the use is counted if and only if that commits.
+    ///
+    /// The snapshot is the caller's, taken before the transaction was opened: loading one here would ask for a second
+    /// connection while holding the first. The counter's row stays locked until the transaction ends.
+    ///
+    /// # Errors
+    /// As [`consume`](Self::consume), and [`Outdated`](EntitlementsError::Outdated) when the snapshot is: nothing was
+    /// written; roll back, take a new snapshot and repeat.
+    pub async fn consume_in(
+        &self,
+        tx: &mut saas_core::TenantTx,
+        snapshot: &Snapshot,
+        meter: &MeterKey,
+        amount: u64,
+        key: &IdempotencyKey,
+    ) -> Result<Consumption, EntitlementsError> {
+        if snapshot.tenant() != tx.tenant() {
+            return Err(saas_core::InvalidInput::new(
+                "snapshot",
+                "is of another tenant than the transaction",
+                "take the snapshot of the transaction's tenant",
+            )
+            .into());
+        }
+        let now = self.entitlements.core.clock.now();
+        let ruled = match decide(snapshot, meter, amount, key, now)? {
+            Verdict::Draw(ruled) => ruled,
+            Verdict::Denied(denied) => return Ok(denied),
+        };
+        let drawn = crate::postgres::consume_in(tx, &ruled.draw, now).await?;
+        let revision = match drawn {
+            Drawn::Outdated { revision } => revision,
+            Drawn::Counted { .. } | Drawn::Refused { .. } | Drawn::AlreadyCounted => saas_core::Revision::NONE,
+        };
+        let outdated = EntitlementsError::Outdated { revision };
+        self.conclude(tx.tenant(), snapshot, &ruled, drawn).ok_or(outdated)
+    }
+}

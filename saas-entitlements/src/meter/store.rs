@@ -1,0 +1,107 @@
+//! The port behind [`Meter`](crate::Meter): one atomic step of counting.
+
+use std::fmt;
+
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use saas_core::{IdempotencyKey, MeterKey, Revision, TenantContext, plan::Window};
+
+use crate::{EntitlementsError, Period};
+
+/// One use that is to be counted: the decision's inputs, ready-made.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Draw {
+    /// What is used.
+    pub meter: MeterKey,
+    /// How much of it, from 1 to `i64::MAX`.
+    pub amount: u64,
+    /// Names this one use.
+    pub key: IdempotencyKey,
+    /// The kind of window it counts in.
+    pub window: Window,
+    /// The window it counts in.
+    pub period: Period,
+    /// The most that may be used in the window, this use included, up to `i64::MAX`. `i64::MAX` where nothing is
+    /// refused.
+    pub cap: u64,
+    /// What to announce once in the window, ascending.
+    pub thresholds: Box<[Threshold]>,
+    /// The tenant's revision at which cap and window were decided.
+    pub revision: Revision,
+}
+
+/// A point that is announced when usage reaches it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Threshold {
+    /// Percent of the limit.
+    pub percent: u16,
+    /// The same in units: reached when this much is used.
+    pub units: u64,
+}
+
+/// What became of a [`Draw`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[must_use]
+pub enum Drawn {
+    /// It was counted.
+    Counted {
+        /// Used in the window before it.
+        before: u64,
+        /// Used in the window with it.
+        after: u64,
+        /// Percentages whose first crossing in the window this was.
+        crossed: Vec<u16>,
+    },
+    /// It did not fit, and nothing was counted.
+    Refused {
+        /// Used in the window.
+        used: u64,
+    },
+    /// This key was counted before, with the same amount.
+    AlreadyCounted,
+    /// The tenant has another revision than the draw was decided at. Nothing was counted: decide again.
+    Outdated {
+        /// The present revision.
+        revision: Revision,
+    },
+}
+
+/// Counts uses against caps.
+///
+/// # Contract
+/// - *Atomic*: concurrent calls never count more than the cap in total, and a refused draw leaves nothing behind.
+/// - *Whole*: a draw is counted in full or not at all.
+/// - *Idempotent*: a repeated `key` of a meter moves nothing and is answered [`Drawn::AlreadyCounted`]; with another
+///   amount it is [`KeyReused`](saas_core::CoreError::KeyReused). A key of a refused draw is free again.
+/// - *Announced once*: each threshold is in `crossed` of one draw per window, whatever runs at once.
+/// - *Current*: a store that knows revisions counts only at the draw's own.
+/// - *Fenced*: reads and writes only the context's tenant.
+#[async_trait]
+pub trait CounterStore: fmt::Debug + Send + Sync + 'static {
+    /// Counts one draw at `now`.
+    async fn consume(
+        &self,
+        ctx: &dyn TenantContext,
+        draw: &Draw,
+        now: DateTime<Utc>,
+    ) -> Result<Drawn, EntitlementsError>;
+
+    /// What is used in a window.
+    async fn used(
+        &self,
+        ctx: &dyn TenantContext,
+        meter: &MeterKey,
+        window: Window,
+        period: Period,
+    ) -> Result<u64, EntitlementsError>;
+}
+
+impl Draw {
+    /// The percentages that usage reaches by going from `before` to `after`.
+    #[must_use]
+    pub fn crossed(&self, before: u64, after: u64) -> Vec<u16> {
+        let reached = |threshold: &&Threshold| before < threshold.units && threshold.units <= after;
+        self.thresholds.iter().filter(reached).map(|threshold| threshold.percent).collect()
+    }
+}

@@ -1,0 +1,135 @@
+//! Overrides on PostgreSQL: written with their audit row and the tenant's new revision, in one transaction.
+
+use chrono::{DateTime, Utc};
+use saas_core::{Actor, CoreError, Revision, SharedClock, SystemPool, SystemTx, TenantId, audit, revision};
+use sqlx::PgConnection;
+
+use crate::{Entitlements, EntitlementsError, NewOverride, Override, OverrideSubject};
+
+/// Puts overrides in force and takes them out, under an operator's own name.
+#[derive(Debug, Clone)]
+pub struct Overrides {
+    system: SystemPool,
+    entitlements: Entitlements,
+    clock: SharedClock,
+}
+
+impl Overrides {
+    /// Works on the system role's pool. Changes are seen at once by `entitlements`, and by other processes at commit.
+    #[must_use]
+    pub fn new(system: SystemPool, entitlements: Entitlements, clock: SharedClock) -> Self {
+        Self { system, entitlements, clock }
+    }
+
+    /// Puts an override in force, in the place of the one about the same subject.
+    ///
+    /// # Errors
+    /// When it does not fit the catalogue, is already over, or there is no such tenant. Nothing is written then.
+    pub async fn put_override(
+        &self,
+        tenant: TenantId,
+        new: NewOverride,
+        author: &Actor,
+    ) -> Result<Override, EntitlementsError> {
+        let mut tx = SystemTx::begin(&self.system, author.clone(), "put an override in force").await?;
+        let (put, revision) = self.put_override_in(&mut tx, tenant, new, author, self.clock.now()).await?;
+        tx.commit().await?;
+        self.entitlements.hear(tenant, revision);
+        Ok(put)
+    }
+
+    /// As [`put_override`](Self::put_override), in the caller's transaction. Pass the revision to
+    /// [`Entitlements::hear`] after the commit to see the change at once in this process.
+    ///
+    /// # Errors
+    /// As [`put_override`](Self::put_override); the caller must then roll back.
+    pub async fn put_override_in(
+        &self,
+        connection: &mut PgConnection,
+        tenant: TenantId,
+        new: NewOverride,
+        author: &Actor,
+        now: DateTime<Utc>,
+    ) -> Result<(Override, Revision), EntitlementsError> {
+        let put = new.issue(self.entitlements.catalog(), author, now)?;
+        // First: takes the tenant's row, so that revisions and overrides change in one order.
+        let revision = revision::bump_in(connection, tenant).await?;
+        let subject = put.grant.subject();
+        sqlx::query(
+            "insert into saas.override
+                 (tenant_id, subject_kind, subject, id, granted, author, reason, created_at, expires_at)
+             values ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+             on conflict (tenant_id, subject_kind, subject) do update
+             set id = excluded.id, granted = excluded.granted, author = excluded.author, reason = excluded.reason,
+                 created_at = excluded.created_at, expires_at = excluded.expires_at",
+        )
+        .bind(tenant.as_uuid())
+        .bind(subject.kind())
+        .bind(subject.key())
+        .bind(put.id.as_uuid())
+        .bind(sqlx::types::Json(&put.grant))
+        .bind(&*put.author)
+        .bind(&*put.reason)
+        .bind(put.created_at)
+        .bind(put.expires_at)
+        .execute(&mut *connection)
+        .await
+        .map_err(CoreError::from_database)?;
+        let detail = serde_json::json!({
+            "id": put.id, "grant": put.grant, "reason": put.reason, "expires_at": put.expires_at,
+        });
+        let entry = audit::Entry::new("override.put", subject.key()).with_detail(detail);
+        audit::record_in(connection, tenant, author, entry, now).await?;
+        Ok((put, revision))
+    }
+
+    /// Takes the override about a subject out. `false` when there was none.
+    ///
+    /// # Errors
+    /// When there is no such tenant or the database does not answer.
+    pub async fn remove_override(
+        &self,
+        tenant: TenantId,
+        subject: &OverrideSubject,
+        author: &Actor,
+    ) -> Result<bool, EntitlementsError> {
+        let mut tx = SystemTx::begin(&self.system, author.clone(), "take an override out of force").await?;
+        let removed = self.remove_override_in(&mut tx, tenant, subject, author, self.clock.now()).await?;
+        let Some(revision) = removed else { return Ok(false) };
+        tx.commit().await?;
+        self.entitlements.hear(tenant, revision);
+        Ok(true)
+    }
+
+    /// As [`remove_override`](Self::remove_override), in the caller's transaction; `None` when there was none.
+    ///
+    /// # Errors
+    /// As [`remove_override`](Self::remove_override); the caller must then roll back.
+    pub async fn remove_override_in(
+        &self,
+        connection: &mut PgConnection,
+        tenant: TenantId,
+        subject: &OverrideSubject,
+        author: &Actor,
+        now: DateTime<Utc>,
+    ) -> Result<Option<Revision>, EntitlementsError> {
+        // First, as in `put_override_in`; rolled back with the transaction when there is nothing to remove.
+        saas_core::tenant::lock_in(connection, tenant).await?;
+        let removed = sqlx::query(
+            "delete from saas.override
+             where tenant_id = $1 and subject_kind = $2 and subject = $3",
+        )
+        .bind(tenant.as_uuid())
+        .bind(subject.kind())
+        .bind(subject.key())
+        .execute(&mut *connection)
+        .await
+        .map_err(CoreError::from_database)?;
+        if removed.rows_affected() == 0 {
+            return Ok(None);
+        }
+        let revision = revision::bump_in(connection, tenant).await?;
+        audit::record_in(connection, tenant, author, audit::Entry::new("override.removed", subject.key()), now).await?;
+        Ok(Some(revision))
+    }
+}

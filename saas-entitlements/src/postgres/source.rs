@@ -1,0 +1,85 @@
+//! What the gate loads: revision and overrides in one statement, then the plan.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use saas_core::{
+    Actor, CoreError, OverrideId, RequestContext, Revision, SessionBinding, TenantId, TenantTx,
+    subscription::PlanSource,
+};
+use sqlx::types::Json;
+use uuid::Uuid;
+
+use crate::{EntitlementsError, Override, OverrideGrant, SnapshotSource, TenantState};
+
+/// Reads what decides about a tenant from PostgreSQL and the source of plans.
+#[derive(Debug, Clone)]
+pub struct PostgresSource {
+    binding: Arc<dyn SessionBinding>,
+    plans: Arc<dyn PlanSource>,
+}
+
+impl PostgresSource {
+    /// A source on the tenants' sessions. It reads as `saas_app`, one tenant at a time.
+    #[must_use]
+    pub fn new(binding: Arc<dyn SessionBinding>, plans: Arc<dyn PlanSource>) -> Self {
+        Self { binding, plans }
+    }
+}
+
+/// The tenant's revision, and one of its overrides: null for a tenant without any.
+type Row = (
+    i64,
+    Option<Uuid>,
+    Option<Json<OverrideGrant>>,
+    Option<String>,
+    Option<String>,
+    Option<DateTime<Utc>>,
+    Option<DateTime<Utc>>,
+);
+
+#[async_trait]
+impl SnapshotSource for PostgresSource {
+    async fn load(&self, tenant: TenantId, now: DateTime<Utc>) -> Result<Option<TenantState>, EntitlementsError> {
+        let ctx = RequestContext::new_at(tenant, Actor::system("entitlements"), now);
+        let mut tx = TenantTx::begin(&*self.binding, &ctx).await?;
+        // One statement, one snapshot: the overrides are exactly those of the revision.
+        let rows: Vec<Row> = sqlx::query_as(
+            "select t.revision, o.id, o.granted, o.author, o.reason, o.created_at, o.expires_at
+             from saas.tenant t
+             left join saas.override o on o.tenant_id = $1 and o.expires_at > $2
+             where t.id = $1
+             order by o.id",
+        )
+        .bind(tenant.as_uuid())
+        .bind(now)
+        .fetch_all(&mut *tx)
+        .await
+        .map_err(CoreError::from_database)?;
+        // Back to the pool before the source of plans takes a connection of its own: two at once can lock a pool up.
+        tx.rollback().await?;
+        let Some(first) = rows.first() else { return Ok(None) };
+        let revision = revision(first)?;
+        let overrides = rows.into_iter().filter_map(stored_override).collect();
+        // After the revision: the plan may be newer than it, never older.
+        let assignment = self.plans.plan_of(&ctx, now).await?;
+        Ok(Some(TenantState { revision, assignment, overrides }))
+    }
+}
+
+fn revision((revision, ..): &Row) -> Result<Revision, CoreError> {
+    let corrupt = |_| CoreError::Corrupt { table: "saas.tenant", column: "revision" };
+    u64::try_from(*revision).map(Revision::new).map_err(corrupt)
+}
+
+fn stored_override((_, id, granted, author, reason, created_at, expires_at): Row) -> Option<Override> {
+    Some(Override {
+        id: OverrideId::from_uuid(id?),
+        grant: granted?.0,
+        author: author?.into(),
+        reason: reason?.into(),
+        created_at: created_at?,
+        expires_at: expires_at?,
+    })
+}

@@ -1,0 +1,221 @@
+//! The rules that turn a plan, a standing and overrides into answers. Pure: values and an instant in, a snapshot out.
+//!
+//! For each feature, in this order:
+//! 1. The plan version in force grants it or not. Once a plan has ended, that is the default plan's newest version.
+//! 2. An override that has not expired replaces the plan's answer.
+//! 3. The standing can only take away: a feature is off while the access level is below its `min_access`, override or not.
+//!    A customer who is suspended gets nothing back by an old exception; an exception *to the suspension* is billing's
+//!    (extend the grace period).
+//!
+//! A metered feature follows the limit of its meter, override included: on where anything above zero may be used.
+
+use chrono::{DateTime, Utc};
+use saas_core::{
+    Limit, Revision, TenantId,
+    plan::{
+        FailPolicy, Feature, FeatureId, FeatureKind, MeterLimit, Overage, PlanCatalog, PlanVersion, VersionId, Window,
+        WindowAnchor,
+    },
+    subscription::{AccessLevel, Standing},
+};
+
+use crate::{
+    EntitlementsError, OverrideGrant, OverrideSubject, TenantState,
+    snapshot::{Facts, FeatureHandle, Origin, ShelfLife, Snapshot, Target},
+};
+
+/// What a tenant may do at `now`.
+///
+/// Overrides of features and meters that the catalogue no longer has are left out.
+///
+/// # Errors
+/// [`UnknownPlan`](EntitlementsError::UnknownPlan) when the catalogue lacks the tenant's plan or version. The default
+/// plan would be a wrong answer that looks right.
+pub fn resolve(
+    catalog: &PlanCatalog,
+    tenant: TenantId,
+    state: TenantState,
+    now: DateTime<Utc>,
+) -> Result<Snapshot, EntitlementsError> {
+    let TenantState { revision, assignment, overrides } = state;
+    let Some(bought) = catalog.version(&assignment.plan, assignment.version) else {
+        return Err(EntitlementsError::UnknownPlan { plan: assignment.plan, version: assignment.version });
+    };
+    let target = |subject: &OverrideSubject| match subject {
+        OverrideSubject::Feature(key) => catalog.feature(key).map(|feature| Target::Feature(feature.id())),
+        OverrideSubject::Meter(key) => catalog.meter(key).map(|meter| Target::Meter(meter.id())),
+    };
+    let overrides = overrides.into_iter().filter_map(|found| Some((target(&found.grant.subject())?, found))).collect();
+    let facts = Facts {
+        revision,
+        bought: bought.id(),
+        standing: assignment.standing,
+        anchor: assignment.period_start,
+        ends_at: assignment.ends_at,
+        overrides,
+    };
+    Ok(settle(catalog, tenant, Origin::Loaded, facts, now, ShelfLife::starting(now)))
+}
+
+impl Snapshot {
+    /// The same state at another instant: what the passing of time alone changes.
+    #[must_use]
+    pub fn at(&self, now: DateTime<Utc>) -> Self {
+        match self.origin {
+            Origin::Loaded | Origin::LastKnown { .. } => {
+                settle(&self.catalog, self.tenant, self.origin, self.facts.clone(), now, self.life)
+            }
+            Origin::UnknownTenant | Origin::FailPolicy => Self { at: now, ..self.clone() },
+        }
+    }
+
+    /// The same state for as long as the source cannot be read.
+    pub(crate) fn as_last_known(&self, now: DateTime<Utc>) -> Self {
+        let origin = match self.origin {
+            Origin::Loaded => Origin::LastKnown { read_at: self.life.read_at },
+            other => other,
+        };
+        Self { origin, ..self.at(now) }
+    }
+
+    /// A tenant that does not exist: everything is off.
+    pub(crate) fn unknown(catalog: &PlanCatalog, tenant: TenantId, now: DateTime<Utc>) -> Self {
+        Self::blank(catalog, tenant, Origin::UnknownTenant, now, vec![0; words(catalog)].into())
+    }
+
+    /// Nothing is known: each feature answers by its fail policy.
+    pub(crate) fn by_fail_policy(catalog: &PlanCatalog, tenant: TenantId, now: DateTime<Utc>) -> Self {
+        let mut enabled = vec![0; words(catalog)];
+        for feature in catalog.features() {
+            set(&mut enabled, feature.id(), feature.fail_policy() == FailPolicy::Open);
+        }
+        Self::blank(catalog, tenant, Origin::FailPolicy, now, enabled.into())
+    }
+
+    fn blank(catalog: &PlanCatalog, tenant: TenantId, origin: Origin, now: DateTime<Utc>, enabled: Box<[u64]>) -> Self {
+        let version = catalog.default_version().id();
+        let facts = Facts {
+            revision: Revision::NONE,
+            bought: version,
+            standing: Standing::Active,
+            anchor: None,
+            ends_at: None,
+            overrides: Box::default(),
+        };
+        Self {
+            catalog: catalog.clone(),
+            fingerprint: catalog.fingerprint(),
+            tenant,
+            origin,
+            at: now,
+            facts,
+            version,
+            access: AccessLevel::Full,
+            next_boundary: None,
+            enabled,
+            life: ShelfLife::starting(now),
+        }
+    }
+}
+
+impl ShelfLife {
+    /// A life that ends as it starts.
+    pub(crate) const fn starting(now: DateTime<Utc>) -> Self {
+        Self { epoch: 0, news: 0, read_at: now, refresh_from: now, fresh_until: now, retry_at: now }
+    }
+}
+
+/// The plan's rule with another limit; a blocking calendar month where the plan has no rule.
+pub(crate) fn overridden(planned: Option<&MeterLimit>, limit: Limit) -> MeterLimit {
+    let warn =
+        |warn: &[u16]| if matches!(limit, Limit::Unlimited | Limit::Max(0)) { Box::default() } else { warn.into() };
+    match planned {
+        Some(rule) => MeterLimit { limit, warn: warn(&rule.warn), ..rule.clone() },
+        None => MeterLimit {
+            limit,
+            window: Window::Month,
+            anchor: WindowAnchor::Calendar,
+            overage: Overage::Block,
+            warn: warn(&[80, 100]),
+        },
+    }
+}
+
+fn settle(
+    catalog: &PlanCatalog,
+    tenant: TenantId,
+    origin: Origin,
+    facts: Facts,
+    now: DateTime<Utc>,
+    life: ShelfLife,
+) -> Snapshot {
+    let version = version_in_force(catalog, &facts, now);
+    let access = facts.standing.access(now);
+    let mut snapshot = Snapshot {
+        catalog: catalog.clone(),
+        fingerprint: catalog.fingerprint(),
+        tenant,
+        origin,
+        at: now,
+        version: version.id(),
+        access,
+        next_boundary: next_boundary(&facts, now),
+        facts,
+        enabled: version.granted_words().into(),
+        life,
+    };
+    let mut enabled = std::mem::take(&mut snapshot.enabled);
+    for feature in catalog.features() {
+        let on = entitled(&snapshot, version, feature) && access >= feature.min_access();
+        set(&mut enabled, feature.id(), on);
+    }
+    snapshot.enabled = enabled;
+    snapshot
+}
+
+/// Whether plan and overrides give the feature, before the standing takes away.
+pub(crate) fn entitled(snapshot: &Snapshot, version: &PlanVersion, feature: &Feature) -> bool {
+    if let FeatureKind::Metered { meter } = feature.kind() {
+        return snapshot.limit_of(meter).is_some_and(|rule| rule.limit != Limit::Max(0));
+    }
+    match snapshot.override_of(Target::Feature(feature.id())).map(|found| &found.grant) {
+        Some(OverrideGrant::Switch { on, .. }) => *on,
+        Some(OverrideGrant::Value { .. }) => true,
+        Some(OverrideGrant::Limit { .. }) | None => version.grants(feature.id()),
+    }
+}
+
+fn version_in_force<'a>(catalog: &'a PlanCatalog, facts: &Facts, now: DateTime<Utc>) -> &'a PlanVersion {
+    if facts.ends_at.is_some_and(|end| end <= now) {
+        return catalog.default_version();
+    }
+    bought(catalog, facts.bought)
+}
+
+fn bought(catalog: &PlanCatalog, id: VersionId) -> &PlanVersion {
+    // The id comes from this very catalogue, so the default is never taken.
+    catalog.version_by_id(id).unwrap_or_else(|| catalog.default_version())
+}
+
+fn next_boundary(facts: &Facts, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
+    let expiries = facts.overrides.iter().map(|(_, found)| found.expires_at);
+    let ends = facts.ends_at.into_iter().chain(facts.standing.next_boundary(now)).chain(expiries);
+    ends.filter(|instant| *instant > now).min()
+}
+
+fn words(catalog: &PlanCatalog) -> usize {
+    catalog.features().len().div_ceil(64)
+}
+
+fn set(words: &mut [u64], feature: FeatureId, on: bool) {
+    let index = feature.index();
+    if let Some(word) = words.get_mut(index / 64) {
+        let bit = 1 << (index % 64);
+        *word = if on { *word | bit } else { *word & !bit };
+    }
+}
+
+/// A handle for a feature of the snapshot's own catalogue.
+pub(crate) fn handle(snapshot: &Snapshot, feature: &Feature) -> FeatureHandle {
+    FeatureHandle { id: feature.id(), catalog: snapshot.fingerprint }
+}
