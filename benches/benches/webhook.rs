@@ -12,6 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use saas_benches::{median, ratio};
 use saas_billing::{
     Billing, BillingConfig, Mode, ObjectId, SigningSecrets, WebhookProcessor,
     event::{Envelope, read_snapshot},
@@ -81,15 +82,6 @@ fn time<T>(mut work: impl FnMut() -> T) -> f64 {
     begin.elapsed().as_secs_f64() * 1e9 / f64::from(CALLS)
 }
 
-fn median(mut figures: Vec<f64>) -> f64 {
-    figures.sort_by(f64::total_cmp);
-    figures[figures.len() / 2]
-}
-
-fn ratio(name: &str, value: f64, op: &str, goal: f64) {
-    println!("ratio {name} {value:.2} goal {op} {goal}");
-}
-
 fn processor(
     secrets: &SigningSecrets,
     stripe: &StripeSimulator,
@@ -114,13 +106,13 @@ fn processor(
         );
         floors.push(floor);
     }
-    println!("{} bytes: SHA-256 {:.2} µs", body.len(), median(floors) / 1000.0);
-    ratio(&format!("webhook-verify-{}", body.len()), median(verify), "<=", 1.15);
-    ratio(&format!("webhook-verify-and-parse-{}", body.len()), median(intake), "<=", 3.0);
+    println!("{} bytes: SHA-256 {:.2} µs", body.len(), median(&floors) / 1000.0);
+    ratio(&format!("webhook-verify-{}", body.len()), median(&verify), true, 1.15);
+    ratio(&format!("webhook-verify-and-parse-{}", body.len()), median(&intake), true, 3.0);
     println!(
         "{} bytes: verify, parse and read both states of the object {:.2} of SHA-256 (worker, no goal)",
         body.len(),
-        median(applied)
+        median(&applied)
     );
     Ok(())
 }
@@ -164,12 +156,12 @@ async fn intake(
                 ours.push(intake);
             }
         }
-        let (floor, intake) = (median(floors), median(ours));
+        let (floor, intake) = (median(&floors), median(&ours));
         println!(
             "{connections} connections: bare insert {floor:.0}/s, durable intake {intake:.0}/s of {} bytes",
             body.len()
         );
-        ratio(&format!("webhook-durable-intake-{connections}"), median(ratios), ">=", 0.75);
+        ratio(&format!("webhook-durable-intake-{connections}"), median(&ratios), false, 0.75);
     }
     Ok(())
 }
