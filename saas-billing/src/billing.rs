@@ -15,14 +15,15 @@ use crate::{
     derive::Derived,
     error::BillingError,
     event::Envelope,
+    group::Group,
     intake::{Disposition, decide},
     object::{ObjectId, ObjectKind},
     port::{Accepted, WebhookProcessor},
     postgres::{
         Scope, conflict, desk,
         directory::{self, Link},
-        receipt::{self, NewReceipt, State},
-        state,
+        receipt::{NewReceipt, State},
+        state, storable,
     },
 };
 
@@ -37,6 +38,7 @@ pub struct Billing {
     pub(crate) scope: Scope,
     pub(crate) tenants: Arc<dyn SessionBinding>,
     pub(crate) system: SystemPool,
+    group: Arc<Group>,
     pub(crate) clock: SharedClock,
 }
 
@@ -50,7 +52,8 @@ impl Billing {
         clock: SharedClock,
     ) -> Self {
         let scope = Scope::of(&config);
-        Self { config: Arc::new(config), scope, tenants, system, clock }
+        let group = Arc::new(Group::new(system.pool().clone()));
+        Self { config: Arc::new(config), scope, tenants, system, group, clock }
     }
 
     /// Links a customer that was made for the tenant. What was delivered about it before is applied from now on.
@@ -105,9 +108,9 @@ impl Billing {
     }
 
     /// Stores a receipt within the deadline.
-    async fn store(&self, new: NewReceipt<'_>, now: DateTime<Utc>) -> Result<bool, BillingError> {
+    async fn store(&self, new: NewReceipt) -> Result<bool, BillingError> {
         let deadline = self.config.intake_deadline;
-        match tokio::time::timeout(deadline, receipt::store(self.system.pool(), &new, now)).await {
+        match tokio::time::timeout(deadline, self.group.store(new)).await {
             Ok(stored) => Ok(stored?),
             Err(_) => Err(BillingError::TooSlow { seconds: deadline.as_secs() }),
         }
@@ -147,16 +150,17 @@ impl Billing {
         let event_id = format!("sha256:{}", hex::encode(Sha256::digest(body)));
         let new = NewReceipt {
             scope: self.scope.clone(),
-            event_id: &event_id,
-            event_type: "",
+            event_id: event_id.clone(),
+            event_type: String::new(),
             created: None,
             api_version: None,
-            body,
+            body: body.to_vec(),
             state: State::Dead,
-            reason: Some(reason),
+            reason: Some(storable(reason)),
+            received_at: now,
         };
         tracing::error!(target: "saas.billing.webhook.receive", event_id, reason, "an event that cannot be read");
-        Ok(if self.store(new, now).await? { Accepted::Unreadable } else { Accepted::Duplicate })
+        Ok(if self.store(new).await? { Accepted::Unreadable } else { Accepted::Duplicate })
     }
 }
 
@@ -189,15 +193,16 @@ impl WebhookProcessor for Billing {
         }
         let new = NewReceipt {
             scope: scope.clone(),
-            event_id,
-            event_type: envelope.event_type.as_str(),
+            event_id: event_id.to_owned(),
+            event_type: envelope.event_type.to_string(),
             created: Some(envelope.created),
-            api_version: envelope.api_version.as_deref(),
-            body,
+            api_version: envelope.api_version.clone(),
+            body: body.to_vec(),
             state,
-            reason,
+            reason: reason.map(str::to_owned),
+            received_at: now,
         };
-        if self.store(new, now).await? {
+        if self.store(new).await? {
             return Ok(accepted);
         }
         self.repeated(&scope, event_id, body, now).await

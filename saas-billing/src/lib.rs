@@ -78,6 +78,8 @@ pub mod event;
 #[cfg(feature = "postgres")]
 mod fetching;
 #[cfg(feature = "postgres")]
+mod group;
+#[cfg(feature = "postgres")]
 mod intake;
 pub mod merge;
 pub mod object;

@@ -216,3 +216,33 @@ async fn a_database_that_does_not_answer_is_a_503_and_not_a_hang() {
     let _ = shop.receive_body(body.as_bytes()).await;
     assert_eq!(shop.scalar(RECEIPTS).await, 1);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_receipt_that_the_database_refuses_fails_alone() {
+    let shop = Shop::open().await;
+    sqlx::raw_sql(
+        "create function public.poison() returns trigger language plpgsql as $$
+         begin
+             if new.event_id = 'evt_poison' then raise exception 'poison'; end if;
+             return new;
+         end $$;
+         create trigger poison before insert on saas.billing_receipt for each row execute function public.poison();",
+    )
+    .execute(&mut *shop.owner.lock().await)
+    .await
+    .unwrap();
+    // Many at once, so that they share inserts.
+    let bodies: Vec<String> = (0..200)
+        .map(|n| if n == 100 { event("evt_poison", "cus_1") } else { event(&format!("evt_{}", n / 2 * 2), "cus_1") })
+        .collect();
+    let answers = join_all(bodies.iter().map(|body| async {
+        let signature = shop.stripe.sign(body.as_bytes());
+        shop.billing.process(body.as_bytes(), &signature).await
+    }))
+    .await;
+    let count =
+        |wanted: Accepted| answers.iter().filter(|answer| matches!(answer, Ok(found) if *found == wanted)).count();
+    assert_eq!((count(Accepted::Stored), count(Accepted::Duplicate)), (100, 99));
+    assert_eq!(answers[100].as_ref().unwrap_err().code(), "statement");
+    assert_eq!(shop.scalar(RECEIPTS).await, 100);
+}
