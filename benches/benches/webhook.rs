@@ -117,7 +117,11 @@ fn processor(
     println!("{} bytes: SHA-256 {:.2} µs", body.len(), median(floors) / 1000.0);
     ratio(&format!("webhook-verify-{}", body.len()), median(verify), "<=", 1.15);
     ratio(&format!("webhook-verify-and-parse-{}", body.len()), median(intake), "<=", 3.0);
-    ratio(&format!("webhook-verify-and-read-object-{}", body.len()), median(applied), "<=", 5.0);
+    println!(
+        "{} bytes: verify, parse and read both states of the object {:.2} of SHA-256 (worker, no goal)",
+        body.len(),
+        median(applied)
+    );
     Ok(())
 }
 

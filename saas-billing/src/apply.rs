@@ -10,7 +10,7 @@ use crate::{
     event::{AnySnapshot, Content, Envelope, read_snapshot},
     object::{ObjectKind, Unreadable},
     postgres::{
-        fetch,
+        desk, fetch,
         receipt::{self, Claimed, Ending, State},
     },
     settle::{Report, Settled},
@@ -98,7 +98,7 @@ impl Billing {
     pub async fn expire_parked(&self) -> Result<u64, BillingError> {
         let now = self.clock.now();
         let mut tx = SystemTx::begin(&self.system, ACTOR, "give up on receipts nobody links").await?;
-        let expired = receipt::expire_parked(&mut tx, &self.scope, now - PARKED_FOR, now).await?;
+        let expired = desk::expire_parked(&mut tx, &self.scope, now - PARKED_FOR, now).await?;
         tx.commit().await?;
         Ok(expired)
     }

@@ -19,7 +19,7 @@ use crate::{
     object::{ObjectId, ObjectKind},
     port::{Accepted, WebhookProcessor},
     postgres::{
-        Scope, conflict,
+        Scope, conflict, desk,
         directory::{self, Link},
         receipt::{self, NewReceipt, State},
         state,
@@ -79,7 +79,7 @@ impl Billing {
             Link::Foreign => return Err(BillingError::AlreadyLinked { what: kind.as_str() }),
             Link::New => {}
         }
-        receipt::free(&mut tx, &self.scope, id.as_str(), now).await?;
+        desk::free(&mut tx, &self.scope, id.as_str(), now).await?;
         let action = match kind {
             ObjectKind::CheckoutSession => "billing.checkout_opened",
             ObjectKind::Customer | ObjectKind::Subscription | ObjectKind::Invoice => "billing.customer_linked",

@@ -10,7 +10,8 @@ use crate::{
     object::ObjectId,
     postgres::{
         conflict,
-        receipt::{self, Listed, State},
+        desk::{self, Listed},
+        receipt::State,
     },
 };
 
@@ -90,7 +91,7 @@ impl Billing {
         };
         let after = after.map(|cursor| (cursor.received_at, cursor.event_id.as_str()));
         let mut tx = SystemTx::begin(&self.system, actor.clone(), "list webhook receipts").await?;
-        let rows = receipt::list(&mut tx, &self.scope, state, after, i64::from(size.get()) + 1).await?;
+        let rows = desk::list(&mut tx, &self.scope, state, after, i64::from(size.get()) + 1).await?;
         tx.commit().await?;
         let receipts = rows.into_iter().map(Receipt::from).collect();
         let cursor = |last: &Receipt| ReceiptCursor { received_at: last.received_at, event_id: last.event_id.clone() };
@@ -104,7 +105,7 @@ impl Billing {
     /// [`NotFound`](CoreError::NotFound) when there is no receipt of that id.
     pub async fn replay(&self, actor: &Actor, event_id: &ObjectId) -> Result<(), BillingError> {
         let mut tx = SystemTx::begin(&self.system, actor.clone(), "replay a webhook receipt").await?;
-        if !receipt::replay(&mut tx, &self.scope, event_id.as_str(), self.clock.now()).await? {
+        if !desk::replay(&mut tx, &self.scope, event_id.as_str(), self.clock.now()).await? {
             return Err(CoreError::NotFound { what: "webhook receipt" }.into());
         }
         tracing::info!(target: "saas.billing.webhook.replay", %actor, %event_id, "replayed");
@@ -117,7 +118,7 @@ impl Billing {
     /// When the database does not answer.
     pub async fn replay_all(&self, actor: &Actor) -> Result<u64, BillingError> {
         let mut tx = SystemTx::begin(&self.system, actor.clone(), "replay all dead letters").await?;
-        let replayed = receipt::replay_dead(&mut tx, &self.scope, self.clock.now()).await?;
+        let replayed = desk::replay_dead(&mut tx, &self.scope, self.clock.now()).await?;
         tx.commit().await?;
         tracing::info!(target: "saas.billing.webhook.replay", %actor, replayed, "replayed all dead letters");
         Ok(replayed)
@@ -129,7 +130,7 @@ impl Billing {
     /// When the database does not answer.
     pub async fn inbox_health(&self, actor: &Actor) -> Result<InboxHealth, BillingError> {
         let mut tx = SystemTx::begin(&self.system, actor.clone(), "look at the webhook inbox").await?;
-        let counts = receipt::count(&mut tx, &self.scope).await?;
+        let counts = desk::count(&mut tx, &self.scope).await?;
         let conflicts = conflict::count(&mut tx, &self.scope).await?;
         tx.commit().await?;
         let number = |number: i64| u64::try_from(number).unwrap_or(0);

@@ -15,8 +15,9 @@ use crate::{
     merge::{Fact, Origin},
     object::{CheckoutStatus, ObjectId, ObjectKind},
     postgres::{
+        desk,
         directory::{self, Link},
-        fetch, object, receipt, state,
+        fetch, object, state,
     },
 };
 
@@ -126,7 +127,7 @@ impl Billing {
         match directory::link(connection, &self.scope, (ObjectKind::Customer, customer), tenant, now).await? {
             Link::Known => {}
             Link::New => {
-                receipt::free(connection, &self.scope, customer.as_str(), now).await?;
+                desk::free(connection, &self.scope, customer.as_str(), now).await?;
             }
             Link::Foreign => {
                 let reason = "a checkout of one tenant by the customer of another";

@@ -3,8 +3,7 @@
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
-use serde::de::value::MapDeserializer;
-use serde_json::{Value, value::RawValue};
+use serde_json::value::RawValue;
 
 use super::{Content, Envelope};
 use crate::{
@@ -110,9 +109,10 @@ macro_rules! snapshot {
         let value =
             $object::read(&mut json, $source.deleted).map_err(|why| Unreadable::json("event.data.object", &why))??;
         // What was before only helps to order equal seconds; unreadable, it is no evidence.
-        let before = $source
-            .previous
-            .and_then(|previous| undo($source.object, previous, |json| $object::read(json, false).ok()?.ok()));
+        let before = $source.previous.and_then(|previous| undo($source.object, previous)).and_then(|before| {
+            let mut json = serde_json::Deserializer::from_str(&before);
+            $object::read(&mut json, false).ok()?.ok()
+        });
         Snapshot::new(value, before, $source.created, $source.origin, $source.event_type)
     }};
 }
@@ -140,40 +140,79 @@ fn object_of(object: &RawValue) -> Result<Option<ObjectKind>, Unreadable> {
     Ok(wire.object.and_then(|object| ObjectKind::from_object(object.as_str())))
 }
 
-/// The fields of an object as they stand in the payload, by name.
+/// The fields of an object as they stand in the payload, by name. A name with an escape is none of Stripe's.
 type Fields<'a> = BTreeMap<&'a str, &'a RawValue>;
-/// A deserializer over such fields.
-type FromFields<'a> = MapDeserializer<'a, std::vec::IntoIter<(&'a str, &'a RawValue)>, serde_json::Error>;
 
-/// Reads the object as it was before the change: `previous_attributes` laid over it. Hashes are merged key by key, since
+/// Hashes inside hashes that are followed; Stripe nests a handful.
+const MAX_DEPTH: u8 = 16;
+
+/// The object's text as it was before the change: `previous_attributes` laid over it. Hashes are merged key by key, since
 /// Stripe names only the keys that changed; lists are whole.
-fn undo<T>(object: &RawValue, previous: &RawValue, read: impl FnOnce(FromFields<'_>) -> Option<T>) -> Option<T> {
-    let mut fields: Fields<'_> = serde_json::from_str(object.get()).ok()?;
-    let previous: Fields<'_> = serde_json::from_str(previous.get()).ok()?;
-    let mut merged: Vec<(&str, Box<RawValue>)> = Vec::new();
-    for (key, old) in previous {
+fn undo(object: &RawValue, previous: &RawValue) -> Option<String> {
+    let mut text = String::with_capacity(object.get().len() + previous.get().len());
+    lay_over(object.get(), previous.get(), MAX_DEPTH, &mut text)?;
+    Some(text)
+}
+
+fn lay_over(object: &str, previous: &str, depth: u8, text: &mut String) -> Option<()> {
+    let mut fields: Fields<'_> = serde_json::from_str(object).ok()?;
+    let mut hashes = Vec::new();
+    for (key, old) in serde_json::from_str::<Fields<'_>>(previous).ok()? {
         match fields.get(key) {
-            Some(new) if new.get().starts_with('{') && old.get().starts_with('{') => {
-                let mut target: Value = serde_json::from_str(new.get()).ok()?;
-                lay_over(&mut target, serde_json::from_str(old.get()).ok()?);
-                merged.push((key, serde_json::value::to_raw_value(&target).ok()?));
-            }
+            Some(new) if new.get().starts_with('{') && old.get().starts_with('{') => hashes.push((key, *new, old)),
             Some(_) | None => drop(fields.insert(key, old)),
         }
     }
-    for (key, value) in &merged {
-        fields.insert(key, value);
+    text.push('{');
+    for (key, new, old) in hashes {
+        fields.remove(key);
+        open_field(key, text);
+        lay_over(new.get(), old.get(), depth.checked_sub(1)?, text)?;
     }
-    read(MapDeserializer::new(fields.into_iter().collect::<Vec<_>>().into_iter()))
+    for (key, value) in fields {
+        open_field(key, text);
+        text.push_str(value.get());
+    }
+    text.push('}');
+    Some(())
 }
 
-fn lay_over(target: &mut Value, patch: Value) {
-    match (target, patch) {
-        (Value::Object(target), Value::Object(patch)) => {
-            for (key, value) in patch {
-                lay_over(target.entry(key).or_insert(Value::Null), value);
-            }
-        }
-        (target, patch) => *target = patch,
+/// A name that was borrowed from JSON has no escape in it, and needs none.
+fn open_field(key: &str, text: &mut String) {
+    if !text.ends_with('{') {
+        text.push(',');
+    }
+    text.push('"');
+    text.push_str(key);
+    text.push_str("\":");
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn undone(object: &Value, previous: &Value) -> Value {
+        let raw = |value| serde_json::value::to_raw_value(value).unwrap();
+        serde_json::from_str(&undo(&raw(object), &raw(previous)).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn hashes_are_merged_key_by_key_and_lists_are_whole() {
+        let object = json!({"a": 1, "h": {"x": 1, "y": {"z": 2}}, "l": [1, 2], "n": null, "kept": "\n\"ä\""});
+        let previous = json!({"a": 0, "h": {"y": {"z": 1}}, "l": [9], "n": {"was": true}, "gone": 5});
+        let expected =
+            json!({"a": 0, "h": {"x": 1, "y": {"z": 1}}, "l": [9], "n": {"was": true}, "kept": "\n\"ä\"", "gone": 5});
+        assert_eq!(undone(&object, &previous), expected);
+        assert_eq!(undone(&object, &json!({})), object);
+        assert_eq!(undone(&json!({"h": {}}), &json!({"h": {}})), json!({"h": {}}));
+    }
+
+    #[test]
+    fn what_is_nested_too_deep_is_no_evidence_and_no_danger() {
+        let deep = format!("{}1{}", "{\"a\":".repeat(100_000), "}".repeat(100_000));
+        let raw: &RawValue = serde_json::from_str(&deep).unwrap();
+        assert_eq!(undo(raw, raw), None);
     }
 }

@@ -1,9 +1,10 @@
-//! The statements behind the service, one file per table.
+//! The statements behind the service, one file per table, and one for the operator's desk.
 //!
 //! Tables of tenants are always addressed by `tenant_id`; the four tables of the system (receipts, conflicts, directory,
 //! fetches) by Stripe's account, mode and id. Everything here joins the caller's transaction, except storing a receipt.
 
 pub(crate) mod conflict;
+pub(crate) mod desk;
 pub(crate) mod directory;
 pub(crate) mod fetch;
 pub(crate) mod object;

@@ -6,12 +6,14 @@
 //! delayed and dropped by a seed. Leaves HTTP to whoever puts a server in front.
 
 mod chaos;
+mod checkout;
 mod engine;
 mod payload;
 mod simulator;
 mod world;
 
 pub use chaos::Chaos;
+pub use checkout::{CheckoutRequest, Purchase};
 pub use payload::PayloadShape;
-pub use simulator::{CheckoutRequest, Delivery, Purchase, StripeSimulator};
+pub use simulator::{Delivery, StripeSimulator};
 pub use world::AfterRetries;

@@ -6,16 +6,17 @@ use std::{
 };
 
 use async_trait::async_trait;
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::TimeDelta;
 use saas_core::{Clock, InvalidInput, TestClock};
 use secrecy::SecretString;
 use serde_json::{Value, json, value::RawValue};
 
 use super::{
     chaos::Chaos,
-    engine::{Engine, later},
+    checkout::{self, CheckoutRequest, Purchase, new_customer, object_id},
+    engine::Engine,
     payload::PayloadShape,
-    world::{AfterRetries, SimCustomer, SimEvent, SimPrice, SimSession, SimSubscription, World},
+    world::{AfterRetries, SimEvent, SimPrice, SimSubscription, World},
 };
 use crate::{
     error::BillingError,
@@ -55,65 +56,6 @@ impl fmt::Debug for Delivery {
             .field("event_type", &self.event_type)
             .finish_non_exhaustive()
     }
-}
-
-/// What a checkout session is made for.
-#[derive(Debug, Clone)]
-pub struct CheckoutRequest {
-    price: String,
-    quantity: u64,
-    trial_days: u32,
-    email: String,
-    customer: Option<String>,
-    client_reference_id: Option<String>,
-}
-
-impl CheckoutRequest {
-    /// One unit of a price, paid at once by a new customer.
-    #[must_use]
-    pub fn new(price: &str) -> Self {
-        let email = "buyer@example.com".to_owned();
-        Self { price: price.to_owned(), quantity: 1, trial_days: 0, email, customer: None, client_reference_id: None }
-    }
-
-    /// Changes the number of units.
-    #[must_use]
-    pub const fn with_quantity(mut self, quantity: u64) -> Self {
-        self.quantity = quantity;
-        self
-    }
-
-    /// Starts with a trial.
-    #[must_use]
-    pub const fn with_trial_days(mut self, days: u32) -> Self {
-        self.trial_days = days;
-        self
-    }
-
-    /// Buys for a customer that exists.
-    #[must_use]
-    pub fn with_customer(mut self, customer: &str) -> Self {
-        self.customer = Some(customer.to_owned());
-        self
-    }
-
-    /// Sets what a buyer can set in the address of a payment link.
-    #[must_use]
-    pub fn with_client_reference_id(mut self, text: &str) -> Self {
-        self.client_reference_id = Some(text.to_owned());
-        self
-    }
-}
-
-/// What a completed checkout made.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Purchase {
-    /// `cus_…`
-    pub customer: ObjectId,
-    /// `sub_…`
-    pub subscription: ObjectId,
-    /// `in_…`
-    pub invoice: ObjectId,
 }
 
 impl StripeSimulator {
@@ -169,24 +111,7 @@ impl StripeSimulator {
 
     /// Makes a checkout session, as the API does.
     pub fn checkout(&self, request: CheckoutRequest) -> ObjectId {
-        object_id(self.act(|engine| {
-            let id = engine.world.mint("cs_test");
-            let session = SimSession {
-                id: id.clone(),
-                created: engine.now,
-                status: "open",
-                payment_status: "unpaid",
-                customer: request.customer,
-                subscription: None,
-                client_reference_id: request.client_reference_id,
-                price: request.price,
-                quantity: request.quantity,
-                trial_days: request.trial_days,
-                email: request.email,
-            };
-            engine.world.sessions.insert(id.clone(), session);
-            id
-        }))
+        self.act(|engine| checkout::open(engine, request))
     }
 
     /// The buyer pays. Everything happens within one second, as it often does.
@@ -194,7 +119,7 @@ impl StripeSimulator {
     /// # Errors
     /// When there is no such open session, or no such price.
     pub fn complete_checkout(&self, session: &ObjectId) -> Result<Purchase, InvalidInput> {
-        self.act(|engine| complete(engine, session.as_str())).ok_or_else(|| {
+        self.act(|engine| checkout::complete(engine, session.as_str())).ok_or_else(|| {
             InvalidInput::new("the checkout session", "is not open or has no price", "make one with `checkout`")
         })
     }
@@ -391,78 +316,4 @@ impl ObjectSource for StripeSimulator {
         let object = RawValue::from_string(text).map_err(|why| BillingError::Stripe { cause: Box::new(why) })?;
         Ok(Fetched::Found { object, as_of: Some(self.clock.now()) })
     }
-}
-
-#[expect(clippy::panic, reason = "the simulator mints ids that are ids")]
-fn object_id(text: String) -> ObjectId {
-    match ObjectId::try_from(text) {
-        Ok(id) => id,
-        Err(why) => panic!("{why}"),
-    }
-}
-
-fn new_customer(engine: &mut Engine<'_>, email: &str) -> String {
-    let id = engine.world.mint("cus");
-    let customer = SimCustomer {
-        id: id.clone(),
-        email: email.to_owned(),
-        created: engine.now,
-        deleted: false,
-        declines: false,
-        has_payment_method: false,
-    };
-    engine.world.customers.insert(id.clone(), customer);
-    id
-}
-
-fn complete(engine: &mut Engine<'_>, session_id: &str) -> Option<Purchase> {
-    let session = engine.world.sessions.get(session_id).filter(|session| session.status == "open")?.clone();
-    let interval = engine.world.prices.get(&session.price)?.interval.clone();
-    let now: DateTime<Utc> = engine.now;
-    let is_new = session.customer.is_none();
-    let customer = session.customer.clone().unwrap_or_else(|| new_customer(engine, &session.email));
-    engine.world.customers.get_mut(&customer)?.has_payment_method = true;
-    engine.emit(if is_new { "customer.created" } else { "customer.updated" }, ObjectKind::Customer, &customer);
-
-    let trial_end = (session.trial_days > 0).then(|| now + TimeDelta::days(i64::from(session.trial_days)));
-    let (subscription, item) = (engine.world.mint("sub"), engine.world.mint("si"));
-    let sim = SimSubscription {
-        id: subscription.clone(),
-        customer: customer.clone(),
-        item,
-        price: session.price.clone(),
-        quantity: session.quantity,
-        status: if trial_end.is_some() { "trialing" } else { "incomplete" },
-        created: now,
-        anchor: trial_end.unwrap_or(now),
-        cycle: 0,
-        period: (now, trial_end.unwrap_or_else(|| later(now, &interval, 1))),
-        trial_end,
-        trial_warned: false,
-        cancel_at_period_end: false,
-        canceled_at: None,
-        ended_at: None,
-        latest_invoice: None,
-        pause: None,
-    };
-    engine.world.subscriptions.insert(subscription.clone(), sim);
-    engine.emit("customer.subscription.created", ObjectKind::Subscription, &subscription);
-    let invoice = engine.bill(&subscription, "subscription_create")?;
-    engine.finalize(&invoice);
-    if trial_end.is_none() {
-        engine.charge(&invoice);
-    } else if let Some(first) = engine.world.invoices.get_mut(&invoice) {
-        // A trial's first invoice is over nothing, and paid by that.
-        (first.amount, first.status, first.paid_at) = (0, "paid", Some(now));
-        engine.emit("invoice.paid", ObjectKind::Invoice, &invoice);
-    }
-    engine.emit("customer.subscription.updated", ObjectKind::Subscription, &subscription);
-
-    let session = engine.world.sessions.get_mut(session_id)?;
-    session.status = "complete";
-    session.payment_status = if trial_end.is_some() { "no_payment_required" } else { "paid" };
-    session.customer = Some(customer.clone());
-    session.subscription = Some(subscription.clone());
-    engine.emit("checkout.session.completed", ObjectKind::CheckoutSession, session_id);
-    Some(Purchase { customer: object_id(customer), subscription: object_id(subscription), invoice: object_id(invoice) })
 }

@@ -129,7 +129,7 @@ async fn one_poison_event_among_a_thousand_stops_nobody_and_can_be_replayed() {
          end $$;
          create trigger poison before insert on saas.billing_object for each row execute function public.poison();"
     );
-    #[expect(clippy::disallowed_types, reason = "a trigger of this test, around an id that the simulator made")]
+    // Around an id that the simulator made.
     let poison_trigger = sqlx::AssertSqlSafe(poison_trigger);
     sqlx::raw_sql(poison_trigger).execute(&mut *shop.owner.lock().await).await.unwrap();
 

@@ -1,0 +1,141 @@
+//! `saas.billing_receipt` from an operator's desk: what waits, what is set free, replayed, given up, listed, counted.
+
+use chrono::{DateTime, Utc};
+use saas_core::CoreError;
+use sqlx::PgConnection;
+
+use super::{Scope, receipt::State};
+
+/// Sets free what waited for an object's link.
+pub(crate) async fn free(
+    connection: &mut PgConnection,
+    scope: &Scope,
+    object_id: &str,
+    now: DateTime<Utc>,
+) -> Result<u64, CoreError> {
+    let freed = sqlx::query(
+        "update saas.billing_receipt
+         set state = 'pending', waits_for = null, reason = null, attempts = 0, due_at = $4, finished_at = null
+         where account = $1 and livemode = $2 and waits_for = $3 and state in ('parked', 'quarantined')",
+    )
+    .bind(&scope.account)
+    .bind(scope.livemode)
+    .bind(object_id)
+    .bind(now)
+    .execute(connection)
+    .await
+    .map_err(CoreError::from_database)?;
+    Ok(freed.rows_affected())
+}
+
+/// Gives up on what has waited for a link since before `parked_before`.
+pub(crate) async fn expire_parked(
+    connection: &mut PgConnection,
+    scope: &Scope,
+    parked_before: DateTime<Utc>,
+    now: DateTime<Utc>,
+) -> Result<u64, CoreError> {
+    let expired = sqlx::query(
+        "update saas.billing_receipt
+         set state = 'dead', reason = 'its customer was never linked to a tenant', finished_at = $4
+         where account = $1 and livemode = $2 and state = 'parked' and finished_at < $3",
+    )
+    .bind(&scope.account)
+    .bind(scope.livemode)
+    .bind(parked_before)
+    .bind(now)
+    .execute(connection)
+    .await
+    .map_err(CoreError::from_database)?;
+    Ok(expired.rows_affected())
+}
+
+/// Sends a receipt through the worker again, whatever became of it.
+pub(crate) async fn replay(
+    connection: &mut PgConnection,
+    scope: &Scope,
+    event_id: &str,
+    now: DateTime<Utc>,
+) -> Result<bool, CoreError> {
+    let replayed = sqlx::query(
+        "update saas.billing_receipt
+         set state = 'pending', waits_for = null, attempts = 0, due_at = $4, finished_at = null, lease = null
+         where account = $1 and livemode = $2 and event_id = $3",
+    )
+    .bind(&scope.account)
+    .bind(scope.livemode)
+    .bind(event_id)
+    .bind(now)
+    .execute(connection)
+    .await
+    .map_err(CoreError::from_database)?;
+    Ok(replayed.rows_affected() == 1)
+}
+
+/// Sends every dead letter through the worker again.
+pub(crate) async fn replay_dead(
+    connection: &mut PgConnection,
+    scope: &Scope,
+    now: DateTime<Utc>,
+) -> Result<u64, CoreError> {
+    let replayed = sqlx::query(
+        "update saas.billing_receipt
+         set state = 'pending', waits_for = null, attempts = 0, due_at = $3, finished_at = null, lease = null
+         where account = $1 and livemode = $2 and state = 'dead'",
+    )
+    .bind(&scope.account)
+    .bind(scope.livemode)
+    .bind(now)
+    .execute(connection)
+    .await
+    .map_err(CoreError::from_database)?;
+    Ok(replayed.rows_affected())
+}
+
+/// Event id, type, reason, what it waits for, attempts, when received.
+pub(crate) type Listed = (String, String, Option<String>, Option<String>, i32, DateTime<Utc>);
+
+/// The receipts of one state, newest first.
+pub(crate) async fn list(
+    connection: &mut PgConnection,
+    scope: &Scope,
+    state: State,
+    after: Option<(DateTime<Utc>, &str)>,
+    limit: i64,
+) -> Result<Vec<Listed>, CoreError> {
+    sqlx::query_as(
+        "select event_id, event_type, reason, waits_for, attempts, received_at
+         from saas.billing_receipt
+         where account = $1 and livemode = $2 and state = $3
+           and ($4::timestamptz is null or (received_at, event_id) < ($4, $5))
+         order by received_at desc, event_id desc
+         limit $6",
+    )
+    .bind(&scope.account)
+    .bind(scope.livemode)
+    .bind(state.as_str())
+    .bind(after.map(|(at, _)| at))
+    .bind(after.map(|(_, id)| id))
+    .bind(limit)
+    .fetch_all(connection)
+    .await
+    .map_err(CoreError::from_database)
+}
+
+/// How many receipts are in each state, and when the oldest that waits for the worker came in.
+pub(crate) async fn count(
+    connection: &mut PgConnection,
+    scope: &Scope,
+) -> Result<Vec<(String, i64, Option<DateTime<Utc>>)>, CoreError> {
+    sqlx::query_as(
+        "select state, count(*), min(received_at)
+         from saas.billing_receipt
+         where account = $1 and livemode = $2
+         group by state",
+    )
+    .bind(&scope.account)
+    .bind(scope.livemode)
+    .fetch_all(connection)
+    .await
+    .map_err(CoreError::from_database)
+}

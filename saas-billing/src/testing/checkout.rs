@@ -1,0 +1,163 @@
+//! Buying: the session that is made, and all that happens when the buyer pays.
+
+use chrono::{DateTime, TimeDelta, Utc};
+
+use super::{
+    engine::{Engine, later},
+    world::{SimCustomer, SimSession, SimSubscription},
+};
+use crate::object::{ObjectId, ObjectKind};
+
+/// What a checkout session is made for.
+#[derive(Debug, Clone)]
+pub struct CheckoutRequest {
+    price: String,
+    quantity: u64,
+    trial_days: u32,
+    email: String,
+    customer: Option<String>,
+    client_reference_id: Option<String>,
+}
+
+impl CheckoutRequest {
+    /// One unit of a price, paid at once by a new customer.
+    #[must_use]
+    pub fn new(price: &str) -> Self {
+        let email = "buyer@example.com".to_owned();
+        Self { price: price.to_owned(), quantity: 1, trial_days: 0, email, customer: None, client_reference_id: None }
+    }
+
+    /// Changes the number of units.
+    #[must_use]
+    pub const fn with_quantity(mut self, quantity: u64) -> Self {
+        self.quantity = quantity;
+        self
+    }
+
+    /// Starts with a trial.
+    #[must_use]
+    pub const fn with_trial_days(mut self, days: u32) -> Self {
+        self.trial_days = days;
+        self
+    }
+
+    /// Buys for a customer that exists.
+    #[must_use]
+    pub fn with_customer(mut self, customer: &str) -> Self {
+        self.customer = Some(customer.to_owned());
+        self
+    }
+
+    /// Sets what a buyer can set in the address of a payment link.
+    #[must_use]
+    pub fn with_client_reference_id(mut self, text: &str) -> Self {
+        self.client_reference_id = Some(text.to_owned());
+        self
+    }
+}
+
+/// What a completed checkout made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Purchase {
+    /// `cus_…`
+    pub customer: ObjectId,
+    /// `sub_…`
+    pub subscription: ObjectId,
+    /// `in_…`
+    pub invoice: ObjectId,
+}
+
+/// Makes an open session.
+pub(super) fn open(engine: &mut Engine<'_>, request: CheckoutRequest) -> ObjectId {
+    let id = engine.world.mint("cs_test");
+    let session = SimSession {
+        id: id.clone(),
+        created: engine.now,
+        status: "open",
+        payment_status: "unpaid",
+        customer: request.customer,
+        subscription: None,
+        client_reference_id: request.client_reference_id,
+        price: request.price,
+        quantity: request.quantity,
+        trial_days: request.trial_days,
+        email: request.email,
+    };
+    engine.world.sessions.insert(id.clone(), session);
+    object_id(id)
+}
+
+#[expect(clippy::panic, reason = "the simulator mints ids that are ids")]
+pub(super) fn object_id(text: String) -> ObjectId {
+    match ObjectId::try_from(text) {
+        Ok(id) => id,
+        Err(why) => panic!("{why}"),
+    }
+}
+
+pub(super) fn new_customer(engine: &mut Engine<'_>, email: &str) -> String {
+    let id = engine.world.mint("cus");
+    let customer = SimCustomer {
+        id: id.clone(),
+        email: email.to_owned(),
+        created: engine.now,
+        deleted: false,
+        declines: false,
+        has_payment_method: false,
+    };
+    engine.world.customers.insert(id.clone(), customer);
+    id
+}
+
+/// The buyer pays. Everything happens within one second.
+pub(super) fn complete(engine: &mut Engine<'_>, session_id: &str) -> Option<Purchase> {
+    let session = engine.world.sessions.get(session_id).filter(|session| session.status == "open")?.clone();
+    let interval = engine.world.prices.get(&session.price)?.interval.clone();
+    let now: DateTime<Utc> = engine.now;
+    let is_new = session.customer.is_none();
+    let customer = session.customer.clone().unwrap_or_else(|| new_customer(engine, &session.email));
+    engine.world.customers.get_mut(&customer)?.has_payment_method = true;
+    engine.emit(if is_new { "customer.created" } else { "customer.updated" }, ObjectKind::Customer, &customer);
+
+    let trial_end = (session.trial_days > 0).then(|| now + TimeDelta::days(i64::from(session.trial_days)));
+    let (subscription, item) = (engine.world.mint("sub"), engine.world.mint("si"));
+    let sim = SimSubscription {
+        id: subscription.clone(),
+        customer: customer.clone(),
+        item,
+        price: session.price.clone(),
+        quantity: session.quantity,
+        status: if trial_end.is_some() { "trialing" } else { "incomplete" },
+        created: now,
+        anchor: trial_end.unwrap_or(now),
+        cycle: 0,
+        period: (now, trial_end.unwrap_or_else(|| later(now, &interval, 1))),
+        trial_end,
+        trial_warned: false,
+        cancel_at_period_end: false,
+        canceled_at: None,
+        ended_at: None,
+        latest_invoice: None,
+        pause: None,
+    };
+    engine.world.subscriptions.insert(subscription.clone(), sim);
+    engine.emit("customer.subscription.created", ObjectKind::Subscription, &subscription);
+    let invoice = engine.bill(&subscription, "subscription_create")?;
+    engine.finalize(&invoice);
+    if trial_end.is_none() {
+        engine.charge(&invoice);
+    } else if let Some(first) = engine.world.invoices.get_mut(&invoice) {
+        // A trial's first invoice is over nothing, and paid by that.
+        (first.amount, first.status, first.paid_at) = (0, "paid", Some(now));
+        engine.emit("invoice.paid", ObjectKind::Invoice, &invoice);
+    }
+    engine.emit("customer.subscription.updated", ObjectKind::Subscription, &subscription);
+
+    let session = engine.world.sessions.get_mut(session_id)?;
+    session.status = "complete";
+    session.payment_status = if trial_end.is_some() { "no_payment_required" } else { "paid" };
+    session.customer = Some(customer.clone());
+    session.subscription = Some(subscription.clone());
+    engine.emit("checkout.session.completed", ObjectKind::CheckoutSession, session_id);
+    Some(Purchase { customer: object_id(customer), subscription: object_id(subscription), invoice: object_id(invoice) })
+}
