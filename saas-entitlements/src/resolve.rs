@@ -50,7 +50,7 @@ pub fn resolve(
         revision,
         bought: bought.id(),
         standing: assignment.standing,
-        anchor: assignment.period_start,
+        anchor: assignment.anchor,
         ends_at: assignment.ends_at,
         overrides,
     };

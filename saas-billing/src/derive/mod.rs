@@ -37,6 +37,9 @@ pub struct Derived {
     pub seats: Option<u64>,
     /// The present period of the plan's item.
     pub period: Option<Period>,
+    /// What periods count from; the start of the present one where Stripe does not say.
+    #[serde(default)]
+    pub anchor: Option<DateTime<Utc>>,
     /// When the trial ends or ended.
     pub trial_end: Option<DateTime<Utc>>,
     /// When the plan ends by itself.
@@ -63,7 +66,7 @@ impl Derived {
             plan: bought.plan.clone(),
             version: Some(bought.version),
             standing: policy.standing(self.unpaid_since, self.suspended_since, now),
-            period_start: self.period.map(|period| period.start),
+            anchor: self.anchor,
             ends_at: self.ends_at,
         }
     }
@@ -71,8 +74,8 @@ impl Derived {
     /// Whether the answer to "which plan, and is it paid" is the same.
     #[must_use]
     pub fn answers_like(&self, other: &Self) -> bool {
-        (&self.plan, self.period, self.ends_at, self.unpaid_since, self.suspended_since)
-            == (&other.plan, other.period, other.ends_at, other.unpaid_since, other.suspended_since)
+        (&self.plan, self.anchor, self.ends_at, self.unpaid_since, self.suspended_since)
+            == (&other.plan, other.anchor, other.ends_at, other.unpaid_since, other.suspended_since)
     }
 }
 
@@ -146,6 +149,7 @@ pub fn derive(objects: &TenantObjects, catalog: &PlanCatalog) -> Derived {
     derived.plan = choice.plan;
     derived.seats = choice.item.and_then(|item| item.quantity);
     derived.period = choice.item.and_then(|item| item.period);
+    derived.anchor = subscription.anchor.or(derived.period.map(|period| period.start));
     derived.revenue = revenue::monthly(subscription);
     derived.trial_end = subscription.trial_end;
     derived.ends_at = subscription

@@ -25,6 +25,7 @@ fn subscription(status: &str, field: i64) -> Subscription {
         pause: None,
         latest_invoice: None,
         created: Some(at(0)),
+        anchor: None,
     }
 }
 
