@@ -38,6 +38,10 @@ cargo tree --locked --workspace --all-features --edges features --prefix none >"
 strays=$(grep -E '^sqlx[a-z-]* feature "(time|bigdecimal)"' "$scratch/tree" | sort -u || :)
 [ -z "$strays" ] || fail "$strays"
 
+step "formatted SQL only where it is argued for"
+strays=$(git grep -n AssertSqlSafe -- 'saas-*/src' ':!saas-core/src/db' ':!saas-core/src/testing' || :)
+[ -z "$strays" ] || fail "$strays"
+
 step "licences, bans and sources"
 target=$(target_directory)
 PATH=$target/tools/bin:$PATH
