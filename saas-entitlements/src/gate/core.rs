@@ -96,6 +96,18 @@ impl Core {
         self.lock().hear(&self.table, tenant, revision, self.clock.now());
     }
 
+    /// Has the tenant read again before its next answer if what is held is not newer than `revision`. What is held stays
+    /// as last known state.
+    #[cfg(feature = "postgres")]
+    pub(crate) fn reread(&self, tenant: TenantId, revision: Revision) {
+        let mut shelf = self.lock();
+        let Some(slot) = self.table.find(tenant) else { return };
+        let Some(held) = self.table.held(slot).filter(|held| held.facts.revision <= revision) else { return };
+        let life = crate::snapshot::ShelfLife { fresh_until: held.life.read_at, ..held.life };
+        self.table.amend(&mut shelf.pen, slot, Arc::new(Snapshot { life, ..(*held).clone() }));
+        self.table.expire(&mut shelf.pen, slot);
+    }
+
     /// Distrusts everything that is held or being loaded. It stays as last known state.
     pub(crate) fn flush(&self) {
         count(&self.counters.flushes);
