@@ -171,7 +171,10 @@ impl Core {
             return (Some(held), refresh);
         }
         // A load has failed since it was read. Nobody waits for the next try: a source that hangs would hold up everyone.
-        let failing = held.life.read_at < held.life.retry_at && held.life.read_at <= now;
+        // What was heard since deserves a try of its own: that failure says nothing about it.
+        let failing = held.life.read_at < held.life.retry_at
+            && held.life.read_at <= now
+            && !shelf.has_news_since(tenant, held.life.failed);
         if failing && self.serves_as_last_known(&held, now) {
             count(&self.counters.last_known_answers);
             let retry = self.refresh(shelf, &held, now);

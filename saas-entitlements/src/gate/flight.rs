@@ -93,7 +93,8 @@ impl Core {
         let spread = (tenant.as_uuid().as_u128() % 1_000) as i32;
         let fresh_until = now + ttl - ttl / 10_000 * spread;
         let refresh_from = fresh_until - ttl / 5;
-        ShelfLife { epoch: shelf.epoch, news: shelf.news, read_at: now, refresh_from, fresh_until, retry_at: now }
+        let (epoch, news) = (shelf.epoch, shelf.news);
+        ShelfLife { epoch, news, read_at: now, refresh_from, fresh_until, retry_at: now, failed: (0, 0) }
     }
 
     /// Publishes a load and ends its flight, unless something newer was heard. `overtaken`: how many reads of this load
@@ -125,7 +126,7 @@ impl Core {
         let Some(slot) = self.table.find(tenant) else { return };
         let Some(held) = self.table.held(slot) else { return };
         let retry_at = self.clock.now() + self.options.retry_after;
-        let life = ShelfLife { retry_at, ..held.life };
+        let life = ShelfLife { retry_at, failed: (shelf.epoch, shelf.news), ..held.life };
         self.table.amend(&mut shelf.pen, slot, Arc::new(Snapshot { life, ..(*held).clone() }));
     }
 }

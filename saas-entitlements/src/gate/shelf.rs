@@ -147,6 +147,11 @@ impl Shelf {
         self.floors.get(&snapshot.tenant).is_none_or(|floor| snapshot.life.news >= floor.news)
     }
 
+    /// Whether anything was heard about the tenant after a flush count and a count of announcements.
+    pub(super) fn has_news_since(&self, tenant: TenantId, (epoch, news): (u64, u64)) -> bool {
+        epoch != self.epoch || self.floors.get(&tenant).is_some_and(|floor| floor.news > news)
+    }
+
     /// Makes every published answer end and every load under way start again. What is held stays as last known state.
     pub(super) fn distrust_all(&mut self, table: &Table) {
         self.epoch += 1;

@@ -186,6 +186,22 @@ async fn a_listener_whose_backend_is_killed_misses_nothing() {
     app.until(async || !app.export(&acme).await).await;
 }
 
+#[tokio::test]
+async fn a_message_that_is_no_announcement_is_counted_and_ignored() {
+    let app = App::start().await;
+    let (acme, mallory) = (app.database.create_tenant("acme").await, app.database.create_tenant("mallory").await);
+    let _listener = app.listen().await;
+    assert!(!app.export(&acme).await);
+    let flushes = app.gate.stats().flushes;
+    for payload in ["x", "", "x:1"] {
+        app.notify(&mallory, payload).await;
+    }
+    app.until(async || app.gate.stats().unreadable_announcements == 3).await;
+    assert_eq!(app.gate.stats().flushes, flushes);
+    app.change_plan(&acme, "pro").await;
+    app.until(async || app.export(&acme).await).await;
+}
+
 // G4: all notifications lost.
 #[tokio::test]
 async fn without_a_listener_the_ttl_is_the_bound() {
