@@ -34,7 +34,7 @@ pub enum Consumption {
         left: Limit,
         /// Units of this use beyond the limit; 0 unless the plan lets more through.
         over: u64,
-        /// Warning thresholds, in percent, that this use was the first in the window to cross.
+        /// Warning thresholds, in percent, that this use was the first in the window to reach under this limit.
         crossed: Vec<u16>,
     },
     /// It does not fit, and nothing was counted.

@@ -284,7 +284,7 @@ async fn a_threshold_is_one_job_one_audit_row_and_the_operators_flag() {
     let acme = app.database.create_tenant("acme").await;
     assert!(matches!(app.r#use(&acme, 800, "a").await, Consumption::Granted { crossed, .. } if crossed == [80]));
     assert!(app.r#use(&acme, 100, "b").await.is_granted());
-    let near = "select count(*) from saas.tenant_overview where near_limit";
+    let near = "select count(*) from saas.tenant_overview where near_limit_until = '2026-01-16T00:00:00Z'";
     assert_eq!(app.count("select count(*) from saas.outbox").await, 1);
     let topic: String =
         sqlx::query_scalar("select topic from saas.outbox").fetch_one(&mut app.database.owner().await).await.unwrap();
@@ -295,6 +295,23 @@ async fn a_threshold_is_one_job_one_audit_row_and_the_operators_flag() {
     app.gate.tick();
     assert!(app.r#use(&acme, 1, "c").await.is_granted());
     assert_eq!(app.count(near).await, 0, "the flag goes with its window");
+}
+
+// C18
+#[tokio::test]
+async fn a_raised_limit_clears_the_flag_and_warns_for_itself() {
+    let app = App::start().await;
+    let acme = app.database.create_tenant("acme").await;
+    assert!(app.r#use(&acme, 800, "a").await.is_granted());
+    let near = "select count(*) from saas.tenant_overview where near_limit_until is not null";
+    assert_eq!(app.count(near).await, 1);
+    let grant = OverrideGrant::Limit { meter: CALLS, limit: Limit::Max(1_000_000) };
+    let new = NewOverride::new(grant, "a launch", app.now() + TimeDelta::days(1)).unwrap();
+    app.overrides.put_override(acme.tenant(), new, &Actor::system("test")).await.unwrap();
+    assert!(matches!(app.r#use(&acme, 1, "b").await, Consumption::Granted { crossed, .. } if crossed.is_empty()));
+    assert_eq!(app.count(near).await, 0, "801 of a million is not near");
+    assert!(matches!(app.r#use(&acme, 899_000, "c").await, Consumption::Granted { crossed, .. } if crossed == [80]));
+    assert_eq!(app.count(near).await, 1);
 }
 
 // C19
