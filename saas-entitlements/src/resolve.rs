@@ -121,7 +121,7 @@ impl Snapshot {
 impl ShelfLife {
     /// A life that ends as it starts.
     pub(crate) const fn starting(now: DateTime<Utc>) -> Self {
-        Self { epoch: 0, news: 0, read_at: now, refresh_from: now, fresh_until: now, retry_at: now }
+        Self { epoch: 0, news: 0, read_at: now, refresh_from: now, fresh_until: now, retry_at: now, failed: (0, 0) }
     }
 }
 

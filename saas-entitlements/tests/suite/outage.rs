@@ -68,6 +68,20 @@ async fn in_an_outage_the_source_is_not_asked_for_every_question() {
     assert_eq!(stage.gate.is_feature_enabled(tenant, &EXPORT).if_ready(), Some(false), "which succeeded");
 }
 
+#[tokio::test]
+async fn after_a_failed_load_nothing_older_than_what_was_heard_since_is_answered() {
+    let stage = Stage::new();
+    let tenant = stage.tenant("pro");
+    assert!(stage.export(tenant).await);
+    stage.source.set_down(true);
+    stage.advance(120);
+    assert!(stage.export(tenant).await, "the last known state");
+    assert_eq!(stage.gate.stats().load_failures, 1);
+    stage.source.set_down(false);
+    stage.gate.hear(tenant, stage.change(tenant, "free"));
+    assert!(!stage.export(tenant).await, "the source answers again, and was asked");
+}
+
 // G11: a source that hangs holds nobody up twice.
 #[tokio::test(start_paused = true)]
 async fn while_the_source_hangs_only_the_first_caller_waits() {
