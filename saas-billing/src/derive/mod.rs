@@ -112,6 +112,11 @@ pub enum Alert {
         /// The subscription.
         subscription: ObjectId,
     },
+    /// The subscription is behind, and no invoice that is known says since when; the first report of it counts.
+    UnexplainedDebt {
+        /// The subscription.
+        subscription: ObjectId,
+    },
     /// The customer was deleted at Stripe; the tenant keeps its link.
     CustomerDeleted {
         /// The customer.
@@ -157,8 +162,10 @@ pub fn derive(objects: &TenantObjects, catalog: &PlanCatalog) -> Derived {
         .or_else(|| derived.period.filter(|_| subscription.cancel_at_period_end).map(|period| period.end));
     derived.suspended_since = (subscription.status == SubscriptionStatus::Paused)
         .then(|| subscription.trial_end.unwrap_or_else(|| best.as_of()));
-    let owed = dunning::owed(objects, live.iter().map(|(_, merged)| *merged));
+    let payers: Vec<_> = live.iter().map(|(_, merged)| *merged).collect();
+    let owed = dunning::owed(objects, &payers);
     derived.unpaid_since = owed.since;
+    derived.alerts.extend(owed.alerts);
     derived.fetches.extend(owed.fetches);
     derived.subscription = Some(subscription.id.clone());
     derived.status = Some(subscription.status.clone());
