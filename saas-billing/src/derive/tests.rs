@@ -252,6 +252,33 @@ fn an_unpaid_subscription_owes_even_if_only_the_next_draft_is_known() {
     assert_eq!((attempted.unpaid_since, attempted.alerts.len()), (Some(at(0)), 0));
 }
 
+// W27
+#[test]
+fn who_pays_for_one_subscription_is_not_locked_out_by_the_debt_of_another() {
+    let mut debt = invoice("in_2", "open", 1);
+    debt["parent"]["subscription_details"]["subscription"] = "sub_2".into();
+    let with = |status| {
+        derived(&[
+            (UPDATED, 1, subscription("sub_1", status, "price_pro")),
+            (UPDATED, 2, subscription("sub_2", "past_due", "price_starter")),
+            (FAILED, 2, debt.clone()),
+        ])
+    };
+    let paid = with("active");
+    assert_eq!((plan(&paid).as_deref(), paid.unpaid_since), (Some("pro@2"), None));
+    assert!(matches!(paid.alerts.first(), Some(Alert::SeveralSubscriptions { .. })));
+    for status in ["trialing", "past_due", "unpaid"] {
+        assert_eq!(with(status).unpaid_since, Some(at(if status == "trialing" { 2 } else { 1 })), "{status}");
+    }
+    // Its own debt and a single sale's count.
+    for payer in [json!({"subscription_details": {"subscription": "sub_1"}}), Value::Null] {
+        let mut own = debt.clone();
+        own["parent"] = payer;
+        let owing = derived(&[(UPDATED, 1, subscription("sub_1", "active", "price_pro")), (FAILED, 2, own)]);
+        assert_eq!(owing.unpaid_since, Some(at(2)));
+    }
+}
+
 // D2
 #[test]
 fn no_update_moves_the_beginning_of_a_debt_whose_invoice_is_unseen() {
