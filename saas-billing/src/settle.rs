@@ -59,6 +59,11 @@ impl Billing {
         report: Report<'_>,
         now: DateTime<Utc>,
     ) -> Result<Settled, CoreError> {
+        // Who holds a tenant's lock for long must not hold up the worker for all others.
+        sqlx::query("set local lock_timeout = '500ms'")
+            .execute(&mut *connection)
+            .await
+            .map_err(CoreError::from_database)?;
         let tenant = match self.place(connection, &snapshot).await? {
             Place::Of(tenant) => tenant,
             Place::Nowhere(settled) => return Ok(settled),
