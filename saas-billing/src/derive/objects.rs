@@ -79,6 +79,12 @@ impl TenantObjects {
         ContentHash::of(self)
     }
 
+    /// Whether an object must be fetched before its own value is certain.
+    #[must_use]
+    pub fn is_uncertain(&self, id: &ObjectId) -> bool {
+        self.fetches().iter().any(|fetch| fetch.id == *id)
+    }
+
     /// The objects that must be fetched before their value is certain.
     pub(super) fn fetches(&self) -> BTreeSet<FetchRequest> {
         let mut fetches = BTreeSet::new();

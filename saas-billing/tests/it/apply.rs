@@ -5,15 +5,15 @@ use std::sync::Arc;
 use chrono::TimeDelta;
 use futures_util::future::join_all;
 use saas_billing::{
-    BillingError, ObjectId, Stuck,
+    BillingConfig, BillingError, Mode, ObjectId, SigningSecrets, Stuck,
     derive::Alert,
     object::Interval,
     testing::{Chaos, CheckoutRequest, Delivery},
 };
-use saas_core::{ErrorKind, PageSize, TenantContext, Topic};
+use saas_core::{ErrorKind, PageSize, PlanCatalog, TenantContext, Topic};
 use serde_json::Value;
 
-use crate::shop::{OPERATOR, Shop, id};
+use crate::shop::{CATALOG, OPERATOR, Shop, id, service};
 
 async fn stuck(shop: &Shop, stuck: Stuck) -> Vec<saas_billing::Receipt> {
     shop.billing.list_stuck(&OPERATOR, stuck, None, PageSize::default()).await.unwrap().items
@@ -374,4 +374,44 @@ async fn whole_lives_converge_under_shuffling_duplication_and_delay() {
     assert_eq!(ends[0].0["status"], "active");
     assert_eq!(ends[0].0["ends_at"], Value::Null);
     assert!(ends.iter().all(|end| *end == ends[0]), "{ends:#?}");
+}
+
+// W29
+#[tokio::test]
+async fn a_price_that_is_added_to_the_catalogue_takes_effect() {
+    let shop = Shop::open().await;
+    shop.stripe.create_price("price_new", 900, "eur", &Interval::Month);
+    let (ctx, _) = shop.buyer_of("acme", CheckoutRequest::new("price_new")).await;
+    let (other, _) = shop.buyer_of("other", CheckoutRequest::new("price_new")).await;
+    let deliveries = shop.stripe.deliveries();
+    shop.deliver(&deliveries).await;
+    let plan = async |ctx| shop.billing.derived(ctx).await.unwrap().plan.map(|plan| plan.to_string());
+    assert_eq!(plan(&ctx).await, None, "nobody knows the price yet");
+    let catalog = CATALOG.replace("[\"price_pro\"]", "[\"price_pro\", \"price_new\"]");
+    let secrets = SigningSecrets::new(vec![shop.stripe.secret()]).unwrap();
+    let config = BillingConfig::new(PlanCatalog::from_toml(&catalog).unwrap(), secrets, Mode::Test);
+    let knowing = service(&shop.database, config);
+    let revisions = "select sum(revision)::bigint from saas.tenant";
+    let before = shop.scalar(revisions).await;
+    assert!(knowing.rederive(&ctx).await.unwrap());
+    assert!(!knowing.rederive(&ctx).await.unwrap(), "once");
+    assert_eq!((plan(&ctx).await.as_deref(), plan(&other).await), (Some("pro@1"), None));
+    assert_eq!(shop.scalar(revisions).await, before + 1);
+    // An event that says nothing new has the same effect.
+    let event = deliveries.iter().rfind(|delivery| delivery.event_type.starts_with("customer.subscription")).unwrap();
+    knowing.replay(&OPERATOR, &id(&event.event)).await.unwrap();
+    assert_eq!(knowing.apply_pending(50).await.unwrap().applied, 1);
+    assert_eq!(plan(&other).await.as_deref(), Some("pro@1"));
+    // And all at once, page by page.
+    let (mut cursor, mut seen, mut changed) = (None, 0, 0);
+    loop {
+        let page = shop.billing.rederive_all(&OPERATOR, cursor, PageSize::new(1).unwrap()).await.unwrap();
+        (seen, changed, cursor) = (seen + page.tenants, changed + page.changed, page.next);
+        if cursor.is_none() {
+            break;
+        }
+    }
+    assert_eq!((seen, changed), (2, 2), "the old catalogue again");
+    assert_eq!((plan(&ctx).await, plan(&other).await), (None, None));
+    assert_eq!(shop.scalar("select count(*) from saas.audit where action = 'billing.rederived'").await, 3);
 }
