@@ -44,7 +44,8 @@ pub struct Derived {
     pub trial_end: Option<DateTime<Utc>>,
     /// When the plan ends by itself.
     pub ends_at: Option<DateTime<Utc>>,
-    /// When the first failure of the oldest unpaid invoice was.
+    /// When the first failure of the oldest unpaid invoice was. Of several live subscriptions all count, unless the one
+    /// that decides is paid.
     pub unpaid_since: Option<DateTime<Utc>>,
     /// Since when there is no access whatever is paid: the trial ended without a payment method.
     pub suspended_since: Option<DateTime<Utc>>,
@@ -112,6 +113,11 @@ pub enum Alert {
         /// The subscription.
         subscription: ObjectId,
     },
+    /// The subscription is behind, and no invoice that is known says since when; the first report of it counts.
+    UnexplainedDebt {
+        /// The subscription.
+        subscription: ObjectId,
+    },
     /// The customer was deleted at Stripe; the tenant keeps its link.
     CustomerDeleted {
         /// The customer.
@@ -157,8 +163,13 @@ pub fn derive(objects: &TenantObjects, catalog: &PlanCatalog) -> Derived {
         .or_else(|| derived.period.filter(|_| subscription.cancel_at_period_end).map(|period| period.end));
     derived.suspended_since = (subscription.status == SubscriptionStatus::Paused)
         .then(|| subscription.trial_end.unwrap_or_else(|| best.as_of()));
-    let owed = dunning::owed(objects, live.iter().map(|(_, merged)| *merged));
+    // Who pays for what they have is not locked out by the debt of something else; a trial pays for nothing.
+    let paid = subscription.status == SubscriptionStatus::Active;
+    let payers: Vec<_> =
+        live.iter().map(|(_, merged)| *merged).filter(|merged| !paid || merged.value().id == subscription.id).collect();
+    let owed = dunning::owed(objects, &payers);
     derived.unpaid_since = owed.since;
+    derived.alerts.extend(owed.alerts);
     derived.fetches.extend(owed.fetches);
     derived.subscription = Some(subscription.id.clone());
     derived.status = Some(subscription.status.clone());

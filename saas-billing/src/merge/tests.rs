@@ -189,6 +189,19 @@ fn the_first_failure_is_kept_whatever_arrives_first() {
 }
 
 #[test]
+fn more_reports_of_arrears_than_are_kept_still_join_in_any_order() {
+    let behind = (0..600).map(|second| change(subscription("past_due", 0), None, second));
+    let paid = change(subscription("active", 0), None, 450);
+    let reports: Vec<_> = behind.chain([paid]).collect();
+    let straight = merge(&reports);
+    assert_eq!(straight.history().behind_since(), Some(at(450)));
+    let back: Vec<_> = reports.iter().rev().cloned().collect();
+    assert_eq!(merge(&back), straight);
+    let (left, right) = reports.split_at(300);
+    assert_eq!(merge(right).join(merge(left)), straight);
+}
+
+#[test]
 fn more_than_is_kept_of_one_second_asks_for_a_fetch_that_settles_it() {
     let many: Vec<_> = (0..100).map(|field| change(subscription("active", field), None, 5)).collect();
     let (forwards, backwards) =
