@@ -94,10 +94,11 @@ impl Snapshot {
 
     fn blank(catalog: &PlanCatalog, tenant: TenantId, origin: Origin, now: DateTime<Utc>, enabled: Box<[u64]>) -> Self {
         let version = catalog.default_version().id();
+        let unknown = origin == Origin::UnknownTenant;
         let facts = Facts {
             revision: Revision::NONE,
             bought: version,
-            standing: Standing::Active,
+            standing: if unknown { Standing::Suspended { since: now } } else { Standing::Active },
             anchor: None,
             ends_at: None,
             overrides: Box::default(),
@@ -110,7 +111,7 @@ impl Snapshot {
             at: now,
             facts,
             version,
-            access: AccessLevel::Full,
+            access: if unknown { AccessLevel::Suspended } else { AccessLevel::Full },
             next_boundary: None,
             enabled,
             life: ShelfLife::starting(now),

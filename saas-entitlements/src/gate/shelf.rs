@@ -178,13 +178,15 @@ pub(super) struct Coarse {
     leaps: u64,
     /// Longer than any published answer lives, in milliseconds.
     longest: u64,
+    /// The latest time that was shown, also while the clock is stopped.
+    last: u64,
     running: bool,
 }
 
 impl Coarse {
     pub(super) fn new(base: DateTime<Utc>, longest: TimeDelta) -> Self {
         let longest = u64::try_from(longest.num_milliseconds()).unwrap_or(0).saturating_add(2);
-        Self { base: before(base), leaps: 1, longest, running: false }
+        Self { base: before(base), leaps: 1, longest, last: 0, running: false }
     }
 
     /// An instant in ticks, rounded down.
@@ -195,22 +197,23 @@ impl Coarse {
     /// Moves the shown time to `now`. `false` when the clock went back.
     #[must_use]
     pub(super) fn show(&mut self, table: &Table, now: DateTime<Utc>) -> bool {
-        let shown = table.now.load(Ordering::Relaxed);
         let ticks = self.ticks(now);
-        if self.running && ticks < shown {
+        if ticks < self.last {
             return false;
         }
         self.running = true;
+        self.last = ticks;
         table.now.store(ticks, Ordering::Relaxed);
         true
     }
 
     /// Starts again from a clock that went back, with every deadline passed.
     pub(super) fn restart(&mut self, table: &Table, now: DateTime<Utc>) {
-        let shown = table.now.load(Ordering::Relaxed);
         self.base = before(now);
-        self.leaps = shown.saturating_add(self.longest);
-        table.now.store(self.ticks(now), Ordering::Relaxed);
+        self.leaps = self.last.saturating_add(self.longest);
+        self.running = true;
+        self.last = self.ticks(now);
+        table.now.store(self.last, Ordering::Relaxed);
     }
 
     pub(super) fn stop(&mut self, table: &Table) {
@@ -220,8 +223,9 @@ impl Coarse {
 
     fn leap(&mut self, table: &Table) {
         self.leaps = self.leaps.saturating_add(self.longest);
+        self.last = self.last.saturating_add(self.longest);
         if self.running {
-            table.now.fetch_add(self.longest, Ordering::Relaxed);
+            table.now.store(self.last, Ordering::Relaxed);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! No old answer comes back, whatever overtakes whatever.
 
 use crate::stage::{EXPORT, Stage, cancel_after};
-use saas_core::{FeatureKey, Revision, TenantId};
+use saas_core::{FeatureKey, Revision, TenantId, subscription::AccessLevel};
 use saas_entitlements::{GateOptions, Origin};
 
 // G1
@@ -248,7 +248,8 @@ async fn a_tenant_that_is_created_after_it_was_asked_for_is_known_with_its_annou
     let stage = Stage::new();
     let tenant = TenantId::mint(&stage.clock);
     assert!(!stage.export(tenant).await);
-    assert_eq!(stage.gate.snapshot(tenant).await.origin(), Origin::UnknownTenant);
+    let snapshot = stage.gate.snapshot(tenant).await;
+    assert_eq!((snapshot.origin(), snapshot.access()), (Origin::UnknownTenant, AccessLevel::Suspended));
     let revision = stage.change(tenant, "pro");
     assert!(!stage.export(tenant).await, "not known yet");
     stage.gate.hear(tenant, revision);
