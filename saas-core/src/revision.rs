@@ -42,9 +42,10 @@ pub const CHANNEL: &str = "saas_revision";
 /// Reads a notification: `<tenant>:<revision>`.
 ///
 /// # Errors
-/// When the text is not of that form; a listener should then distrust everything it holds.
+/// When the text is not of that form. Any login can send one; nothing of the foundation does: a listener counts and ignores
+/// it.
 pub fn parse_notification(payload: &str) -> Result<(TenantId, Revision), InvalidInput> {
-    let invalid = || InvalidInput::new("revision notification", "is not `<tenant>:<revision>`", "flush the cache");
+    let invalid = || InvalidInput::new("revision notification", "is not `<tenant>:<revision>`", "ignore it");
     let (tenant, number) = payload.split_once(':').ok_or_else(invalid)?;
     let number = number.parse().map_err(|_| invalid())?;
     Ok((tenant.parse().map_err(|_| invalid())?, Revision(number)))

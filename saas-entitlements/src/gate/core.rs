@@ -123,7 +123,6 @@ impl Core {
             shelf.distrust_all(&self.table);
             shelf.time.restart(&self.table, now);
         }
-        shelf.forget_floors(now);
     }
 
     /// Stops the coarse clock: every question takes the slow path, which asks the real one.

@@ -1,6 +1,6 @@
 //! The writer's side of the gate: what was heard, what is being loaded, and when published answers end.
 //!
-//! Everything here is behind one lock that is held for well under a microsecond and never across an await.
+//! Everything here is behind one lock that is held for a few map operations and never across an await.
 
 use std::{
     collections::HashMap,
@@ -158,7 +158,9 @@ impl Shelf {
         self.time.leap(table);
     }
 
-    pub(super) fn forget_floors(&mut self, now: DateTime<Utc>) {
+    /// Only when there is no more room: an old floor costs memory and is otherwise harmless, since what is stored has passed
+    /// it long ago.
+    fn forget_floors(&mut self, now: DateTime<Utc>) {
         let life = self.floor_life;
         self.floors.retain(|_, floor| now - floor.heard_at < life);
     }
