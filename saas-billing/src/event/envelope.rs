@@ -33,7 +33,7 @@ pub struct Envelope<'a> {
 }
 
 /// What an event is about.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub enum Content<'a> {
     /// The object as it was after the change, and what changed.
     Snapshot {
@@ -47,6 +47,20 @@ pub enum Content<'a> {
         /// `related_object`
         related: Option<RelatedObject>,
     },
+}
+
+/// Lengths, never the payload.
+impl fmt::Debug for Content<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Snapshot { object, previous } => f
+                .debug_struct("Snapshot")
+                .field("object_bytes", &object.get().len())
+                .field("previous_bytes", &previous.map(|previous| previous.get().len()))
+                .finish(),
+            Self::Thin { related } => f.debug_struct("Thin").field("related", related).finish(),
+        }
+    }
 }
 
 /// What a thin event points at.
