@@ -206,3 +206,17 @@ impl<'de> Deserialize<'de> for Created {
         deserializer.deserialize_any(Visit).map_err(|_| D::Error::custom("no instant"))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // W38
+    #[test]
+    fn debug_shows_no_payload() {
+        let body = r#"{"id": "evt_1", "object": "event", "type": "customer.updated", "created": 1, "livemode": false,
+            "data": {"object": {"email": "ada@example.com"}, "previous_attributes": {"email": "bob@example.com"}}}"#;
+        let shown = format!("{:?}", Envelope::read(body.as_bytes()).unwrap());
+        assert!(shown.contains("evt_1") && shown.contains("object_bytes") && !shown.contains("example.com"), "{shown}");
+    }
+}

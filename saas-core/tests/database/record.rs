@@ -127,7 +127,10 @@ async fn operators_list_tenants_in_pages_and_by_what_they_look_for() {
         .unwrap();
     let (mut seen, mut after) = (Vec::new(), None);
     loop {
-        let page = overview::list(&mut tx, &Filter::default(), after, PageSize::new(2).unwrap()).await.unwrap();
+        let page =
+            overview::list(&mut tx, &Filter::default(), after, PageSize::new(2).unwrap(), fixture.db.clock().now())
+                .await
+                .unwrap();
         seen.extend(page.items);
         after = page.next;
         if after.is_none() {
@@ -138,7 +141,7 @@ async fn operators_list_tenants_in_pages_and_by_what_they_look_for() {
     for filter in
         [Filter { plan: Some("pro".into()), ..Filter::default() }, Filter { near_limit: true, ..Filter::default() }]
     {
-        let page = overview::list(&mut tx, &filter, None, PageSize::default()).await.unwrap();
+        let page = overview::list(&mut tx, &filter, None, PageSize::default(), fixture.db.clock().now()).await.unwrap();
         assert_eq!(page.items.iter().map(|row| row.tenant).collect::<Vec<_>>(), [fixture.b.tenant()]);
     }
 }
