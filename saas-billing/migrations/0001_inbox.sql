@@ -44,6 +44,8 @@ end
 $$;
 -- The worker's claim: the longest due first.
 create index billing_receipt_due on saas.billing_receipt (due_at) where state = 'pending';
+-- What is over: counted for a day, deleted after the retention.
+create index billing_receipt_over on saas.billing_receipt (received_at) where state in ('applied', 'ignored');
 -- What a new link sets free.
 create index billing_receipt_waiting on saas.billing_receipt (waits_for) where waits_for is not null;
 -- The operator's lists of what needs a person, newest first.
@@ -91,7 +93,9 @@ create table saas.billing_fetch (
     object_id   text not null,
     kind        text not null check (kind in ('customer', 'checkout_session', 'subscription', 'invoice')),
     reason      text not null,
-    state       text not null check (state in ('pending', 'done', 'dead')),
+    state       text not null check (state in ('pending', 'done', 'parked', 'dead')),
+    -- The object whose link to a tenant a parked fetch waits for.
+    waits_for   text,
     -- Grows with every read of the object, and is part of what is merged: of two reads the later one counts.
     sequence    bigint not null default 0,
     attempts    integer not null default 0,
@@ -102,6 +106,10 @@ create table saas.billing_fetch (
 );
 -- The worker's claim: the longest due first.
 create index billing_fetch_due on saas.billing_fetch (due_at) where state = 'pending';
+-- What a new link sets free.
+create index billing_fetch_waiting on saas.billing_fetch (waits_for) where waits_for is not null;
+-- What an operator counts and replays.
+create index billing_fetch_dead on saas.billing_fetch (account, livemode) where state = 'dead';
 revoke all on saas.billing_fetch from public;
 grant select, insert, update, delete on saas.billing_fetch to saas_system;
 select saas.declare_global('saas.billing_fetch', 'the work list of the reader of Stripe; only the system role reads it', 'system');

@@ -135,7 +135,8 @@ impl Billing {
     pub async fn expire_parked(&self) -> Result<u64, BillingError> {
         let now = self.clock.now();
         let mut tx = SystemTx::begin(&self.system, ACTOR, "give up on receipts nobody links").await?;
-        let expired = desk::expire_parked(&mut tx, &self.scope, now - PARKED_FOR, now).await?;
+        let expired = desk::expire_parked(&mut tx, &self.scope, now - PARKED_FOR, now).await?
+            + fetch::expire_parked(&mut tx, &self.scope, now - PARKED_FOR).await?;
         tx.commit().await?;
         Ok(expired)
     }
@@ -184,9 +185,9 @@ impl Billing {
             }
             Settled::Applied { tenant, .. } => (State::Applied, Ending { tenant: Some(*tenant), ..Ending::default() }),
             Settled::Ignored(reason) => (State::Ignored, Ending { reason: Some(reason), ..Ending::default() }),
-            Settled::Parked(customer) => {
-                let reason = Some("waits for its customer to be linked to a tenant");
-                (State::Parked, Ending { reason, waits_for: Some(customer.as_str()), tenant: None })
+            Settled::Parked(object) => {
+                let reason = Some("waits to be linked to a tenant");
+                (State::Parked, Ending { reason, waits_for: Some(object.as_str()), tenant: None })
             }
             Settled::Quarantined { reason, waits_for } => {
                 (State::Quarantined, Ending { reason: Some(reason), waits_for: Some(waits_for.as_str()), tenant: None })

@@ -22,6 +22,7 @@ use crate::{
     postgres::{
         Scope, conflict, desk,
         directory::{self, Link},
+        fetch,
         receipt::{self, NewReceipt, State},
         state, storable,
     },
@@ -83,6 +84,7 @@ impl Billing {
             Link::New => {}
         }
         desk::free(&mut tx, &self.scope, id.as_str(), now).await?;
+        fetch::free(&mut tx, &self.scope, id.as_str(), now).await?;
         let action = match kind {
             ObjectKind::CheckoutSession => "billing.checkout_opened",
             ObjectKind::Customer | ObjectKind::Subscription | ObjectKind::Invoice => "billing.customer_linked",

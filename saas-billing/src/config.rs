@@ -28,9 +28,13 @@ pub struct BillingConfig {
     pub(crate) intake_deadline: Duration,
     pub(crate) attempts: u32,
     pub(crate) lease: TimeDelta,
+    pub(crate) retention: TimeDelta,
     pub(crate) api_version: Option<String>,
     pub(crate) notices: Option<Topic>,
 }
+
+/// The shortest time for which receipts are kept.
+const MIN_RETENTION: TimeDelta = TimeDelta::days(45);
 
 impl BillingConfig {
     /// The usual: the platform's own account, two weeks of grace and two of restriction, bodies up to 4 MiB, five seconds
@@ -47,6 +51,7 @@ impl BillingConfig {
             intake_deadline: Duration::from_secs(5),
             attempts: 8,
             lease: TimeDelta::seconds(60),
+            retention: MIN_RETENTION,
             api_version: None,
             notices: None,
         }
@@ -91,6 +96,14 @@ impl BillingConfig {
     #[must_use]
     pub fn with_lease(mut self, lease: TimeDelta) -> Self {
         self.lease = lease.max(TimeDelta::seconds(1));
+        self
+    }
+
+    /// How long receipts are kept after they were applied, at least the default of 45 days: Stripe can be made to send an
+    /// event again for 30.
+    #[must_use]
+    pub fn with_retention(mut self, retention: TimeDelta) -> Self {
+        self.retention = retention.max(MIN_RETENTION);
         self
     }
 

@@ -11,6 +11,7 @@ use crate::{
     derive::AnyMerged,
     error::BillingError,
     event::{AnySnapshot, read_fetched},
+    object::ObjectId,
     port::{Fetched, ObjectSource},
     postgres::{
         fetch::{self, Claimed, End},
@@ -25,7 +26,7 @@ use crate::{
 pub struct FetchPass {
     /// Read, merged and certain.
     pub done: usize,
-    /// To be read again later.
+    /// To be read again later, or when their customer is linked.
     pub retried: usize,
     /// Given up.
     pub dead: usize,
@@ -37,6 +38,7 @@ pub struct FetchPass {
 enum Outcome {
     Done,
     Again(String),
+    Parked(ObjectId),
     Dead(String),
 }
 
@@ -114,8 +116,9 @@ impl Billing {
         let outcome = match settled {
             Settled::Applied { still_ambiguous: false, .. } => Outcome::Done,
             Settled::Applied { still_ambiguous: true, .. } => Outcome::Again("still not certain".to_owned()),
-            Settled::Ignored(reason) | Settled::Quarantined { reason, .. } => Outcome::Dead(reason.to_owned()),
-            Settled::Parked(_) | Settled::Again => Outcome::Again("its customer is not linked to a tenant".to_owned()),
+            Settled::Ignored(reason) => Outcome::Dead(reason.to_owned()),
+            Settled::Parked(waits_for) | Settled::Quarantined { waits_for, .. } => Outcome::Parked(waits_for),
+            Settled::Again => Outcome::Again("its customer was linked at this moment".to_owned()),
         };
         let end = self.end_of(claimed, &outcome);
         if !fetch::finish(&mut tx, &self.scope, (&claimed.id, lease), end).await? {
@@ -154,6 +157,7 @@ impl Billing {
         let attempts = u32::try_from(claimed.attempts).unwrap_or(u32::MAX);
         match outcome {
             Outcome::Done => End::Done,
+            Outcome::Parked(waits_for) => End::Parked(self.clock.now(), waits_for.as_str()),
             Outcome::Dead(reason) => End::Dead(reason),
             Outcome::Again(reason) if attempts >= self.config.attempts => End::Dead(reason),
             Outcome::Again(reason) => End::Again(self.clock.now() + pause(attempts), reason),

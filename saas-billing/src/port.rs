@@ -58,7 +58,7 @@ pub trait ObjectSource: fmt::Debug + Send + Sync + 'static {
 }
 
 /// What a read of Stripe's API brought.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub enum Fetched {
     /// The object.
     Found {
@@ -70,4 +70,16 @@ pub enum Fetched {
     },
     /// Stripe does not know it.
     Missing,
+}
+
+/// Lengths, never the object.
+impl fmt::Debug for Fetched {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Found { object, as_of } => {
+                f.debug_struct("Found").field("object_bytes", &object.get().len()).field("as_of", as_of).finish()
+            }
+            Self::Missing => f.write_str("Missing"),
+        }
+    }
 }

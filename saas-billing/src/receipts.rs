@@ -1,16 +1,17 @@
 //! What an operator sees and does: lists of what is stuck, replay, and the health of the inbox.
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use saas_core::{Actor, CoreError, Page, PageSize, SystemTx};
 use serde::Serialize;
 
 use crate::{
-    billing::Billing,
+    billing::{ACTOR, Billing},
     error::BillingError,
     object::ObjectId,
     postgres::{
         conflict,
         desk::{self, Listed},
+        fetch,
         receipt::State,
     },
 };
@@ -58,9 +59,9 @@ pub struct InboxHealth {
     pub pending: u64,
     /// When the oldest of them came in: the lag.
     pub oldest_pending: Option<DateTime<Utc>>,
-    /// Applied.
+    /// Applied, of those that came in during the last 24 hours.
     pub applied: u64,
-    /// Nothing to do about them.
+    /// Nothing to do about them, of those that came in during the last 24 hours.
     pub ignored: u64,
     /// Waiting for their customer's link.
     pub parked: u64,
@@ -68,6 +69,8 @@ pub struct InboxHealth {
     pub quarantined: u64,
     /// Dead letters.
     pub dead: u64,
+    /// Objects that could not be read from Stripe.
+    pub dead_fetches: u64,
     /// Bodies that contradict a receipt: forged, or a fixture. Should be 0.
     pub conflicts: u64,
 }
@@ -112,16 +115,33 @@ impl Billing {
         Ok(tx.commit().await?)
     }
 
-    /// Sends all dead letters through the worker again. Returns how many.
+    /// Sends all dead letters through the worker again, and puts objects that could not be read from Stripe back on its list.
+    /// Returns how many.
     ///
     /// # Errors
     /// When the database does not answer.
     pub async fn replay_all(&self, actor: &Actor) -> Result<u64, BillingError> {
         let mut tx = SystemTx::begin(&self.system, actor.clone(), "replay all dead letters").await?;
-        let replayed = desk::replay_dead(&mut tx, &self.scope, self.clock.now()).await?;
+        let now = self.clock.now();
+        let receipts = desk::replay_dead(&mut tx, &self.scope, now).await?;
+        let replayed = receipts + fetch::replay_dead(&mut tx, &self.scope, now).await?;
         tx.commit().await?;
         tracing::info!(target: "saas.billing.webhook.replay", %actor, replayed, "replayed all dead letters");
         Ok(replayed)
+    }
+
+    /// Deletes up to `limit` receipts that were applied or ignored and came in longer ago than the retention
+    /// ([`with_retention`](crate::BillingConfig::with_retention)), oldest first. Returns how many; fewer than `limit` when
+    /// nothing older is left.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn purge_receipts(&self, limit: u16) -> Result<u64, BillingError> {
+        let before = self.clock.now() - self.config.retention;
+        let mut tx = SystemTx::begin(&self.system, ACTOR, "delete old webhook receipts").await?;
+        let purged = desk::purge(&mut tx, &self.scope, before, i64::from(limit)).await?;
+        tx.commit().await?;
+        Ok(purged)
     }
 
     /// How the inbox is doing.
@@ -130,11 +150,14 @@ impl Billing {
     /// When the database does not answer.
     pub async fn inbox_health(&self, actor: &Actor) -> Result<InboxHealth, BillingError> {
         let mut tx = SystemTx::begin(&self.system, actor.clone(), "look at the webhook inbox").await?;
-        let counts = desk::count(&mut tx, &self.scope).await?;
+        let day_ago = self.clock.now() - TimeDelta::days(1);
+        let counts = desk::count(&mut tx, &self.scope, day_ago).await?;
+        let dead_fetches = fetch::count_dead(&mut tx, &self.scope).await?;
         let conflicts = conflict::count(&mut tx, &self.scope).await?;
         tx.commit().await?;
         let number = |number: i64| u64::try_from(number).unwrap_or(0);
-        let mut health = InboxHealth { conflicts: number(conflicts), ..InboxHealth::default() };
+        let mut health =
+            InboxHealth { conflicts: number(conflicts), dead_fetches: number(dead_fetches), ..InboxHealth::default() };
         for (state, count, oldest) in counts {
             let count = number(count);
             match state.as_str() {

@@ -112,8 +112,7 @@ impl Billing {
         }
         if change.is_change() {
             state::store(connection, tenant, livemode, &change.stored, now).await?;
-            let standing = self.config.grace.standing(change.stored.unpaid_since, change.stored.suspended_since, now);
-            state::show(connection, tenant, &change.stored, &standing).await?;
+            state::show(connection, tenant, &change.stored, &self.config.grace).await?;
         }
         if !change.stored.answers_like(&change.previous) {
             revision::bump_in(connection, tenant).await?;

@@ -17,7 +17,7 @@ use crate::{
     postgres::{
         desk,
         directory::{self, Link},
-        object,
+        fetch, object,
     },
 };
 
@@ -28,7 +28,7 @@ pub(crate) enum Settled {
     Applied { tenant: TenantId, still_ambiguous: bool },
     /// Nothing hangs on it.
     Ignored(&'static str),
-    /// Its customer has no tenant yet.
+    /// Its customer has no tenant yet, or it is a checkout that nobody has recorded yet.
     Parked(ObjectId),
     /// It must not have an effect; a link of the object named would change that.
     Quarantined { reason: &'static str, waits_for: ObjectId },
@@ -105,16 +105,20 @@ impl Billing {
         };
         if let AnySnapshot::CheckoutSession(_) = snapshot {
             let ours = directory::tenant_of(connection, &self.scope, snapshot.id()).await?;
-            return Ok(match (ours, linked) {
-                (Some(ours), _) => Place::Of(ours),
-                (None, Some(_)) => {
-                    Place::Nowhere(Settled::Ignored("a checkout that was not made here, by a known customer"))
-                }
-                (None, None) => Place::Nowhere(Settled::Quarantined {
+            if let Some(ours) = ours {
+                return Ok(Place::Of(ours));
+            }
+            let meanwhile = directory::lock_unlinked(connection, &self.scope, (snapshot.kind(), snapshot.id())).await?;
+            let waits_for = snapshot.id().clone();
+            return Ok(Place::Nowhere(match (meanwhile, linked) {
+                (Some(_), _) => Settled::Again,
+                // Whoever made it may not have come to record it yet.
+                (None, Some(_)) => Settled::Parked(waits_for),
+                (None, None) => Settled::Quarantined {
                     reason: "a checkout that was not made here: its reference may be the buyer's own words",
-                    waits_for: snapshot.id().clone(),
-                }),
-            });
+                    waits_for,
+                },
+            }));
         }
         let Some(customer) = customer else {
             return Ok(Place::Nowhere(Settled::Ignored("an object without a customer")));
@@ -122,7 +126,7 @@ impl Billing {
         if let Some(tenant) = linked {
             return Ok(Place::Of(tenant));
         }
-        let meanwhile = directory::lock_unlinked(connection, &self.scope, customer).await?;
+        let meanwhile = directory::lock_unlinked(connection, &self.scope, (ObjectKind::Customer, customer)).await?;
         Ok(Place::Nowhere(if meanwhile.is_some() { Settled::Again } else { Settled::Parked(customer.clone()) }))
     }
 
@@ -144,6 +148,7 @@ impl Billing {
             Link::Known => {}
             Link::New => {
                 desk::free(connection, &self.scope, customer.as_str(), now).await?;
+                fetch::free(connection, &self.scope, customer.as_str(), now).await?;
             }
             Link::Foreign => {
                 let reason = "a checkout of one tenant by the customer of another";

@@ -5,7 +5,9 @@ create table saas.tenant_overview (
     name            text not null,
     -- billing
     plan            text,
-    standing        text not null default 'active' check (standing in ('active', 'grace', 'suspended')),
+    -- Set while something is owed. The standing follows from the two when the row is read: no event tells that time is up.
+    grace_until     timestamptz,
+    suspended_from  timestamptz,
     mrr_minor       bigint not null default 0,
     currency        text check (currency ~ '^[a-z]{3}$'),
     -- tenancy
@@ -17,7 +19,8 @@ create table saas.tenant_overview (
 );
 -- The operators' filters, each in the order of the list.
 create index tenant_overview_by_plan on saas.tenant_overview (plan, tenant_id);
-create index tenant_overview_by_standing on saas.tenant_overview (standing, tenant_id);
+create index tenant_overview_owing on saas.tenant_overview (tenant_id)
+    where grace_until is not null or suspended_from is not null;
 create index tenant_overview_near_limit on saas.tenant_overview (tenant_id, near_limit_until)
     where near_limit_until is not null;
 select saas.fence('saas.tenant_overview', 'select');

@@ -17,7 +17,7 @@ pub struct Overview {
     pub name: String,
     /// Its plan as billing knows it; `None` before the first purchase.
     pub plan: Option<String>,
-    /// `active`, `grace` or `suspended`.
+    /// `active`, `grace` or `suspended` at the instant asked about.
     pub standing: String,
     /// Monthly recurring revenue in minor units of `currency`.
     pub mrr_minor: i64,
@@ -63,9 +63,16 @@ pub async fn list(
         "select tenant_id, name, plan, standing, mrr_minor, currency, seats, last_active_at,
                 coalesce(near_limit_until > $6, false) as near_limit
          from saas.tenant_overview
+         cross join lateral (select case
+            when suspended_from <= $6 then 'suspended'
+            when grace_until is not null then 'grace'
+            else 'active'
+         end as standing) as derived
          where ($1::uuid is null or tenant_id > $1)
            and ($2::text is null or plan = $2)
            and ($3::text is null or standing = $3)
+           -- What the index of those who owe is for: as good as said by the line above, but a planner cannot know.
+           and (grace_until is not null or suspended_from is not null or $3 is null or $3 = 'active')
            and (near_limit_until > $6 or not $4)
          order by tenant_id
          limit $5",

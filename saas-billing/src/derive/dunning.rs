@@ -52,10 +52,7 @@ impl GracePolicy {
         suspended_since: Option<DateTime<Utc>>,
         now: DateTime<Utc>,
     ) -> Standing {
-        let grace = unpaid_since.filter(|since| *since <= now).and_then(|since| {
-            let until = since.checked_add_signed(self.full)?;
-            Some((until, until.checked_add_signed(self.restricted)?))
-        });
+        let grace = unpaid_since.filter(|since| *since <= now).and_then(|since| self.ends(since));
         match (suspended_since, grace) {
             (Some(since), None) => Standing::Suspended { since },
             (Some(since), Some((_, suspended_from))) => Standing::Suspended { since: since.min(suspended_from) },
@@ -63,6 +60,23 @@ impl GracePolicy {
             (None, Some((until, suspended_from))) => Standing::Grace { until, suspended_from },
             (None, None) => Standing::Active,
         }
+    }
+
+    /// The ends of full and of any access, for a debt that has begun: what [`standing`](Self::standing) is read from.
+    #[must_use]
+    pub fn instants(
+        &self,
+        unpaid_since: Option<DateTime<Utc>>,
+        suspended_since: Option<DateTime<Utc>>,
+    ) -> (Option<DateTime<Utc>>, Option<DateTime<Utc>>) {
+        let grace = unpaid_since.and_then(|since| self.ends(since));
+        let ends = [suspended_since, grace.map(|(_, suspended_from)| suspended_from)];
+        (grace.map(|(until, _)| until), ends.into_iter().flatten().min())
+    }
+
+    fn ends(&self, since: DateTime<Utc>) -> Option<(DateTime<Utc>, DateTime<Utc>)> {
+        let until = since.checked_add_signed(self.full)?;
+        Some((until, until.checked_add_signed(self.restricted)?))
     }
 }
 

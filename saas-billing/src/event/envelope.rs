@@ -33,7 +33,7 @@ pub struct Envelope<'a> {
 }
 
 /// What an event is about.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub enum Content<'a> {
     /// The object as it was after the change, and what changed.
     Snapshot {
@@ -47,6 +47,20 @@ pub enum Content<'a> {
         /// `related_object`
         related: Option<RelatedObject>,
     },
+}
+
+/// Lengths, never the payload.
+impl fmt::Debug for Content<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Snapshot { object, previous } => f
+                .debug_struct("Snapshot")
+                .field("object_bytes", &object.get().len())
+                .field("previous_bytes", &previous.map(|previous| previous.get().len()))
+                .finish(),
+            Self::Thin { related } => f.debug_struct("Thin").field("related", related).finish(),
+        }
+    }
 }
 
 /// What a thin event points at.
@@ -190,5 +204,19 @@ impl<'de> Deserialize<'de> for Created {
         /// The year 9999: what every database and calendar library can hold.
         const MAX_SECONDS: i64 = 253_402_300_800;
         deserializer.deserialize_any(Visit).map_err(|_| D::Error::custom("no instant"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // W38
+    #[test]
+    fn debug_shows_no_payload() {
+        let body = r#"{"id": "evt_1", "object": "event", "type": "customer.updated", "created": 1, "livemode": false,
+            "data": {"object": {"email": "ada@example.com"}, "previous_attributes": {"email": "bob@example.com"}}}"#;
+        let shown = format!("{:?}", Envelope::read(body.as_bytes()).unwrap());
+        assert!(shown.contains("evt_1") && shown.contains("object_bytes") && !shown.contains("example.com"), "{shown}");
     }
 }

@@ -1,4 +1,4 @@
-//! `saas.billing_receipt` from an operator's desk: what waits, what is set free, replayed, given up, listed, counted.
+//! `saas.billing_receipt` from an operator's desk: what waits, what is set free, replayed, given up, listed, counted, deleted.
 
 use chrono::{DateTime, Utc};
 use saas_core::CoreError;
@@ -123,21 +123,69 @@ pub(crate) async fn list(
     .map_err(CoreError::from_database)
 }
 
-/// How many receipts are in each state, and when the oldest that waits for the worker came in.
+/// How many receipts are in each state, and when the oldest that waits for the worker came in. Of what is over only what
+/// came in since `over_since` is counted: the rest only grows.
 pub(crate) async fn count(
     connection: &mut PgConnection,
     scope: &Scope,
+    over_since: DateTime<Utc>,
 ) -> Result<Vec<(String, i64, Option<DateTime<Utc>>)>, CoreError> {
     sqlx::query_as(
         "select state, count(*), min(received_at)
          from saas.billing_receipt
-         where account = $1 and livemode = $2 or quarantined_by = $3
+         where state = 'pending' and account = $1 and livemode = $2
+         group by state
+         union all
+         select state, count(*), null
+         from saas.billing_receipt
+         where state in ('parked', 'quarantined', 'dead') and (account = $1 and livemode = $2 or quarantined_by = $3)
+         group by state
+         union all
+         select state, count(*), null
+         from saas.billing_receipt
+         where state in ('applied', 'ignored') and received_at >= $4 and account = $1 and livemode = $2
          group by state",
     )
     .bind(&scope.account)
     .bind(scope.livemode)
     .bind(scope.endpoint())
+    .bind(over_since)
     .fetch_all(connection)
     .await
     .map_err(CoreError::from_database)
+}
+
+/// Deletes up to `limit` receipts that are over and came in before `before`, oldest first. One with a contradicting body
+/// stays for a person to see.
+pub(crate) async fn purge(
+    connection: &mut PgConnection,
+    scope: &Scope,
+    before: DateTime<Utc>,
+    limit: i64,
+) -> Result<u64, CoreError> {
+    let purged = sqlx::query(
+        "with old as (
+            select account, livemode, event_id
+            from saas.billing_receipt as receipt
+            where state in ('applied', 'ignored') and received_at < $3 and account = $1 and livemode = $2
+              and not exists (
+                select from saas.billing_receipt_conflict as conflict
+                where conflict.account = receipt.account and conflict.livemode = receipt.livemode
+                  and conflict.event_id = receipt.event_id)
+            order by received_at
+            limit $4
+            for update skip locked
+         )
+         delete from saas.billing_receipt as receipt
+         using old
+         where receipt.account = old.account and receipt.livemode = old.livemode and receipt.event_id = old.event_id",
+    )
+    .bind(&scope.account)
+    .bind(scope.livemode)
+    .bind(before)
+    .bind(limit)
+    .execute(connection)
+    .await
+    .map_err(CoreError::from_database)?;
+    Ok(purged.rows_affected())
 }

@@ -26,22 +26,23 @@ pub(crate) async fn tenant_of(
     Ok(tenant.flatten().map(TenantId::from_uuid))
 }
 
-/// Locks a customer's row, made if need be, and tells whether it has been linked meanwhile. Whoever parks a receipt holds
+/// Locks the row of a customer or a checkout session, made if need be, and tells whether it has been linked meanwhile. Whoever parks a receipt holds
 /// this lock until the receipt is parked; whoever links takes it before looking for parked receipts.
 pub(crate) async fn lock_unlinked(
     connection: &mut PgConnection,
     scope: &Scope,
-    customer: &ObjectId,
+    (kind, object): (ObjectKind, &ObjectId),
 ) -> Result<Option<TenantId>, CoreError> {
     let tenant: Option<Uuid> = sqlx::query_scalar(
         "insert into saas.billing_directory as known (account, livemode, object_id, kind)
-         values ($1, $2, $3, 'customer')
+         values ($1, $2, $3, $4)
          on conflict (account, livemode, object_id) do update set kind = known.kind
          returning tenant",
     )
     .bind(&scope.account)
     .bind(scope.livemode)
-    .bind(customer.as_str())
+    .bind(object.as_str())
+    .bind(kind.as_str())
     .fetch_one(connection)
     .await
     .map_err(CoreError::from_database)?;

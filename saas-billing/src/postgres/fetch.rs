@@ -21,7 +21,7 @@ pub(crate) async fn request(
         "insert into saas.billing_fetch as known (account, livemode, object_id, kind, reason, state, due_at)
          values ($1, $2, $3, $4, $5, 'pending', $6)
          on conflict (account, livemode, object_id) do update
-         set state = 'pending', reason = excluded.reason, attempts = 0, due_at = excluded.due_at, last_error = null
+         set state = 'pending', waits_for = null, reason = excluded.reason, attempts = 0, due_at = excluded.due_at, last_error = null
          where known.state <> 'pending'",
     )
     .bind(&scope.account)
@@ -97,6 +97,8 @@ pub(crate) enum End<'a> {
     Done,
     /// Again at this instant.
     Again(DateTime<Utc>, &'a str),
+    /// Waits from this instant for the link of this object.
+    Parked(DateTime<Utc>, &'a str),
     /// Given up.
     Dead(&'a str),
 }
@@ -108,14 +110,15 @@ pub(crate) async fn finish(
     (id, lease): (&ObjectId, LeaseToken),
     end: End<'_>,
 ) -> Result<bool, CoreError> {
-    let (state, due_at, error) = match end {
-        End::Done => ("done", None, None),
-        End::Again(at, error) => ("pending", Some(at), Some(error)),
-        End::Dead(error) => ("dead", None, Some(error)),
+    let (state, due_at, error, waits_for) = match end {
+        End::Done => ("done", None, None, None),
+        End::Again(at, error) => ("pending", Some(at), Some(error), None),
+        End::Parked(at, object) => ("parked", Some(at), Some("waits to be linked to a tenant"), Some(object)),
+        End::Dead(error) => ("dead", None, Some(error), None),
     };
     let finished = sqlx::query(
         "update saas.billing_fetch
-         set state = $5, due_at = coalesce($6, due_at), last_error = $7, lease = null
+         set state = $5, due_at = coalesce($6, due_at), last_error = $7, waits_for = $8, lease = null
          where account = $1 and livemode = $2 and object_id = $3 and lease = $4 and state = 'pending'",
     )
     .bind(&scope.account)
@@ -125,8 +128,83 @@ pub(crate) async fn finish(
     .bind(state)
     .bind(due_at)
     .bind(error.map(storable))
+    .bind(waits_for)
     .execute(connection)
     .await
     .map_err(CoreError::from_database)?;
     Ok(finished.rows_affected() == 1)
+}
+
+/// Sets free what waited for an object's link.
+pub(crate) async fn free(
+    connection: &mut PgConnection,
+    scope: &Scope,
+    object_id: &str,
+    now: DateTime<Utc>,
+) -> Result<(), CoreError> {
+    sqlx::query(
+        "update saas.billing_fetch
+         set state = 'pending', waits_for = null, attempts = 0, due_at = $4, last_error = null
+         where account = $1 and livemode = $2 and waits_for = $3 and state = 'parked'",
+    )
+    .bind(&scope.account)
+    .bind(scope.livemode)
+    .bind(object_id)
+    .bind(now)
+    .execute(connection)
+    .await
+    .map(drop)
+    .map_err(CoreError::from_database)
+}
+
+/// Gives up on what has waited for a link since before `parked_before`.
+pub(crate) async fn expire_parked(
+    connection: &mut PgConnection,
+    scope: &Scope,
+    parked_before: DateTime<Utc>,
+) -> Result<u64, CoreError> {
+    let expired = sqlx::query(
+        "update saas.billing_fetch
+         set state = 'dead', last_error = 'its customer was never linked to a tenant'
+         where account = $1 and livemode = $2 and state = 'parked' and due_at < $3",
+    )
+    .bind(&scope.account)
+    .bind(scope.livemode)
+    .bind(parked_before)
+    .execute(connection)
+    .await
+    .map_err(CoreError::from_database)?;
+    Ok(expired.rows_affected())
+}
+
+/// Puts what was given up on the list again.
+pub(crate) async fn replay_dead(
+    connection: &mut PgConnection,
+    scope: &Scope,
+    now: DateTime<Utc>,
+) -> Result<u64, CoreError> {
+    let replayed = sqlx::query(
+        "update saas.billing_fetch
+         set state = 'pending', waits_for = null, attempts = 0, due_at = $3, last_error = null
+         where account = $1 and livemode = $2 and state = 'dead'",
+    )
+    .bind(&scope.account)
+    .bind(scope.livemode)
+    .bind(now)
+    .execute(connection)
+    .await
+    .map_err(CoreError::from_database)?;
+    Ok(replayed.rows_affected())
+}
+
+/// How many were given up.
+pub(crate) async fn count_dead(connection: &mut PgConnection, scope: &Scope) -> Result<i64, CoreError> {
+    sqlx::query_scalar(
+        "select count(*) from saas.billing_fetch where account = $1 and livemode = $2 and state = 'dead'",
+    )
+    .bind(&scope.account)
+    .bind(scope.livemode)
+    .fetch_one(connection)
+    .await
+    .map_err(CoreError::from_database)
 }

@@ -1,5 +1,7 @@
 //! `saas.billing_receipt`: what was delivered, and how far it has come.
 
+use std::fmt;
+
 use chrono::{DateTime, Utc};
 use saas_core::{CoreError, LeaseToken, TenantId};
 use sqlx::{PgConnection, PgPool};
@@ -7,7 +9,6 @@ use sqlx::{PgConnection, PgPool};
 use super::{Scope, storable};
 
 /// A receipt to be stored.
-#[derive(Debug)]
 pub(crate) struct NewReceipt {
     pub(crate) scope: Scope,
     pub(crate) event_id: String,
@@ -20,6 +21,16 @@ pub(crate) struct NewReceipt {
     /// The endpoint that quarantines it as another one's.
     pub(crate) quarantined_by: Option<String>,
     pub(crate) received_at: DateTime<Utc>,
+}
+
+impl fmt::Debug for NewReceipt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NewReceipt")
+            .field("event_id", &self.event_id)
+            .field("state", &self.state)
+            .field("body_bytes", &self.body.len())
+            .finish_non_exhaustive()
+    }
 }
 
 /// Account, mode, event id.
@@ -123,10 +134,16 @@ pub(crate) async fn admit(
 }
 
 /// A receipt in the hands of a worker.
-#[derive(Debug)]
 pub(crate) struct Claimed {
     pub(crate) event_id: String,
     pub(crate) body: Vec<u8>,
+}
+
+impl fmt::Debug for Claimed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { event_id, body } = self;
+        f.debug_struct("Claimed").field("event_id", event_id).field("body_bytes", &body.len()).finish()
+    }
 }
 
 /// Takes up to `limit` due receipts until `until`, or until they are finished. Being taken is no try yet.

@@ -1,11 +1,11 @@
 //! `saas.billing_state`: what was derived; and billing's columns of the operators' list.
 
 use chrono::{DateTime, Utc};
-use saas_core::{CoreError, TenantId, subscription::Standing};
+use saas_core::{CoreError, TenantId};
 use serde_json::Value;
 use sqlx::PgConnection;
 
-use crate::derive::Derived;
+use crate::derive::{Derived, GracePolicy};
 
 const CORRUPT: CoreError = CoreError::Corrupt { table: "saas.billing_state", column: "derived" };
 
@@ -82,21 +82,18 @@ pub(crate) async fn show(
     connection: &mut PgConnection,
     tenant: TenantId,
     derived: &Derived,
-    standing: &Standing,
+    policy: &GracePolicy,
 ) -> Result<(), CoreError> {
-    let standing = match standing {
-        Standing::Active => "active",
-        Standing::Grace { .. } => "grace",
-        Standing::Suspended { .. } => "suspended",
-    };
+    let (grace_until, suspended_from) = policy.instants(derived.unpaid_since, derived.suspended_since);
     sqlx::query(
         "update saas.tenant_overview
-         set plan = $2, standing = $3, mrr_minor = $4, currency = $5
+         set plan = $2, grace_until = $3, suspended_from = $4, mrr_minor = $5, currency = $6
          where tenant_id = $1",
     )
     .bind(tenant.as_uuid())
     .bind(derived.plan.as_ref().map(|plan| plan.plan.as_str()))
-    .bind(standing)
+    .bind(grace_until)
+    .bind(suspended_from)
     .bind(derived.revenue.as_ref().map_or(0, |revenue| revenue.minor))
     .bind(derived.revenue.as_ref().map(|revenue| revenue.currency.as_str()))
     .execute(connection)

@@ -415,3 +415,40 @@ async fn a_price_that_is_added_to_the_catalogue_takes_effect() {
     assert_eq!((plan(&ctx).await, plan(&other).await), (None, None));
     assert_eq!(shop.scalar("select count(*) from saas.audit where action = 'billing.rederived'").await, 3);
 }
+
+// W8
+#[tokio::test]
+async fn a_checkout_of_a_known_customer_that_is_recorded_late_is_applied() {
+    let shop = Shop::open().await;
+    let (ctx, first) = shop.buyer("acme").await;
+    shop.deliver_all().await;
+    let session = shop.stripe.checkout(CheckoutRequest::new("price_pro").with_customer(first.customer.as_str()));
+    shop.stripe.complete_checkout(&session).unwrap();
+    shop.deliver_all().await;
+    let effects = "select count(*) from saas.billing_effect where fact = 'checkout.completed'";
+    assert_eq!(shop.scalar(effects).await, 1);
+    shop.billing.record_checkout(&ctx, &session).await.unwrap();
+    assert_eq!(shop.apply().await.applied, 1);
+    assert_eq!(shop.scalar(effects).await, 2);
+}
+
+#[tokio::test]
+async fn what_is_over_is_deleted_after_the_retention_and_nothing_else_is() {
+    let shop = Shop::open_with(|stripe| stripe, |config| config.with_retention(TimeDelta::days(1))).await;
+    let (ctx, _) = shop.buyer("acme").await;
+    let all = shop.deliver_all().await.applied;
+    let session = shop.stripe.checkout(CheckoutRequest::new("price_pro"));
+    shop.stripe.complete_checkout(&session).unwrap();
+    let kept = shop.deliver_all().await.total();
+    shop.database.clock().advance(TimeDelta::days(45));
+    assert_eq!(shop.billing.purge_receipts(100).await.unwrap(), 0, "45 days at least");
+    assert_eq!(shop.billing.inbox_health(&OPERATOR).await.unwrap().applied, 0, "a day's worth is counted");
+    shop.database.clock().advance(TimeDelta::seconds(1));
+    assert_eq!(shop.billing.purge_receipts(1).await.unwrap(), 1);
+    assert_eq!(shop.billing.purge_receipts(100).await.unwrap(), u64::try_from(all).unwrap() - 1);
+    assert_eq!(shop_events(&shop).await, u64::try_from(kept).unwrap());
+    // Delivered once more, it is merged once more and changes nothing.
+    let digest = shop.digest(&ctx).await;
+    shop.deliver(&shop.stripe.all_events()).await;
+    assert_eq!(shop.digest(&ctx).await, digest);
+}

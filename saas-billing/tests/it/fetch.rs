@@ -10,11 +10,11 @@ use chrono::TimeDelta;
 use saas_billing::{
     BillingError, FetchPass, Fetched, ObjectId, ObjectSource,
     object::ObjectKind,
-    testing::{Delivery, StripeSimulator},
+    testing::{CheckoutRequest, Delivery, StripeSimulator},
 };
 use tokio::sync::Notify;
 
-use crate::shop::Shop;
+use crate::shop::{OPERATOR, Shop};
 
 /// A subscription event without its evidence: as a `trial_will_end` of the same second would show it.
 fn without_evidence(delivery: &Delivery, event_id: &str) -> Vec<u8> {
@@ -171,4 +171,42 @@ async fn an_unpaid_invoice_that_no_event_told_about_is_found() {
     let sure = shop.billing.derived(&ctx).await.unwrap().unpaid_since.unwrap();
     assert!(sure <= unsure, "the debt can only be older than it looked");
     assert_eq!(failed_at["status"], "past_due");
+}
+
+// W17
+#[tokio::test]
+async fn an_event_without_content_waits_for_its_customer_like_any_other() {
+    let shop = Shop::open().await;
+    let ctx = shop.database.create_tenant("acme").await;
+    let session = shop.stripe.checkout(CheckoutRequest::new("price_pro"));
+    let purchase = shop.stripe.complete_checkout(&session).unwrap();
+    drop(shop.stripe.deliveries());
+    shop.stripe.notify_thin("v2.example.subscription.changed", "subscription", &purchase.subscription);
+    shop.deliver_all().await;
+    for _ in 0..12 {
+        let _ = shop.billing.fetch_pending(shop.stripe.as_ref(), 10).await.unwrap();
+        shop.database.clock().advance(TimeDelta::hours(2));
+    }
+    assert_eq!(shop.scalar("select count(*) from saas.billing_fetch where state = 'parked'").await, 1);
+    shop.billing.link_customer(&ctx, &purchase.customer).await.unwrap();
+    assert_eq!(shop.billing.fetch_pending(shop.stripe.as_ref(), 10).await.unwrap().done, 1);
+    assert!(shop.billing.derived(&ctx).await.unwrap().plan.is_some());
+}
+
+// W32
+#[tokio::test]
+async fn a_fetch_that_was_given_up_is_counted_and_replayed() {
+    let shop = Shop::open().await;
+    let (ctx, subscription) = ambiguous(&shop).await;
+    shop.stripe.set_reachable(&subscription, false);
+    for _ in 0..8 {
+        let _ = shop.billing.fetch_pending(shop.stripe.as_ref(), 10).await.unwrap();
+        shop.database.clock().advance(TimeDelta::hours(2));
+    }
+    assert_eq!(shop.billing.inbox_health(&OPERATOR).await.unwrap().dead_fetches, 1);
+    shop.stripe.set_reachable(&subscription, true);
+    assert_eq!(shop.billing.replay_all(&OPERATOR).await.unwrap(), 1);
+    assert_eq!(shop.billing.fetch_pending(shop.stripe.as_ref(), 10).await.unwrap().done, 1);
+    assert_eq!(shop.billing.inbox_health(&OPERATOR).await.unwrap().dead_fetches, 0);
+    assert_eq!(shop.billing.derived(&ctx).await.unwrap().seats, Some(3));
 }

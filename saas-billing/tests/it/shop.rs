@@ -129,7 +129,7 @@ impl Shop {
             (select concat_ws(' ', derived, plan, unpaid_since, has_alerts) from saas.billing_state where tenant_id = $1),
             (select string_agg(concat_ws(' ', object_id, fact), E'\\n' order by object_id, fact)
              from saas.billing_effect where tenant_id = $1),
-            (select concat_ws(' ', plan, standing, mrr_minor, currency) from saas.tenant_overview where tenant_id = $1),
+            (select concat_ws(' ', plan, grace_until, suspended_from, mrr_minor, currency) from saas.tenant_overview where tenant_id = $1),
             (select string_agg(object_id, ' ' order by object_id) from saas.billing_directory where tenant = $1))";
         let mut owner = self.owner.lock().await;
         sqlx::query_scalar(sql).bind(ctx.tenant().as_uuid()).fetch_one(&mut *owner).await.unwrap()
@@ -141,7 +141,7 @@ impl Shop {
             delete from saas.billing_receipt_conflict; delete from saas.billing_receipt; delete from saas.billing_directory;
             delete from saas.billing_fetch; delete from saas.billing_object; delete from saas.billing_state;
             delete from saas.billing_effect; delete from saas.audit; delete from saas.outbox;
-            update saas.tenant_overview set plan = null, standing = 'active', mrr_minor = 0, currency = null;";
+            update saas.tenant_overview set plan = null, grace_until = null, suspended_from = null, mrr_minor = 0, currency = null;";
         sqlx::raw_sql(sql).execute(&mut *self.owner.lock().await).await.unwrap();
     }
 

@@ -7,11 +7,11 @@ use saas_billing::{
     testing::{AfterRetries, CheckoutRequest},
 };
 use saas_core::{
-    Clock, RequestContext,
+    Clock, PageSize, RequestContext, SystemTx, overview,
     subscription::{AccessLevel, PlanAssignment, PlanSource, Standing},
 };
 
-use crate::shop::Shop;
+use crate::shop::{OPERATOR, Shop};
 
 async fn plan(shop: &Shop, ctx: &RequestContext) -> PlanAssignment {
     shop.billing.plan_of(ctx, shop.database.clock().now()).await.unwrap()
@@ -82,7 +82,7 @@ async fn every_change_of_the_answer_raises_the_revision_and_nothing_else_does() 
         (last, answer) = (now, present);
     }
     assert!(matches!(answer.standing, Standing::Grace { .. }));
-    let overview = "select count(*) from saas.tenant_overview where plan = 'pro' and standing = 'grace' and mrr_minor = 4000 and currency = 'eur'";
+    let overview = "select count(*) from saas.tenant_overview where plan = 'pro' and grace_until < suspended_from and mrr_minor = 4000 and currency = 'eur'";
     assert_eq!(shop.scalar(overview).await, 1);
 }
 
@@ -151,4 +151,32 @@ async fn the_simulator_keeps_the_day_of_the_month() {
         assert_eq!(plan(&shop, &ctx).await.anchor.unwrap().date_naive().to_string(), "2027-12-31");
     }
     assert_eq!(starts, ["2028-01-31", "2028-02-29", "2028-03-31"]);
+}
+
+// D6
+#[tokio::test]
+async fn the_operators_list_agrees_with_the_gate_while_time_passes_without_events() {
+    let shop = Shop::open_with(|stripe| stripe, week).await;
+    let (ctx, purchase) = shop.buyer("acme").await;
+    shop.deliver_all().await;
+    shop.stripe.fail_next_payment(&purchase.customer);
+    shop.stripe.advance(TimeDelta::days(31) + TimeDelta::hours(1));
+    shop.deliver_all().await;
+    let listed = async |standing: &str| {
+        let filter = overview::Filter { standing: Some(standing.to_owned()), ..overview::Filter::default() };
+        let mut tx = SystemTx::begin(shop.database.system(), OPERATOR, "look at the list").await.unwrap();
+        let now = shop.database.clock().now();
+        let page = overview::list(&mut tx, &filter, None, PageSize::default(), now).await.unwrap();
+        tx.commit().await.unwrap();
+        page.items.iter().map(|row| row.standing.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!((listed("grace").await, listed("suspended").await), (vec!["grace".to_owned()], vec![]));
+    shop.database.clock().advance(TimeDelta::days(14) - TimeDelta::seconds(1));
+    assert_eq!((listed("grace").await.len(), listed("suspended").await.len()), (1, 0));
+    shop.database.clock().advance(TimeDelta::seconds(1));
+    assert!(matches!(plan(&shop, &ctx).await.standing, Standing::Suspended { .. }));
+    assert_eq!((listed("grace").await, listed("suspended").await), (vec![], vec!["suspended".to_owned()]));
+    shop.stripe.pay(&purchase.customer);
+    shop.deliver_all().await;
+    assert_eq!((listed("active").await.len(), listed("suspended").await.len()), (1, 0));
 }
