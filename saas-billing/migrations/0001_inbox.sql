@@ -16,6 +16,9 @@ create table saas.billing_receipt (
     body_sha256  bytea not null generated always as (sha256(body)) stored,
     state        text not null check (state in ('pending', 'applied', 'ignored', 'parked', 'quarantined', 'dead')),
     reason       text,
+    -- The endpoint that quarantined it as another one's, '<account>/live' or '<account>/test'. When that other one receives
+    -- it, it is let in.
+    quarantined_by  text,
     -- The object whose link to a tenant a parked or quarantined receipt waits for.
     waits_for    text,
     -- Not `tenant_id`: the row belongs to the system, and says for whom it was applied.

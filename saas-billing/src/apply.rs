@@ -1,5 +1,7 @@
 //! The worker's step: takes receipts that are due and applies each in a transaction of its own.
 
+use std::collections::BTreeSet;
+
 use chrono::TimeDelta;
 use saas_core::{LeaseToken, SystemTx};
 
@@ -8,7 +10,7 @@ use crate::{
     derive::FetchRequest,
     error::BillingError,
     event::{AnySnapshot, Content, Envelope, read_snapshot},
-    object::{ObjectKind, Unreadable},
+    object::{ObjectId, ObjectKind, Unreadable},
     postgres::{
         desk, fetch,
         receipt::{self, Claimed, Ending, State},
@@ -20,6 +22,8 @@ use crate::{
 const PARKED_FOR: TimeDelta = TimeDelta::days(30);
 /// The longest pause between two tries.
 const MAX_PAUSE: TimeDelta = TimeDelta::hours(1);
+/// The pause of what waited in vain for a lock or the database.
+const BUSY_PAUSE: TimeDelta = TimeDelta::seconds(5);
 /// Tries within one step when a link comes in between.
 const LOOKS: usize = 3;
 
@@ -75,20 +79,53 @@ impl Billing {
         let claimed = receipt::claim(&mut tx, &self.scope, i64::from(limit), lease, (now, until)).await?;
         tx.commit().await?;
         let mut applied = Applied::default();
+        let mut busy = BTreeSet::new();
         for claimed in claimed {
-            match self.apply(&claimed, lease).await {
+            match self.try_once(&claimed, lease, &mut busy).await {
                 Ok(Some(state)) => applied.count(state),
                 Ok(None) => applied.lost += 1,
-                Err(why) => match self.put_off(&claimed, lease, &why).await {
-                    Ok(Some(State::Dead)) => applied.dead += 1,
-                    Ok(Some(_)) => applied.retried += 1,
-                    Ok(None) => applied.lost += 1,
-                    // The database is gone; the lease will end and the receipt come again.
-                    Err(_) => applied.retried += 1,
-                },
+                // The database is gone; the lease will end and the receipt come again.
+                Err(_) => applied.retried += 1,
             }
         }
         Ok(applied)
+    }
+
+    /// Counts one try and makes it. `busy` collects whose locks are held elsewhere, so that one such costs a step a single
+    /// wait, however many of its receipts are in it.
+    async fn try_once(
+        &self,
+        claimed: &Claimed,
+        lease: LeaseToken,
+        busy: &mut BTreeSet<ObjectId>,
+    ) -> Result<Option<State>, BillingError> {
+        let until = self.clock.now() + self.config.lease;
+        let key = (claimed.event_id.as_str(), lease);
+        let Some(attempts) = receipt::count_try(self.system.pool(), &self.scope, key, until).await? else {
+            return Ok(None);
+        };
+        // A worker that never came back from its last try counted it: a body that kills workers must not do so for ever.
+        if attempts > self.config.attempts {
+            return self.end(claimed, lease, State::Dead, "given up: no worker came back from applying it").await;
+        }
+        let (work, event_type) = match read(&claimed.body) {
+            Ok(read) => read,
+            Err(why) => return self.end(claimed, lease, State::Dead, &why.to_string()).await,
+        };
+        let owner = work.owner();
+        if owner.as_ref().is_some_and(|owner| busy.contains(owner)) {
+            return self
+                .give_back(claimed, lease, attempts.saturating_sub(1), "another receipt's wait was in vain")
+                .await;
+        }
+        match self.apply(claimed, lease, work, &event_type).await {
+            Ok(done) => Ok(done),
+            Err(why) if why.is_retryable() => {
+                busy.extend(owner);
+                self.give_back(claimed, lease, attempts.saturating_sub(1), &reason_of(&why)).await
+            }
+            Err(why) => self.put_off(claimed, lease, attempts, &why).await,
+        }
     }
 
     /// Gives up on what has waited for its customer for 30 days. Returns how many.
@@ -104,21 +141,19 @@ impl Billing {
     }
 
     /// Applies one receipt. `None` when the lease was lost; then nothing was written.
-    async fn apply(&self, claimed: &Claimed, lease: LeaseToken) -> Result<Option<State>, BillingError> {
-        // A worker that never came back from its last try counted it: a body that kills workers must not do so for ever.
-        if u32::try_from(claimed.attempts).is_ok_and(|attempts| attempts > self.config.attempts) {
-            return self.end(claimed, lease, State::Dead, "given up: no worker came back from applying it").await;
-        }
-        let (work, event_type) = match read(&claimed.body) {
-            Ok(read) => read,
-            Err(why) => return self.end(claimed, lease, State::Dead, &why.to_string()).await,
-        };
+    async fn apply(
+        &self,
+        claimed: &Claimed,
+        lease: LeaseToken,
+        work: Work,
+        event_type: &str,
+    ) -> Result<Option<State>, BillingError> {
         match work {
             Work::Nothing(reason) => self.end(claimed, lease, State::Ignored, reason).await,
             Work::Fetch(request) => self.put_on_fetch_list(claimed, lease, &request).await,
             Work::Merge(snapshot) => {
                 for _ in 0..LOOKS {
-                    if let Some(done) = self.merge(claimed, lease, (*snapshot).clone(), &event_type).await? {
+                    if let Some(done) = self.merge(claimed, lease, (*snapshot).clone(), event_type).await? {
                         return Ok(done);
                     }
                 }
@@ -201,25 +236,59 @@ impl Billing {
         Ok(ended.then_some(state))
     }
 
-    /// Records a failure: again later, or a dead letter after the last try.
+    /// Records a failure that lies in the event: again later, or a dead letter after the last try.
     async fn put_off(
         &self,
         claimed: &Claimed,
         lease: LeaseToken,
+        attempts: u32,
         why: &BillingError,
     ) -> Result<Option<State>, BillingError> {
-        let attempts = u32::try_from(claimed.attempts).unwrap_or(u32::MAX);
         let reason = reason_of(why);
         if attempts >= self.config.attempts {
             return self.end(claimed, lease, State::Dead, &reason).await;
         }
-        let due_at = self.clock.now() + pause(attempts);
-        let mut tx = SystemTx::begin(&self.system, ACTOR, "put a webhook receipt off").await?;
-        let released = receipt::release(&mut tx, &self.scope, (&claimed.event_id, lease), &reason, due_at).await?;
-        tx.commit().await?;
         let (event_id, code) = (claimed.event_id.as_str(), why.code());
         tracing::warn!(target: "saas.billing.webhook.apply", event_id, code, attempts, "an event was not applied");
+        self.release(claimed, lease, attempts, &reason, pause(attempts)).await
+    }
+
+    /// Gives a receipt back that is not to blame for not being applied: the try does not count.
+    async fn give_back(
+        &self,
+        claimed: &Claimed,
+        lease: LeaseToken,
+        attempts: u32,
+        reason: &str,
+    ) -> Result<Option<State>, BillingError> {
+        tracing::info!(target: "saas.billing.webhook.apply", event_id = claimed.event_id, reason, "an event has to wait");
+        self.release(claimed, lease, attempts, reason, BUSY_PAUSE).await
+    }
+
+    async fn release(
+        &self,
+        claimed: &Claimed,
+        lease: LeaseToken,
+        attempts: u32,
+        reason: &str,
+        pause: TimeDelta,
+    ) -> Result<Option<State>, BillingError> {
+        let due_at = self.clock.now() + pause;
+        let key = (claimed.event_id.as_str(), lease);
+        let mut tx = SystemTx::begin(&self.system, ACTOR, "put a webhook receipt off").await?;
+        let released = receipt::release(&mut tx, &self.scope, key, attempts, reason, due_at).await?;
+        tx.commit().await?;
         Ok(released.then_some(State::Pending))
+    }
+}
+
+impl Work {
+    /// Whose locks it takes.
+    fn owner(&self) -> Option<ObjectId> {
+        match self {
+            Self::Merge(snapshot) => Some(snapshot.customer().unwrap_or(snapshot.id()).clone()),
+            Self::Fetch(_) | Self::Nothing(_) => None,
+        }
     }
 }
 

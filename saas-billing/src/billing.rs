@@ -22,7 +22,7 @@ use crate::{
     postgres::{
         Scope, conflict, desk,
         directory::{self, Link},
-        receipt::{NewReceipt, State},
+        receipt::{self, NewReceipt, State},
         state, storable,
     },
 };
@@ -116,16 +116,21 @@ impl Billing {
         }
     }
 
-    /// A receipt that is there already: the same body again, or another one under the same id.
+    /// A receipt that is there already: quarantined by an endpoint that it was not for, the same body again, or another
+    /// one under the same id.
     async fn repeated(
         &self,
-        scope: &Scope,
-        event_id: &str,
+        (scope, event_id): (&Scope, &str),
         body: &[u8],
+        disposition: Disposition,
         now: DateTime<Utc>,
     ) -> Result<Accepted, BillingError> {
         let pool = self.system.pool();
+        let (state, reason, accepted) = outcome(disposition);
         let compare = async {
+            if state != State::Quarantined && receipt::admit(pool, (scope, event_id), body, state, reason, now).await? {
+                return Ok(accepted);
+            }
             if !conflict::contradicts(pool, scope, event_id, body).await? {
                 return Ok(Accepted::Duplicate);
             }
@@ -157,6 +162,7 @@ impl Billing {
             body: body.to_vec(),
             state: State::Dead,
             reason: Some(storable(reason)),
+            quarantined_by: None,
             received_at: now,
         };
         tracing::error!(target: "saas.billing.webhook.receive", event_id, reason, "an event that cannot be read");
@@ -177,11 +183,8 @@ impl WebhookProcessor for Billing {
             Ok(envelope) => envelope,
             Err(why) => return self.receive_unreadable(body, &why.to_string(), now).await,
         };
-        let (state, reason, accepted) = match decide(&envelope, self.config.mode, self.config.account.as_ref()) {
-            Disposition::Apply => (State::Pending, None, Accepted::Stored),
-            Disposition::Ignore(reason) => (State::Ignored, Some(reason), Accepted::Ignored),
-            Disposition::Quarantine(reason) => (State::Quarantined, Some(reason), Accepted::Quarantined),
-        };
+        let disposition = decide(&envelope, self.config.mode, self.config.account.as_ref());
+        let (state, reason, accepted) = outcome(disposition);
         let scope = Scope {
             account: envelope.account.as_ref().map(ToString::to_string).unwrap_or_default(),
             livemode: envelope.livemode,
@@ -200,12 +203,22 @@ impl WebhookProcessor for Billing {
             body: body.to_vec(),
             state,
             reason: reason.map(str::to_owned),
+            quarantined_by: (state == State::Quarantined).then(|| self.scope.endpoint()),
             received_at: now,
         };
         if self.store(new).await? {
             return Ok(accepted);
         }
-        self.repeated(&scope, event_id, body, now).await
+        self.repeated((&scope, event_id), body, disposition, now).await
+    }
+}
+
+/// How a delivery is stored, why, and what is answered.
+const fn outcome(disposition: Disposition) -> (State, Option<&'static str>, Accepted) {
+    match disposition {
+        Disposition::Apply => (State::Pending, None, Accepted::Stored),
+        Disposition::Ignore(reason) => (State::Ignored, Some(reason), Accepted::Ignored),
+        Disposition::Quarantine(reason) => (State::Quarantined, Some(reason), Accepted::Quarantined),
     }
 }
 

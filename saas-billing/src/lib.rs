@@ -89,6 +89,8 @@ mod postgres;
 #[cfg(feature = "postgres")]
 mod receipts;
 #[cfg(feature = "postgres")]
+mod rederive;
+#[cfg(feature = "postgres")]
 mod settle;
 pub mod signature;
 #[cfg(feature = "testing")]
@@ -108,6 +110,8 @@ pub use object::ObjectId;
 pub use port::{Accepted, Fetched, ObjectSource, WebhookProcessor};
 #[cfg(feature = "postgres")]
 pub use receipts::{InboxHealth, Receipt, ReceiptCursor, Stuck};
+#[cfg(feature = "postgres")]
+pub use rederive::{RederiveCursor, Rederived};
 pub use signature::{SIGNATURE_HEADER, SignatureError, SigningSecrets, StripeSecret};
 
 /// The tables of this crate. Migrate [`saas_core::SCHEMA`] first.

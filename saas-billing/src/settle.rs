@@ -4,20 +4,20 @@
 //! the notices and the fetches all commit with the mark on the receipt, or none of it does.
 
 use chrono::{DateTime, Utc};
-use saas_core::{CoreError, TenantId, audit, outbox, revision, tenant};
+use saas_core::{CoreError, TenantId, outbox, tenant};
 use serde_json::json;
 use sqlx::PgConnection;
 
 use crate::{
     billing::{ACTOR, Billing},
-    derive::{AnyMerged, Derived, TenantObjects, derive},
+    derive::{AnyMerged, TenantObjects, derive},
     event::AnySnapshot,
     merge::{Fact, Origin},
     object::{CheckoutStatus, ObjectId, ObjectKind},
     postgres::{
         desk,
         directory::{self, Link},
-        fetch, object, state,
+        object,
     },
 };
 
@@ -59,6 +59,11 @@ impl Billing {
         report: Report<'_>,
         now: DateTime<Utc>,
     ) -> Result<Settled, CoreError> {
+        // Who holds a tenant's lock for long must not hold up the worker for all others.
+        sqlx::query("set local lock_timeout = '500ms'")
+            .execute(&mut *connection)
+            .await
+            .map_err(CoreError::from_database)?;
         let tenant = match self.place(connection, &snapshot).await? {
             Place::Of(tenant) => tenant,
             Place::Nowhere(settled) => return Ok(settled),
@@ -68,15 +73,26 @@ impl Billing {
             return Ok(settled);
         }
         let (kind, id) = (snapshot.kind(), snapshot.id().clone());
-        let mut objects = self.load(connection, tenant, &id).await?;
+        let mut objects = object::load(connection, tenant, self.scope.livemode, &[id.as_str()]).await?;
         let before = objects.find(kind, &id);
         objects.merge(snapshot);
         self.load_unseen(connection, tenant, &mut objects).await?;
         let after = objects.find(kind, &id).filter(|after| before.as_ref() != Some(after));
+        let still_ambiguous = objects.is_uncertain(&id);
         let derived = derive(&objects, &self.config.catalog);
-        let still_ambiguous = derived.fetches.iter().any(|fetch| fetch.id == id);
-        if let Some(after) = after {
-            self.write(connection, tenant, (kind, &id), &after, &derived, report, now).await?;
+        let facts = match &after {
+            Some(after) => self.write_object(connection, tenant, (kind, &id), after, now).await?,
+            None => Vec::new(),
+        };
+        // The answer can change although the object does not: the catalogue may have.
+        let change = self.write_derived(connection, tenant, &derived, after.is_some(), now).await?;
+        if after.is_some() || change.is_change() {
+            let status = objects.find(kind, &id).map(|object| object.status().to_owned());
+            let detail = json!({
+                "event": report.source, "type": report.event_type, "kind": kind, "status": status, "facts": facts,
+            });
+            let action = facts.iter().map(action).next().unwrap_or(change.action());
+            change.record(connection, &ACTOR, (action, id.as_str()), detail, now).await?;
         }
         Ok(Settled::Applied { tenant, still_ambiguous })
     }
@@ -137,17 +153,8 @@ impl Billing {
         Ok(None)
     }
 
-    async fn load(
-        &self,
-        connection: &mut PgConnection,
-        tenant: TenantId,
-        id: &ObjectId,
-    ) -> Result<TenantObjects, CoreError> {
-        object::load(connection, tenant, self.scope.livemode, &[id.as_str()]).await
-    }
-
     /// Adds the latest invoices of live subscriptions, settled or not: deriving asks whether they are known.
-    async fn load_unseen(
+    pub(crate) async fn load_unseen(
         &self,
         connection: &mut PgConnection,
         tenant: TenantId,
@@ -164,48 +171,20 @@ impl Billing {
         Ok(())
     }
 
-    #[expect(clippy::too_many_arguments, reason = "one write of one decision; a struct would only rename them")]
-    async fn write(
+    /// Stores what is known about an object, and announces the facts that are new.
+    async fn write_object(
         &self,
         connection: &mut PgConnection,
         tenant: TenantId,
         (kind, id): (ObjectKind, &ObjectId),
         after: &AnyMerged,
-        derived: &Derived,
-        report: Report<'_>,
         now: DateTime<Utc>,
-    ) -> Result<(), CoreError> {
+    ) -> Result<Vec<Fact>, CoreError> {
         let livemode = self.scope.livemode;
         object::store(connection, tenant, livemode, (kind, id), after, now).await?;
         let facts = object::record_facts(connection, tenant, livemode, id, &after.facts(), now).await?;
-        for request in &derived.fetches {
-            fetch::request(connection, &self.scope, request, now).await?;
-        }
-        let previous = state::find(connection, tenant, livemode).await?.unwrap_or_default();
-        let stored = Derived { fetches: Default::default(), ..derived.clone() };
-        if stored != previous {
-            state::store(connection, tenant, livemode, &stored, now).await?;
-            let standing = self.config.grace.standing(stored.unpaid_since, stored.suspended_since, now);
-            state::show(connection, tenant, &stored, &standing).await?;
-        }
-        if !stored.answers_like(&previous) {
-            revision::bump_in(connection, tenant).await?;
-        }
         self.notify(connection, tenant, id, after, &facts, now).await?;
-        let action = facts.iter().map(action).next().unwrap_or(if stored == previous {
-            "billing.object_updated"
-        } else {
-            "billing.changed"
-        });
-        let detail = json!({
-            "event": report.source, "type": report.event_type, "kind": kind, "status": after.status(), "facts": facts,
-            "plan": stored.plan.as_ref().map(ToString::to_string),
-            "previous_plan": previous.plan.as_ref().map(ToString::to_string),
-            "unpaid_since": stored.unpaid_since, "alerts": stored.alerts,
-        });
-        let entry = audit::Entry::new(action, id).with_detail(detail);
-        audit::record_in(connection, tenant, &ACTOR, entry, now).await?;
-        Ok(())
+        Ok(facts)
     }
 
     /// One job per new fact. A failed payment that has been made good meanwhile is on record and not announced.
@@ -220,7 +199,7 @@ impl Billing {
     ) -> Result<(), CoreError> {
         let Some(topic) = &self.config.notices else { return Ok(()) };
         for fact in facts {
-            let over = matches!(fact, Fact::PaymentFailed(_)) && !after.is_current();
+            let over = matches!(fact, Fact::PaymentFailed(_)) && after.is_settled_invoice();
             if !over {
                 let job = outbox::NewJob::of(topic.clone(), &json!({"fact": fact, "object": id}))?;
                 outbox::enqueue_in(connection, tenant, job, now).await?;

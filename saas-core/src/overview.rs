@@ -27,7 +27,7 @@ pub struct Overview {
     pub seats: i32,
     /// The last use of a meter or feature.
     pub last_active_at: Option<DateTime<Utc>>,
-    /// Whether a limit's warning threshold was crossed in the present window.
+    /// Whether a limit's warning threshold was crossed in a window that is open.
     pub near_limit: bool,
 }
 
@@ -48,7 +48,7 @@ pub struct Cursor(Uuid);
 
 type Row = (Uuid, String, Option<String>, String, i64, Option<String>, i32, Option<DateTime<Utc>>, bool);
 
-/// Lists tenants, the oldest first.
+/// Lists tenants as of `now`, the oldest first.
 ///
 /// # Errors
 /// When the database does not answer.
@@ -57,14 +57,16 @@ pub async fn list(
     filter: &Filter,
     after: Option<Cursor>,
     size: PageSize,
+    now: DateTime<Utc>,
 ) -> Result<Page<Overview, Cursor>, CoreError> {
     let rows: Vec<Row> = sqlx::query_as(
-        "select tenant_id, name, plan, standing, mrr_minor, currency, seats, last_active_at, near_limit
+        "select tenant_id, name, plan, standing, mrr_minor, currency, seats, last_active_at,
+                coalesce(near_limit_until > $6, false) as near_limit
          from saas.tenant_overview
          where ($1::uuid is null or tenant_id > $1)
            and ($2::text is null or plan = $2)
            and ($3::text is null or standing = $3)
-           and (near_limit or not $4)
+           and (near_limit_until > $6 or not $4)
          order by tenant_id
          limit $5",
     )
@@ -73,6 +75,7 @@ pub async fn list(
     .bind(&filter.standing)
     .bind(filter.near_limit)
     .bind(i64::from(size.get()) + 1)
+    .bind(now)
     .fetch_all(&mut **tx)
     .await
     .map_err(CoreError::from_database)?;

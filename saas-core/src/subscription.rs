@@ -84,8 +84,9 @@ pub struct PlanAssignment {
     pub version: Option<u32>,
     /// Whether it is paid.
     pub standing: Standing,
-    /// Start of the billing period in which usage is counted; `None` counts by the calendar.
-    pub period_start: Option<DateTime<Utc>>,
+    /// What billing periods count from (Stripe's `billing_cycle_anchor`): the *n*th begins *n* intervals after it, so that the
+    /// 31st stays the 31st after a February. `None` counts usage by the calendar.
+    pub anchor: Option<DateTime<Utc>>,
     /// When the plan ends by itself (trial or cancellation), with nothing to take its place but the default plan.
     pub ends_at: Option<DateTime<Utc>>,
 }
@@ -94,7 +95,7 @@ impl PlanAssignment {
     /// A plan that is paid for and does not end.
     #[must_use]
     pub const fn active(plan: PlanKey) -> Self {
-        Self { plan, version: None, standing: Standing::Active, period_start: None, ends_at: None }
+        Self { plan, version: None, standing: Standing::Active, anchor: None, ends_at: None }
     }
 }
 

@@ -25,22 +25,25 @@ create table saas.usage_counter (
     -- null: never
     window_end    timestamptz,
     used          bigint not null default 0 check (used >= 0),
+    -- the limit at the last use; null: none. Tells which warnings still hold.
+    limit_units   bigint,
     primary key (tenant_id, meter, window_kind, window_start)
 ) with (fillfactor = 50);
 select saas.fence('saas.usage_counter', 'select, insert, update');
 
--- Which warnings were given. The primary key is what gives each of them once per window.
+-- Which warnings were given. The primary key is what gives each of them once per window and limit.
 create table saas.usage_crossing (
     tenant_id     uuid not null references saas.tenant (id) on delete restrict,
     meter         text not null,
     window_kind   text not null,
     window_start  timestamptz not null,
+    limit_units   bigint not null check (limit_units >= 0),
     -- percent of the limit
     threshold     integer not null check (threshold > 0),
     -- null: never
     window_end    timestamptz,
     units         bigint not null,
     at            timestamptz not null,
-    primary key (tenant_id, meter, window_kind, window_start, threshold)
+    primary key (tenant_id, meter, window_kind, window_start, limit_units, threshold)
 );
 select saas.fence('saas.usage_crossing', 'select, insert');

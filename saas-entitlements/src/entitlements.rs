@@ -1,6 +1,10 @@
 //! The service that applications ask.
 
-use std::{fmt, sync::Arc};
+use std::{
+    convert::Infallible,
+    fmt,
+    sync::{Arc, mpsc},
+};
 
 use saas_core::{FeatureKey, PlanCatalog, Revision, SharedClock, TenantId};
 
@@ -64,28 +68,33 @@ impl Entitlements {
         Ok(Self { core: Arc::new(Core::new(catalog, source, clock, options)) })
     }
 
-    /// Starts the coarse clock that hits are judged by, on the current tokio runtime, until the guard is dropped.
+    /// Starts the coarse clock that hits are judged by, in a thread of its own, until the guard is dropped: a runtime that
+    /// is busy would let it stand still.
     ///
-    /// Without it the gate is right but slower: every question takes a lock and asks the real clock. The same happens by
-    /// itself when the runtime shuts down.
-    ///
-    /// # Panics
-    /// Outside a tokio runtime.
+    /// Without it the gate is right but slower: every question takes a lock and asks the real clock. The same holds where
+    /// no thread can be had, which is logged.
     #[must_use = "the clock stops when the guard is dropped"]
     pub fn start_clock(&self) -> GateClock {
         let stopper = ClockStopper(Arc::downgrade(&self.core));
-        self.core.tick();
         let period = self.core.options.tick;
-        let task = tokio::spawn(async move {
-            let mut interval = tokio::time::interval(period);
-            interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-            loop {
-                interval.tick().await;
-                let Some(core) = stopper.0.upgrade() else { return };
+        let (guard, dropped) = mpsc::channel::<Infallible>();
+        let ticking = move || {
+            while let Some(core) = stopper.0.upgrade() {
                 core.tick();
+                drop(core);
+                if dropped.recv_timeout(period) == Err(mpsc::RecvTimeoutError::Disconnected) {
+                    return;
+                }
             }
-        });
-        GateClock { task }
+        };
+        let thread = match std::thread::Builder::new().name("saas-gate-clock".to_owned()).spawn(ticking) {
+            Ok(thread) => Some(thread),
+            Err(error) => {
+                tracing::error!(target: "saas.entitlements.gate", error = &error as &dyn std::error::Error, "the gate has no clock; every question takes the slow path");
+                None
+            }
+        };
+        GateClock { guard: Some(guard), thread }
     }
 
     /// Looks a feature up once, for questions that cost no name.
@@ -209,16 +218,22 @@ impl fmt::Debug for Entitlements {
 /// Keeps the coarse clock going.
 #[derive(Debug)]
 pub struct GateClock {
-    task: tokio::task::JoinHandle<()>,
+    /// Never sent on: its end is the message.
+    guard: Option<mpsc::Sender<Infallible>>,
+    thread: Option<std::thread::JoinHandle<()>>,
 }
 
 impl Drop for GateClock {
     fn drop(&mut self) {
-        self.task.abort();
+        drop(self.guard.take());
+        // At most one tick away. A panic in there has been reported, and has stopped the clock too.
+        if let Some(Err(_)) = self.thread.take().map(std::thread::JoinHandle::join) {
+            tracing::error!(target: "saas.entitlements.gate", "the gate's clock panicked");
+        }
     }
 }
 
-/// Stops the coarse clock when its task ends in any way, so that nothing is judged by a clock that stands still.
+/// Stops the coarse clock when its thread ends in any way, so that nothing is judged by a clock that stands still.
 struct ClockStopper(std::sync::Weak<Core>);
 
 impl Drop for ClockStopper {

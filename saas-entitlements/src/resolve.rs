@@ -50,7 +50,7 @@ pub fn resolve(
         revision,
         bought: bought.id(),
         standing: assignment.standing,
-        anchor: assignment.period_start,
+        anchor: assignment.anchor,
         ends_at: assignment.ends_at,
         overrides,
     };
@@ -94,10 +94,11 @@ impl Snapshot {
 
     fn blank(catalog: &PlanCatalog, tenant: TenantId, origin: Origin, now: DateTime<Utc>, enabled: Box<[u64]>) -> Self {
         let version = catalog.default_version().id();
+        let unknown = origin == Origin::UnknownTenant;
         let facts = Facts {
             revision: Revision::NONE,
             bought: version,
-            standing: Standing::Active,
+            standing: if unknown { Standing::Suspended { since: now } } else { Standing::Active },
             anchor: None,
             ends_at: None,
             overrides: Box::default(),
@@ -110,7 +111,7 @@ impl Snapshot {
             at: now,
             facts,
             version,
-            access: AccessLevel::Full,
+            access: if unknown { AccessLevel::Suspended } else { AccessLevel::Full },
             next_boundary: None,
             enabled,
             life: ShelfLife::starting(now),
@@ -121,7 +122,7 @@ impl Snapshot {
 impl ShelfLife {
     /// A life that ends as it starts.
     pub(crate) const fn starting(now: DateTime<Utc>) -> Self {
-        Self { epoch: 0, news: 0, read_at: now, refresh_from: now, fresh_until: now, retry_at: now }
+        Self { epoch: 0, news: 0, read_at: now, refresh_from: now, fresh_until: now, retry_at: now, failed: (0, 0) }
     }
 }
 

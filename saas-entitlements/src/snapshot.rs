@@ -74,6 +74,8 @@ pub(crate) struct ShelfLife {
     pub(crate) fresh_until: DateTime<Utc>,
     /// No load is tried before this, while the last known state serves.
     pub(crate) retry_at: DateTime<Utc>,
+    /// The gate's flush count and count of announcements at the last load that failed.
+    pub(crate) failed: (u64, u64),
 }
 
 /// What one tenant may do at one instant.
@@ -188,13 +190,15 @@ impl Snapshot {
         }
     }
 
-    /// What the tenant's standing lets it do.
+    /// What the tenant's standing lets it do: nothing for a tenant that does not exist. Under
+    /// [`Origin::FailPolicy`] it is full, because nothing is known that would take anything away.
     #[must_use]
     pub const fn access(&self) -> AccessLevel {
         self.access
     }
 
-    /// Whether the plan is paid for.
+    /// Whether the plan is paid for: suspended for a tenant that does not exist, and active under
+    /// [`Origin::FailPolicy`].
     #[must_use]
     pub const fn standing(&self) -> &Standing {
         &self.facts.standing

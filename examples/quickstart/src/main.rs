@@ -5,6 +5,7 @@
 
 use std::{error::Error, sync::Arc, time::Instant};
 
+use async_trait::async_trait;
 use chrono::TimeDelta;
 use saas_billing::{
     Billing, BillingConfig, GracePolicy, Mode, ObjectId, SigningSecrets, WebhookProcessor,
@@ -15,13 +16,15 @@ use saas_core::{
     Clock, FeatureKey, MeterKey, PageSize, PlanCatalog, RequestContext, SharedClock, SystemClock, TenantContext,
     TenantTx, TestClock, doctor,
     mail::{self, MailHandler, Mailbox},
-    outbox::Worker,
+    outbox::{Job, JobError, JobHandler, Worker},
     revision,
     subscription::PlanSource,
     testing::DevDatabase,
     timeline,
 };
-use saas_entitlements::{Entitlements, Meter, PostgresCounters, PostgresSource, RevisionListener};
+use saas_entitlements::{
+    Entitlements, Meter, PostgresCounters, PostgresSource, RevisionListener, THRESHOLD_TOPIC, ThresholdCrossed,
+};
 use saas_tenancy::{NewTenant, Tenancy, VerifiedEmail};
 use sqlx::Executor;
 
@@ -76,7 +79,7 @@ const PROJECTS: &str = "
     );
     select saas.fence('public.project'), saas.fence('public.task')";
 
-type Outcome<T = ()> = Result<T, Box<dyn Error>>;
+type Outcome<T = ()> = Result<T, Box<dyn Error + Send + Sync>>;
 
 /// Everything an application holds.
 struct App {
@@ -276,7 +279,8 @@ impl App {
         chapter("What happened, newest last");
         let mailbox = Mailbox::default();
         let worker = Worker::new(self.db.system().clone(), Arc::new(self.clock.clone()))
-            .with_handler(mail::TOPIC, Arc::new(MailHandler(Arc::new(mailbox.clone()))));
+            .with_handler(mail::TOPIC, Arc::new(MailHandler(Arc::new(mailbox.clone()))))
+            .with_handler(THRESHOLD_TOPIC, Arc::new(Warnings));
         println!("the outbox delivers: {:?}", worker.run_once().await?);
         for mail in mailbox.messages() {
             println!("  to {}: {}", mail.to(), mail.subject());
@@ -286,6 +290,19 @@ impl App {
         for event in page.items.iter().rev() {
             println!("  {} {:<28} {:<30} {}", event.at.format("%F %T"), event.action, event.subject, event.actor);
         }
+        Ok(())
+    }
+}
+
+/// What an application does when a tenant nears a limit: a mail, a banner; here, a line.
+#[derive(Debug)]
+struct Warnings;
+
+#[async_trait]
+impl JobHandler for Warnings {
+    async fn run(&self, job: &Job) -> Result<(), JobError> {
+        let warning: ThresholdCrossed = job.payload()?;
+        println!("  warning: {} % of {} used", warning.percent, warning.meter);
         Ok(())
     }
 }

@@ -37,11 +37,15 @@ pub struct Derived {
     pub seats: Option<u64>,
     /// The present period of the plan's item.
     pub period: Option<Period>,
+    /// What periods count from; the start of the present one where Stripe does not say.
+    #[serde(default)]
+    pub anchor: Option<DateTime<Utc>>,
     /// When the trial ends or ended.
     pub trial_end: Option<DateTime<Utc>>,
     /// When the plan ends by itself.
     pub ends_at: Option<DateTime<Utc>>,
-    /// When the first failure of the oldest unpaid invoice was.
+    /// When the first failure of the oldest unpaid invoice was. Of several live subscriptions all count, unless the one
+    /// that decides is paid.
     pub unpaid_since: Option<DateTime<Utc>>,
     /// Since when there is no access whatever is paid: the trial ended without a payment method.
     pub suspended_since: Option<DateTime<Utc>>,
@@ -63,7 +67,7 @@ impl Derived {
             plan: bought.plan.clone(),
             version: Some(bought.version),
             standing: policy.standing(self.unpaid_since, self.suspended_since, now),
-            period_start: self.period.map(|period| period.start),
+            anchor: self.anchor,
             ends_at: self.ends_at,
         }
     }
@@ -71,8 +75,8 @@ impl Derived {
     /// Whether the answer to "which plan, and is it paid" is the same.
     #[must_use]
     pub fn answers_like(&self, other: &Self) -> bool {
-        (&self.plan, self.period, self.ends_at, self.unpaid_since, self.suspended_since)
-            == (&other.plan, other.period, other.ends_at, other.unpaid_since, other.suspended_since)
+        (&self.plan, self.anchor, self.ends_at, self.unpaid_since, self.suspended_since)
+            == (&other.plan, other.anchor, other.ends_at, other.unpaid_since, other.suspended_since)
     }
 }
 
@@ -106,6 +110,11 @@ pub enum Alert {
     },
     /// Collection is paused: access stays, no money comes in.
     CollectionPaused {
+        /// The subscription.
+        subscription: ObjectId,
+    },
+    /// The subscription is behind, and no invoice that is known says since when; the first report of it counts.
+    UnexplainedDebt {
         /// The subscription.
         subscription: ObjectId,
     },
@@ -146,6 +155,7 @@ pub fn derive(objects: &TenantObjects, catalog: &PlanCatalog) -> Derived {
     derived.plan = choice.plan;
     derived.seats = choice.item.and_then(|item| item.quantity);
     derived.period = choice.item.and_then(|item| item.period);
+    derived.anchor = subscription.anchor.or(derived.period.map(|period| period.start));
     derived.revenue = revenue::monthly(subscription);
     derived.trial_end = subscription.trial_end;
     derived.ends_at = subscription
@@ -153,8 +163,13 @@ pub fn derive(objects: &TenantObjects, catalog: &PlanCatalog) -> Derived {
         .or_else(|| derived.period.filter(|_| subscription.cancel_at_period_end).map(|period| period.end));
     derived.suspended_since = (subscription.status == SubscriptionStatus::Paused)
         .then(|| subscription.trial_end.unwrap_or_else(|| best.as_of()));
-    let owed = dunning::owed(objects, live.iter().map(|(_, merged)| *merged));
+    // Who pays for what they have is not locked out by the debt of something else; a trial pays for nothing.
+    let paid = subscription.status == SubscriptionStatus::Active;
+    let payers: Vec<_> =
+        live.iter().map(|(_, merged)| *merged).filter(|merged| !paid || merged.value().id == subscription.id).collect();
+    let owed = dunning::owed(objects, &payers);
     derived.unpaid_since = owed.since;
+    derived.alerts.extend(owed.alerts);
     derived.fetches.extend(owed.fetches);
     derived.subscription = Some(subscription.id.clone());
     derived.status = Some(subscription.status.clone());

@@ -8,7 +8,7 @@ use super::FetchRequest;
 use crate::{
     event::AnySnapshot,
     merge::{ContentHash, Fact, Merged, Origin, StripeObject},
-    object::{CheckoutSession, Customer, Invoice, ObjectId, ObjectKind, Subscription},
+    object::{CheckoutSession, Customer, Invoice, InvoiceStatus, ObjectId, ObjectKind, Subscription},
 };
 
 /// All Stripe objects of one tenant, by id.
@@ -77,6 +77,12 @@ impl TenantObjects {
     #[must_use]
     pub fn digest(&self) -> ContentHash {
         ContentHash::of(self)
+    }
+
+    /// Whether an object must be fetched before its own value is certain.
+    #[must_use]
+    pub fn is_uncertain(&self, id: &ObjectId) -> bool {
+        self.fetches().iter().any(|fetch| fetch.id == *id)
     }
 
     /// The objects that must be fetched before their value is certain.
@@ -167,6 +173,15 @@ impl AnyMerged {
         }
     }
 
+    /// Whether the object is an invoice on which nothing is to be paid any more.
+    #[must_use]
+    pub fn is_settled_invoice(&self) -> bool {
+        match self {
+            Self::Customer(_) | Self::CheckoutSession(_) | Self::Subscription(_) => false,
+            Self::Invoice(merged) => merged.value().is_settled(),
+        }
+    }
+
     /// Whether what the tenant has can depend on the object. The rest is history.
     #[must_use]
     pub fn is_current(&self) -> bool {
@@ -174,7 +189,15 @@ impl AnyMerged {
             Self::Customer(_) => true,
             Self::CheckoutSession(merged) => merged.resolve().ambiguous,
             Self::Subscription(merged) => !merged.value().is_final() || merged.resolve().ambiguous,
-            Self::Invoice(merged) => !merged.value().is_settled() || merged.resolve().ambiguous,
+            Self::Invoice(merged) => is_current_invoice(merged),
         }
     }
+}
+
+/// A withdrawn invoice that was not paid first may say since when its subscription is behind.
+fn is_current_invoice(merged: &Merged<Invoice>) -> bool {
+    let invoice = merged.value();
+    let failed = invoice.attempt_count > 0 || merged.history().first_payment_failure().is_some();
+    let withdrawn_unpaid = failed && (invoice.deleted || invoice.status == InvoiceStatus::Void);
+    !invoice.is_settled() || withdrawn_unpaid || merged.resolve().ambiguous
 }

@@ -194,9 +194,107 @@ fn paying_one_of_two_invoices_leaves_the_other_owed() {
     let with = |event| both.iter().cloned().chain([event]).collect::<Vec<_>>();
     assert_eq!(derived(&with((PAID, 60, invoice("in_1", "paid", 2)))).unpaid_since, Some(at(20)));
     assert_eq!(derived(&with((PAID, 60, invoice("in_2", "paid", 2)))).unpaid_since, Some(at(10)));
-    for (event, status) in [("invoice.voided", "void"), ("invoice.marked_uncollectible", "uncollectible")] {
-        assert_eq!(derived(&with((event, 60, invoice("in_1", status, 1)))).unpaid_since, Some(at(20)), "{status}");
+    let voided = derived(&with(("invoice.voided", 60, invoice("in_1", "void", 1))));
+    assert_eq!(voided.unpaid_since, Some(at(20)));
+    let written_off = derived(&with(("invoice.marked_uncollectible", 60, invoice("in_1", "uncollectible", 1))));
+    assert_eq!(written_off.unpaid_since, Some(at(10)), "the next month's failure does not begin a new grace period");
+}
+
+/// A subscription whose latest invoice is the one named.
+fn charged_by(status: &str, latest: &str) -> Value {
+    let mut object = subscription("sub_1", status, "price_pro");
+    object["latest_invoice"] = latest.into();
+    object
+}
+
+// D12
+#[test]
+fn writing_a_debt_off_pays_nothing_while_the_subscription_is_behind() {
+    for (event, status) in [("invoice.marked_uncollectible", "uncollectible"), ("invoice.voided", "void")] {
+        // What Stripe does by itself: all retries failed, mark the subscription unpaid and the invoice uncollectible.
+        let history = [
+            (UPDATED, 1, charged_by("past_due", "in_1")),
+            (FAILED, 0, invoice("in_1", "open", 1)),
+            (FAILED, 20 * DAY, invoice("in_1", "open", 4)),
+            (event, 21 * DAY, invoice("in_1", status, 4)),
+            (UPDATED, 21 * DAY, charged_by("unpaid", "in_1")),
+        ];
+        let closed = derived(&history);
+        assert_eq!(closed.unpaid_since, Some(at(0)), "{status}");
+        assert_eq!(access(&closed, &GracePolicy::DEFAULT, 60 * DAY), AccessLevel::Suspended);
+        let with = |more: &[(&'static str, i64, Value)]| history.iter().chain(more).cloned().collect::<Vec<_>>();
+        let back = (UPDATED, 70 * DAY, charged_by("active", "in_2"));
+        assert_eq!(derived(&with(std::slice::from_ref(&back))).unpaid_since, None, "{status}");
+        // The debt of long ago does not date the next one.
+        let again = [
+            back,
+            (UPDATED, 99 * DAY, charged_by("past_due", "in_3")),
+            (FAILED, 99 * DAY, {
+                let mut next = invoice("in_3", "open", 1);
+                next["created"] = seconds(99 * DAY).into();
+                next
+            }),
+        ];
+        assert_eq!(derived(&with(&again)).unpaid_since, Some(at(99 * DAY)), "{status}");
     }
+}
+
+#[test]
+fn an_unpaid_subscription_owes_even_if_only_the_next_draft_is_known() {
+    let draft = ("invoice.created", 40 * DAY, invoice("in_2", "draft", 0));
+    let unpaid = (UPDATED, 40 * DAY, charged_by("unpaid", "in_2"));
+    let unexplained = derived(&[unpaid.clone(), draft.clone()]);
+    assert_eq!(unexplained.unpaid_since, Some(at(40 * DAY)));
+    assert_eq!(unexplained.alerts.first(), Some(&Alert::UnexplainedDebt { subscription: "sub_1".parse().unwrap() }));
+    assert_eq!(unexplained.fetches.first().map(|fetch| fetch.id.as_str()), Some("sub_1"));
+    // The failure event was lost; that there were attempts says as much.
+    let attempted = derived(&[unpaid, draft, ("invoice.updated", 5 * DAY, invoice("in_1", "open", 3))]);
+    assert_eq!((attempted.unpaid_since, attempted.alerts.len()), (Some(at(0)), 0));
+}
+
+// W27
+#[test]
+fn who_pays_for_one_subscription_is_not_locked_out_by_the_debt_of_another() {
+    let mut debt = invoice("in_2", "open", 1);
+    debt["parent"]["subscription_details"]["subscription"] = "sub_2".into();
+    let with = |status| {
+        derived(&[
+            (UPDATED, 1, subscription("sub_1", status, "price_pro")),
+            (UPDATED, 2, subscription("sub_2", "past_due", "price_starter")),
+            (FAILED, 2, debt.clone()),
+        ])
+    };
+    let paid = with("active");
+    assert_eq!((plan(&paid).as_deref(), paid.unpaid_since), (Some("pro@2"), None));
+    assert!(matches!(paid.alerts.first(), Some(Alert::SeveralSubscriptions { .. })));
+    for status in ["trialing", "past_due", "unpaid"] {
+        assert_eq!(with(status).unpaid_since, Some(at(if status == "trialing" { 2 } else { 1 })), "{status}");
+    }
+    // Its own debt and a single sale's count.
+    for payer in [json!({"subscription_details": {"subscription": "sub_1"}}), Value::Null] {
+        let mut own = debt.clone();
+        own["parent"] = payer;
+        let owing = derived(&[(UPDATED, 1, subscription("sub_1", "active", "price_pro")), (FAILED, 2, own)]);
+        assert_eq!(owing.unpaid_since, Some(at(2)));
+    }
+}
+
+// D2
+#[test]
+fn no_update_moves_the_beginning_of_a_debt_whose_invoice_is_unseen() {
+    let update = |day: i64| {
+        let mut object = charged_by("past_due", "in_9");
+        object["items"]["data"][0]["quantity"] = day.into();
+        (UPDATED, day * DAY, object)
+    };
+    let updates: Vec<_> = (0..40).map(update).collect();
+    let behind = derived(&updates);
+    assert_eq!(behind.unpaid_since, Some(at(0)));
+    assert_eq!(access(&behind, &GracePolicy::DEFAULT, 40 * DAY), AccessLevel::Suspended);
+    // Paid in between, whenever that is heard of: a new debt with a beginning of its own.
+    let paid = (UPDATED, 20 * DAY + 1, charged_by("active", "in_9"));
+    let twice: Vec<_> = updates.iter().cloned().chain([paid]).collect();
+    assert_eq!(derived(&twice).unpaid_since, Some(at(21 * DAY)));
 }
 
 #[test]

@@ -6,6 +6,7 @@ use chrono::{DateTime, Utc};
 use saas_core::InvalidInput;
 use serde::{Deserialize, Serialize};
 
+use super::arrears::Arrears;
 use crate::object::ObjectId;
 
 /// Entries of each kind that are kept.
@@ -73,21 +74,24 @@ impl TryFrom<String> for Fact {
     }
 }
 
-/// The facts and the prices ever seen of one object.
+/// The facts and the prices ever seen of one object, and its present arrears.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct History {
     /// With the earliest instant at which each was reported.
     facts: BTreeMap<Fact, DateTime<Utc>>,
     /// With the latest instant at which each was charged by.
     prices: BTreeMap<ObjectId, DateTime<Utc>>,
+    #[serde(default)]
+    arrears: Arrears,
 }
 
 impl History {
-    pub(super) fn new(at: DateTime<Utc>, facts: Vec<Fact>, prices: Vec<ObjectId>) -> Self {
+    pub(super) fn new(at: DateTime<Utc>, facts: Vec<Fact>, prices: Vec<ObjectId>, arrears: Arrears) -> Self {
         let with = |price| (price, at);
         Self {
             facts: facts.into_iter().map(|fact| (fact, at)).collect(),
             prices: prices.into_iter().map(with).collect(),
+            arrears,
         }
     }
 
@@ -100,6 +104,7 @@ impl History {
         for (price, at) in other.prices {
             self.prices.entry(price).and_modify(|known| *known = at.max(*known)).or_insert(at);
         }
+        self.arrears = self.arrears.join(other.arrears);
         while self.facts.len() > MAX_ENTRIES {
             self.facts.pop_last();
         }
@@ -120,6 +125,18 @@ impl History {
     #[must_use]
     pub fn first_payment_failure(&self) -> Option<DateTime<Utc>> {
         self.facts().filter(|(fact, _)| matches!(fact, Fact::PaymentFailed(_))).map(|(_, at)| at).min()
+    }
+
+    /// When payments were first reported to be behind, of the reports since the last one that they were not.
+    #[must_use]
+    pub fn behind_since(&self) -> Option<DateTime<Utc>> {
+        self.arrears.since()
+    }
+
+    /// When payments were last reported not to be behind.
+    #[must_use]
+    pub const fn paid_at(&self) -> Option<DateTime<Utc>> {
+        self.arrears.paid_at()
     }
 
     /// The prices ever charged by, latest first.

@@ -12,6 +12,7 @@
 //! leads to it, that is the newest. If not, the answer is the highest rank, then the highest hash, *and* the object must be
 //! fetched; what is fetched supersedes all that was known when the fetch began, which ends the ambiguity.
 
+mod arrears;
 mod checkout;
 mod customer;
 mod hash;

@@ -36,6 +36,11 @@ pub trait StripeObject:
         Vec::new()
     }
 
+    /// Whether payments are behind; `None` where this value does not say.
+    fn is_behind(&self) -> Option<bool> {
+        None
+    }
+
     /// What is missing to trust this value alone.
     fn gap(&self) -> Option<&'static str> {
         None

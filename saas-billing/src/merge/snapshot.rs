@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use chrono::{DateTime, SubsecRound, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::{ContentHash, History, StripeObject};
+use super::{ContentHash, History, StripeObject, arrears::Arrears};
 
 /// How a snapshot came about.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,7 +70,9 @@ impl<T: StripeObject> Snapshot<T> {
     }
 
     pub(super) fn history(&self) -> History {
-        History::new(self.created, self.facts.clone(), self.value.prices())
+        let before = self.before.as_ref().and_then(StripeObject::is_behind);
+        let arrears = Arrears::of(self.created, self.value.is_behind(), before);
+        History::new(self.created, self.facts.clone(), self.value.prices(), arrears)
     }
 }
 

@@ -46,6 +46,18 @@ impl StripeObject for Subscription {
         self.items.iter().map(|item| item.price.id.clone()).collect()
     }
 
+    fn is_behind(&self) -> Option<bool> {
+        match self.status {
+            SubscriptionStatus::PastDue | SubscriptionStatus::Unpaid => Some(true),
+            SubscriptionStatus::Active | SubscriptionStatus::Trialing => Some(false),
+            SubscriptionStatus::Incomplete
+            | SubscriptionStatus::IncompleteExpired
+            | SubscriptionStatus::Canceled
+            | SubscriptionStatus::Paused
+            | SubscriptionStatus::Other(_) => None,
+        }
+    }
+
     fn gap(&self) -> Option<&'static str> {
         Self::gap(self)
     }

@@ -25,6 +25,7 @@ fn subscription(status: &str, field: i64) -> Subscription {
         pause: None,
         latest_invoice: None,
         created: Some(at(0)),
+        anchor: None,
     }
 }
 
@@ -185,6 +186,19 @@ fn the_first_failure_is_kept_whatever_arrives_first() {
     permute(vec![failed(1, 0), failed(2, 3), failed(3, 5)], &mut |order| {
         assert_eq!(merge(order).history().first_payment_failure(), Some(at(0)));
     });
+}
+
+#[test]
+fn more_reports_of_arrears_than_are_kept_still_join_in_any_order() {
+    let behind = (0..600).map(|second| change(subscription("past_due", 0), None, second));
+    let paid = change(subscription("active", 0), None, 450);
+    let reports: Vec<_> = behind.chain([paid]).collect();
+    let straight = merge(&reports);
+    assert_eq!(straight.history().behind_since(), Some(at(450)));
+    let back: Vec<_> = reports.iter().rev().cloned().collect();
+    assert_eq!(merge(&back), straight);
+    let (left, right) = reports.split_at(300);
+    assert_eq!(merge(right).join(merge(left)), straight);
 }
 
 #[test]

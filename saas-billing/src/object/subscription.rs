@@ -130,6 +130,9 @@ pub struct Subscription {
     pub latest_invoice: Option<ObjectId>,
     /// When it was made at Stripe.
     pub created: Option<DateTime<Utc>>,
+    /// What its periods count from.
+    #[serde(default)]
+    pub anchor: Option<DateTime<Utc>>,
 }
 
 #[derive(Deserialize)]
@@ -155,6 +158,7 @@ struct Wire<'a> {
     #[serde(borrow)]
     latest_invoice: Option<Reference<'a>>,
     created: Option<i64>,
+    billing_cycle_anchor: Option<i64>,
 }
 
 #[derive(Deserialize)]
@@ -249,6 +253,7 @@ impl Subscription {
             pause: wire.pause_collection.map(WirePause::read).transpose()?,
             latest_invoice: reference("subscription.latest_invoice", wire.latest_invoice)?,
             created: instant(wire.created),
+            anchor: instant(wire.billing_cycle_anchor),
         })
     }
 }

@@ -15,7 +15,7 @@ pub(crate) async fn free(
 ) -> Result<u64, CoreError> {
     let freed = sqlx::query(
         "update saas.billing_receipt
-         set state = 'pending', waits_for = null, reason = null, attempts = 0, due_at = $4, finished_at = null
+         set state = 'pending', waits_for = null, quarantined_by = null, reason = null, attempts = 0, due_at = $4, finished_at = null
          where account = $1 and livemode = $2 and waits_for = $3 and state in ('parked', 'quarantined')",
     )
     .bind(&scope.account)
@@ -59,7 +59,7 @@ pub(crate) async fn replay(
 ) -> Result<bool, CoreError> {
     let replayed = sqlx::query(
         "update saas.billing_receipt
-         set state = 'pending', waits_for = null, attempts = 0, due_at = $4, finished_at = null, lease = null
+         set state = 'pending', waits_for = null, quarantined_by = null, attempts = 0, due_at = $4, finished_at = null, lease = null
          where account = $1 and livemode = $2 and event_id = $3",
     )
     .bind(&scope.account)
@@ -80,7 +80,7 @@ pub(crate) async fn replay_dead(
 ) -> Result<u64, CoreError> {
     let replayed = sqlx::query(
         "update saas.billing_receipt
-         set state = 'pending', waits_for = null, attempts = 0, due_at = $3, finished_at = null, lease = null
+         set state = 'pending', waits_for = null, quarantined_by = null, attempts = 0, due_at = $3, finished_at = null, lease = null
          where account = $1 and livemode = $2 and state = 'dead'",
     )
     .bind(&scope.account)
@@ -95,7 +95,7 @@ pub(crate) async fn replay_dead(
 /// Event id, type, reason, what it waits for, attempts, when received.
 pub(crate) type Listed = (String, String, Option<String>, Option<String>, i32, DateTime<Utc>);
 
-/// The receipts of one state, newest first.
+/// The receipts of one state, newest first: those of the account and mode, and those that this endpoint quarantined.
 pub(crate) async fn list(
     connection: &mut PgConnection,
     scope: &Scope,
@@ -106,7 +106,7 @@ pub(crate) async fn list(
     sqlx::query_as(
         "select event_id, event_type, reason, waits_for, attempts, received_at
          from saas.billing_receipt
-         where account = $1 and livemode = $2 and state = $3
+         where (account = $1 and livemode = $2 or quarantined_by = $7) and state = $3
            and ($4::timestamptz is null or (received_at, event_id) < ($4, $5))
          order by received_at desc, event_id desc
          limit $6",
@@ -117,6 +117,7 @@ pub(crate) async fn list(
     .bind(after.map(|(at, _)| at))
     .bind(after.map(|(_, id)| id))
     .bind(limit)
+    .bind(scope.endpoint())
     .fetch_all(connection)
     .await
     .map_err(CoreError::from_database)
@@ -130,11 +131,12 @@ pub(crate) async fn count(
     sqlx::query_as(
         "select state, count(*), min(received_at)
          from saas.billing_receipt
-         where account = $1 and livemode = $2
+         where account = $1 and livemode = $2 or quarantined_by = $3
          group by state",
     )
     .bind(&scope.account)
     .bind(scope.livemode)
+    .bind(scope.endpoint())
     .fetch_all(connection)
     .await
     .map_err(CoreError::from_database)

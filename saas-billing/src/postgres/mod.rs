@@ -26,6 +26,11 @@ impl Scope {
         let account = config.account.as_ref().map(ToString::to_string).unwrap_or_default();
         Self { account, livemode: config.mode == Mode::Live }
     }
+
+    /// The endpoint in one word, as in `quarantined_by`.
+    pub(crate) fn endpoint(&self) -> String {
+        format!("{}/{}", self.account, if self.livemode { "live" } else { "test" })
+    }
 }
 
 /// Text that fits a column: no NUL, and not without end.

@@ -17,6 +17,8 @@ pub(crate) struct NewReceipt {
     pub(crate) body: Vec<u8>,
     pub(crate) state: State,
     pub(crate) reason: Option<String>,
+    /// The endpoint that quarantines it as another one's.
+    pub(crate) quarantined_by: Option<String>,
     pub(crate) received_at: DateTime<Utc>,
 }
 
@@ -84,11 +86,13 @@ pub(crate) async fn store(pool: &PgPool, new: &NewReceipt) -> Result<bool, CoreE
 pub(crate) async fn store_many(pool: &PgPool, new: &[&NewReceipt]) -> Result<Vec<Key>, CoreError> {
     sqlx::query_as(
         "insert into saas.billing_receipt
-            (account, livemode, event_id, event_type, created_at, api_version, body, state, reason, due_at, received_at)
-         select account, livemode, event_id, event_type, created_at, api_version, body, state, reason, at, at
+            (account, livemode, event_id, event_type, created_at, api_version, body, state, reason, quarantined_by, due_at,
+             received_at)
+         select account, livemode, event_id, event_type, created_at, api_version, body, state, reason, quarantined_by, at, at
          from unnest($1::text[], $2::boolean[], $3::text[], $4::text[], $5::timestamptz[], $6::text[], $7::bytea[],
-                     $8::text[], $9::text[], $10::timestamptz[])
-              as new (account, livemode, event_id, event_type, created_at, api_version, body, state, reason, at)
+                     $8::text[], $9::text[], $10::text[], $11::timestamptz[])
+              as new (account, livemode, event_id, event_type, created_at, api_version, body, state, reason,
+                      quarantined_by, at)
          order by account, livemode, event_id  -- two inserts that overlap take their keys in one order
          on conflict do nothing
          returning account, livemode, event_id",
@@ -102,6 +106,7 @@ pub(crate) async fn store_many(pool: &PgPool, new: &[&NewReceipt]) -> Result<Vec
     .bind(column(new, |receipt| receipt.body.as_slice()))
     .bind(column(new, |receipt| receipt.state.as_str()))
     .bind(column(new, |receipt| receipt.reason.as_deref()))
+    .bind(column(new, |receipt| receipt.quarantined_by.as_deref()))
     .bind(column(new, |receipt| receipt.received_at))
     .fetch_all(pool)
     .await
@@ -112,15 +117,43 @@ fn column<'a, T>(new: &[&'a NewReceipt], field: impl Fn(&'a NewReceipt) -> T) ->
     new.iter().map(|receipt| field(receipt)).collect()
 }
 
+/// Lets in a receipt that another endpoint has quarantined, with the body that its own endpoint received: endpoints may be
+/// pinned to different API versions. `false` when none waits for that.
+pub(crate) async fn admit(
+    pool: &PgPool,
+    (scope, event_id): (&Scope, &str),
+    body: &[u8],
+    state: State,
+    reason: Option<&str>,
+    now: DateTime<Utc>,
+) -> Result<bool, CoreError> {
+    let admitted = sqlx::query(
+        "update saas.billing_receipt
+         set state = $5, reason = $6, body = $4, quarantined_by = null, attempts = 0, due_at = $7, received_at = $7
+         where account = $1 and livemode = $2 and event_id = $3
+           and state = 'quarantined' and quarantined_by is not null",
+    )
+    .bind(&scope.account)
+    .bind(scope.livemode)
+    .bind(event_id)
+    .bind(body)
+    .bind(state.as_str())
+    .bind(reason)
+    .bind(now)
+    .execute(pool)
+    .await
+    .map_err(CoreError::from_database)?;
+    Ok(admitted.rows_affected() == 1)
+}
+
 /// A receipt in the hands of a worker.
 #[derive(Debug)]
 pub(crate) struct Claimed {
     pub(crate) event_id: String,
     pub(crate) body: Vec<u8>,
-    pub(crate) attempts: i32,
 }
 
-/// Takes up to `limit` due receipts until `until`, or until they are finished.
+/// Takes up to `limit` due receipts until `until`, or until they are finished. Being taken is no try yet.
 pub(crate) async fn claim(
     connection: &mut PgConnection,
     scope: &Scope,
@@ -128,7 +161,7 @@ pub(crate) async fn claim(
     lease: LeaseToken,
     (now, until): (DateTime<Utc>, DateTime<Utc>),
 ) -> Result<Vec<Claimed>, CoreError> {
-    let rows: Vec<(String, Vec<u8>, i32)> = sqlx::query_as(
+    let rows: Vec<(String, Vec<u8>)> = sqlx::query_as(
         "with due as (
             select account, livemode, event_id
             from saas.billing_receipt
@@ -138,10 +171,10 @@ pub(crate) async fn claim(
             for update skip locked
          )
          update saas.billing_receipt as receipt
-         set attempts = receipt.attempts + 1, lease = $5, due_at = $6
+         set lease = $5, due_at = $6
          from due
          where receipt.account = due.account and receipt.livemode = due.livemode and receipt.event_id = due.event_id
-         returning receipt.event_id, receipt.body, receipt.attempts",
+         returning receipt.event_id, receipt.body",
     )
     .bind(&scope.account)
     .bind(scope.livemode)
@@ -152,7 +185,32 @@ pub(crate) async fn claim(
     .fetch_all(connection)
     .await
     .map_err(CoreError::from_database)?;
-    Ok(rows.into_iter().map(|(event_id, body, attempts)| Claimed { event_id, body, attempts }).collect())
+    Ok(rows.into_iter().map(|(event_id, body)| Claimed { event_id, body }).collect())
+}
+
+/// Counts a try of a receipt, durably before it is made, and holds the receipt until `until`. Returns how many there are
+/// with it; `None` when the lease has passed to another worker.
+pub(crate) async fn count_try(
+    pool: &PgPool,
+    scope: &Scope,
+    (event_id, lease): (&str, LeaseToken),
+    until: DateTime<Utc>,
+) -> Result<Option<u32>, CoreError> {
+    let attempts: Option<i32> = sqlx::query_scalar(
+        "update saas.billing_receipt
+         set attempts = attempts + 1, due_at = $5
+         where account = $1 and livemode = $2 and event_id = $3 and lease = $4 and state = 'pending'
+         returning attempts",
+    )
+    .bind(&scope.account)
+    .bind(scope.livemode)
+    .bind(event_id)
+    .bind(lease.as_uuid())
+    .bind(until)
+    .fetch_optional(pool)
+    .await
+    .map_err(CoreError::from_database)?;
+    Ok(attempts.map(|attempts| u32::try_from(attempts).unwrap_or(u32::MAX)))
 }
 
 /// How a receipt ends, for now.
@@ -192,17 +250,18 @@ pub(crate) async fn finish(
     Ok(finished.rows_affected() == 1)
 }
 
-/// Gives a receipt back, to be tried again at `due_at`.
+/// Gives a receipt back with this many tries counted, to be tried again at `due_at`.
 pub(crate) async fn release(
     connection: &mut PgConnection,
     scope: &Scope,
     (event_id, lease): (&str, LeaseToken),
+    attempts: u32,
     reason: &str,
     due_at: DateTime<Utc>,
 ) -> Result<bool, CoreError> {
     let released = sqlx::query(
         "update saas.billing_receipt
-         set reason = $5, due_at = $6, lease = null
+         set attempts = $7, reason = $5, due_at = $6, lease = null
          where account = $1 and livemode = $2 and event_id = $3 and lease = $4 and state = 'pending'",
     )
     .bind(&scope.account)
@@ -211,6 +270,7 @@ pub(crate) async fn release(
     .bind(lease.as_uuid())
     .bind(storable(reason))
     .bind(due_at)
+    .bind(i32::try_from(attempts).unwrap_or(i32::MAX))
     .execute(connection)
     .await
     .map_err(CoreError::from_database)?;

@@ -25,6 +25,29 @@ pub(crate) async fn find(
     derived.map(|derived| serde_json::from_value(derived).map_err(|_| CORRUPT)).transpose()
 }
 
+/// The tenants about which something is stored, in one order.
+pub(crate) async fn tenants(
+    connection: &mut PgConnection,
+    livemode: bool,
+    after: Option<TenantId>,
+    limit: i64,
+) -> Result<Vec<TenantId>, CoreError> {
+    let tenants: Vec<uuid::Uuid> = sqlx::query_scalar(
+        "select tenant_id
+         from saas.billing_state
+         where livemode = $1 and ($2::uuid is null or tenant_id > $2)
+         order by tenant_id
+         limit $3",
+    )
+    .bind(livemode)
+    .bind(after.map(TenantId::as_uuid))
+    .bind(limit)
+    .fetch_all(connection)
+    .await
+    .map_err(CoreError::from_database)?;
+    Ok(tenants.into_iter().map(TenantId::from_uuid).collect())
+}
+
 /// Stores what was derived.
 pub(crate) async fn store(
     connection: &mut PgConnection,

@@ -5,15 +5,15 @@ use std::sync::Arc;
 use chrono::TimeDelta;
 use futures_util::future::join_all;
 use saas_billing::{
-    BillingError, ObjectId, Stuck,
+    BillingConfig, BillingError, Mode, ObjectId, SigningSecrets, Stuck,
     derive::Alert,
     object::Interval,
     testing::{Chaos, CheckoutRequest, Delivery},
 };
-use saas_core::{ErrorKind, PageSize, Topic};
+use saas_core::{ErrorKind, PageSize, PlanCatalog, TenantContext, Topic};
 use serde_json::Value;
 
-use crate::shop::{OPERATOR, Shop, id};
+use crate::shop::{CATALOG, OPERATOR, Shop, id, service};
 
 async fn stuck(shop: &Shop, stuck: Stuck) -> Vec<saas_billing::Receipt> {
     shop.billing.list_stuck(&OPERATOR, stuck, None, PageSize::default()).await.unwrap().items
@@ -163,6 +163,79 @@ async fn shop_events(shop: &Shop) -> u64 {
     u64::try_from(shop.scalar("select count(*) from saas.billing_receipt").await).unwrap()
 }
 
+/// Waits until a worker waits for a lock.
+async fn blocked(shop: &Shop) {
+    let waiting = "select count(*) from pg_stat_activity where usename = 'saas_system' and wait_event_type = 'Lock'
+                   and datname = current_database()";
+    while shop.scalar(waiting).await == 0 {
+        tokio::task::yield_now().await;
+    }
+}
+
+// W23
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_dies_does_not_spend_the_tries_of_what_it_never_touched() {
+    let shop = Arc::new(Shop::open_with(|stripe| stripe, |config| config.with_attempts(3)).await);
+    let (_, _) = shop.buyer("acme").await;
+    let deliveries = shop.stripe.deliveries();
+    for delivery in &deliveries {
+        let _ = shop.receive(delivery).await;
+    }
+    let mut blocker = shop.database.owner().await;
+    for _ in 0..8 {
+        sqlx::raw_sql("begin; lock table saas.billing_directory in access exclusive mode")
+            .execute(&mut blocker)
+            .await
+            .unwrap();
+        let billing = shop.billing.clone();
+        let worker = tokio::spawn(async move { billing.apply_pending(50).await });
+        blocked(&shop).await;
+        worker.abort();
+        assert!(worker.await.unwrap_err().is_cancelled());
+        sqlx::raw_sql("rollback").execute(&mut blocker).await.unwrap();
+        shop.database.clock().advance(TimeDelta::seconds(61));
+    }
+    shop.apply().await;
+    let health = shop.billing.inbox_health(&OPERATOR).await.unwrap();
+    assert!(health.dead <= 2, "only what a worker died of is given up, after three tries each: {health:?}");
+    assert_eq!(health.pending, 0);
+    shop.billing.replay_all(&OPERATOR).await.unwrap();
+    shop.apply().await;
+    assert_eq!(shop.billing.inbox_health(&OPERATOR).await.unwrap().dead, 0);
+}
+
+// W23
+#[tokio::test]
+async fn a_locked_tenant_holds_up_nobody_else_and_spends_no_tries() {
+    let shop = Shop::open_with(|stripe| stripe, |config| config.with_attempts(1)).await;
+    let (locked, purchase) = shop.buyer("locked").await;
+    shop.deliver_all().await;
+    for seats in 2..22 {
+        shop.database.clock().advance(TimeDelta::seconds(2));
+        shop.stripe.update_quantity(&purchase.subscription, seats);
+    }
+    let (free, _) = shop.buyer("free").await;
+    for delivery in shop.stripe.deliveries() {
+        shop.database.clock().advance(TimeDelta::milliseconds(10));
+        let _ = shop.receive(&delivery).await;
+    }
+    let mut blocker = shop.database.owner().await;
+    sqlx::raw_sql("begin").execute(&mut blocker).await.unwrap();
+    let hold = sqlx::query("update saas.tenant set name = name where id = $1").bind(locked.tenant().as_uuid());
+    hold.execute(&mut blocker).await.unwrap();
+    let begun = std::time::Instant::now();
+    let step = shop.billing.apply_pending(100).await.unwrap();
+    assert_eq!(step.retried, 20, "{step:?}");
+    assert!(begun.elapsed() < std::time::Duration::from_secs(5), "one wait, not one for each of its receipts");
+    shop.database.clock().advance(TimeDelta::seconds(1));
+    assert_eq!(shop.apply().await.retried, 0, "what was put off is not taken before its time");
+    assert_eq!(shop.billing.derived(&free).await.unwrap().seats, Some(1));
+    sqlx::raw_sql("rollback").execute(&mut blocker).await.unwrap();
+    shop.database.clock().advance(TimeDelta::seconds(5));
+    assert_eq!(shop.apply().await.applied, 20, "a single try is allowed, and none was spent");
+    assert_eq!(shop.billing.derived(&locked).await.unwrap().seats, Some(21));
+}
+
 // W24
 #[tokio::test]
 async fn replaying_a_finished_history_changes_nothing() {
@@ -301,4 +374,44 @@ async fn whole_lives_converge_under_shuffling_duplication_and_delay() {
     assert_eq!(ends[0].0["status"], "active");
     assert_eq!(ends[0].0["ends_at"], Value::Null);
     assert!(ends.iter().all(|end| *end == ends[0]), "{ends:#?}");
+}
+
+// W29
+#[tokio::test]
+async fn a_price_that_is_added_to_the_catalogue_takes_effect() {
+    let shop = Shop::open().await;
+    shop.stripe.create_price("price_new", 900, "eur", &Interval::Month);
+    let (ctx, _) = shop.buyer_of("acme", CheckoutRequest::new("price_new")).await;
+    let (other, _) = shop.buyer_of("other", CheckoutRequest::new("price_new")).await;
+    let deliveries = shop.stripe.deliveries();
+    shop.deliver(&deliveries).await;
+    let plan = async |ctx| shop.billing.derived(ctx).await.unwrap().plan.map(|plan| plan.to_string());
+    assert_eq!(plan(&ctx).await, None, "nobody knows the price yet");
+    let catalog = CATALOG.replace("[\"price_pro\"]", "[\"price_pro\", \"price_new\"]");
+    let secrets = SigningSecrets::new(vec![shop.stripe.secret()]).unwrap();
+    let config = BillingConfig::new(PlanCatalog::from_toml(&catalog).unwrap(), secrets, Mode::Test);
+    let knowing = service(&shop.database, config);
+    let revisions = "select sum(revision)::bigint from saas.tenant";
+    let before = shop.scalar(revisions).await;
+    assert!(knowing.rederive(&ctx).await.unwrap());
+    assert!(!knowing.rederive(&ctx).await.unwrap(), "once");
+    assert_eq!((plan(&ctx).await.as_deref(), plan(&other).await), (Some("pro@1"), None));
+    assert_eq!(shop.scalar(revisions).await, before + 1);
+    // An event that says nothing new has the same effect.
+    let event = deliveries.iter().rfind(|delivery| delivery.event_type.starts_with("customer.subscription")).unwrap();
+    knowing.replay(&OPERATOR, &id(&event.event)).await.unwrap();
+    assert_eq!(knowing.apply_pending(50).await.unwrap().applied, 1);
+    assert_eq!(plan(&other).await.as_deref(), Some("pro@1"));
+    // And all at once, page by page.
+    let (mut cursor, mut seen, mut changed) = (None, 0, 0);
+    loop {
+        let page = shop.billing.rederive_all(&OPERATOR, cursor, PageSize::new(1).unwrap()).await.unwrap();
+        (seen, changed, cursor) = (seen + page.tenants, changed + page.changed, page.next);
+        if cursor.is_none() {
+            break;
+        }
+    }
+    assert_eq!((seen, changed), (2, 2), "the old catalogue again");
+    assert_eq!((plan(&ctx).await, plan(&other).await), (None, None));
+    assert_eq!(shop.scalar("select count(*) from saas.audit where action = 'billing.rederived'").await, 3);
 }

@@ -1,10 +1,13 @@
 //! Receiving: stored before anything else, once, whatever is in it.
 
 use futures_util::future::join_all;
-use saas_billing::{Accepted, BillingError, Stuck, WebhookProcessor, testing::PayloadShape};
-use saas_core::{ErrorKind, PageSize};
+use saas_billing::{
+    Accepted, Billing, BillingConfig, BillingError, Mode, SigningSecrets, Stuck, WebhookProcessor,
+    testing::PayloadShape,
+};
+use saas_core::{ErrorKind, PageSize, PlanCatalog};
 
-use crate::shop::{OPERATOR, Shop, id};
+use crate::shop::{CATALOG, OPERATOR, Shop, id, service};
 
 const RECEIPTS: &str = "select count(*) from saas.billing_receipt";
 
@@ -245,4 +248,36 @@ async fn a_receipt_that_the_database_refuses_fails_alone() {
     assert_eq!((count(Accepted::Stored), count(Accepted::Duplicate)), (100, 99));
     assert_eq!(answers[100].as_ref().unwrap_err().code(), "statement");
     assert_eq!(shop.scalar(RECEIPTS).await, 100);
+}
+
+// W18
+#[tokio::test]
+async fn what_the_wrong_endpoint_saw_first_is_applied_when_the_right_one_receives_it() {
+    let shop = Shop::open().await;
+    let secrets = SigningSecrets::new(vec![shop.stripe.secret()]).unwrap();
+    let catalog = PlanCatalog::from_toml(CATALOG).unwrap();
+    let live = service(&shop.database, BillingConfig::new(catalog, secrets, Mode::Live));
+    let (ctx, _) = shop.buyer("acme").await;
+    let deliveries = shop.stripe.deliveries();
+    for delivery in &deliveries {
+        let seen = live.process(&delivery.body, &delivery.signature).await.unwrap();
+        assert_eq!(seen, Accepted::Quarantined);
+    }
+    let quarantined = async |billing: &Billing| {
+        let page = PageSize::default();
+        let listed = billing.list_stuck(&OPERATOR, Stuck::Quarantined, None, page).await.unwrap();
+        (listed.items.len(), billing.inbox_health(&OPERATOR).await.unwrap().quarantined)
+    };
+    let all = deliveries.len();
+    assert_eq!(quarantined(&live).await, (all, all as u64), "whoever received it sees it");
+    assert_eq!(live.apply_pending(50).await.unwrap().total(), 0);
+    for delivery in &deliveries {
+        assert_eq!(shop.receive(delivery).await, Accepted::Stored);
+        assert_eq!(shop.receive(delivery).await, Accepted::Duplicate);
+        let again = live.process(&delivery.body, &delivery.signature).await.unwrap();
+        assert_eq!(again, Accepted::Duplicate, "the wrong one takes nothing back");
+    }
+    assert_eq!(shop.apply().await.applied, all);
+    assert!(shop.billing.derived(&ctx).await.unwrap().plan.is_some());
+    assert_eq!(quarantined(&live).await, (0, 0));
 }

@@ -143,12 +143,19 @@ fn read_features(root: &mut Section<'_, '_>, meters: &[Meter], faults: &mut Faul
     let mut features = Vec::new();
     for entry in limited(root.entries(faults, "features"), "features", faults) {
         let key = key::<FeatureKey>(&entry.path, entry.name, &entry.at, faults);
+        let entry_at = entry.at.clone();
         let Some(mut section) = Section::of(entry.path, entry.at, entry.value, faults) else { continue };
         let kind = read_kind(&mut section, meters, faults);
         let fail = [("open", FailPolicy::Open), ("closed", FailPolicy::Closed)];
         section.missing(faults, "fail", "decide what it answers in an outage: \"open\" or \"closed\"");
         let fail = section.choice(faults, "fail", &fail);
         let declared = read_min_access(&mut section, faults);
+        if let (Some(FeatureKind::Metered { meter }), Some(declared)) = (kind, declared)
+            && meters.get(meter.index()).is_some_and(|meter| declared < meter.min_access)
+        {
+            let why = "lets it work where its meter denies every use";
+            faults.add(entry_at, section.path_of("min_access"), why, "give both the same `min_access`");
+        }
         section.finish(faults);
         if let (Some(key), Some(kind), Some(fail), Ok(id)) = (key, kind, fail, u16::try_from(features.len())) {
             let min_access = declared.unwrap_or(match kind {

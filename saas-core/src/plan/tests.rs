@@ -236,3 +236,17 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_metered_feature_cannot_work_where_its_meter_denies_every_use() {
+    let text = |level: &str| {
+        format!(
+            "default_plan = 'p'\n[features.api]\nkind = 'metered'\nmeter = 'calls'\nfail = 'open'\n\
+             min_access = '{level}'\n[meters.calls]\naggregation = 'sum'\n[plans.p]\nrank = 0\n\
+             [[plans.p.versions]]\nversion = 1\n"
+        )
+    };
+    let error = PlanCatalog::from_toml(&text("restricted")).unwrap_err();
+    assert_eq!(error.faults().iter().map(|fault| fault.what.as_str()).collect::<Vec<_>>(), ["features.api.min_access"]);
+    assert!(PlanCatalog::from_toml(&text("full")).is_ok());
+}

@@ -258,6 +258,17 @@ async fn a_definer_function_of_the_owner_sees_the_bound_tenant_only() {
     assert!(count(&mut tx, "select public.all_projects()").await <= 1);
 }
 
+// T41: what the fence is not. Injected SQL can name another tenant; SECURITY.md says so.
+#[tokio::test]
+async fn whoever_writes_the_statements_chooses_the_tenant() {
+    let fixture = Fixture::start().await;
+    let mut tx = fixture.begin(&fixture.a).await;
+    let injected = format!("select set_config('saas.tenant_id', '{}', true)", fixture.b.tenant());
+    tx.execute(AssertSqlSafe(injected)).await.unwrap();
+    let seen: Uuid = sqlx::query_scalar("select tenant_id from public.project").fetch_one(&mut *tx).await.unwrap();
+    assert_eq!(seen, fixture.b.tenant().as_uuid());
+}
+
 #[tokio::test]
 async fn the_system_role_sees_every_tenant_by_its_own_policy() {
     let fixture = Fixture::start().await;

@@ -120,14 +120,16 @@ async fn operators_list_tenants_in_pages_and_by_what_they_look_for() {
         fixture.db.create_tenant(&format!("more-{n}")).await;
     }
     let mut tx = SystemTx::begin(fixture.db.system(), Actor::system("test"), "list").await.unwrap();
-    sqlx::query("update saas.tenant_overview set plan = 'pro', near_limit = true where tenant_id = $1")
+    let now = fixture.db.clock().now();
+    sqlx::query("update saas.tenant_overview set plan = 'pro', near_limit_until = $2 where tenant_id = $1")
         .bind(fixture.b.tenant().as_uuid())
+        .bind(now + chrono::TimeDelta::days(1))
         .execute(&mut *tx)
         .await
         .unwrap();
     let (mut seen, mut after) = (Vec::new(), None);
     loop {
-        let page = overview::list(&mut tx, &Filter::default(), after, PageSize::new(2).unwrap()).await.unwrap();
+        let page = overview::list(&mut tx, &Filter::default(), after, PageSize::new(2).unwrap(), now).await.unwrap();
         seen.extend(page.items);
         after = page.next;
         if after.is_none() {
@@ -138,7 +140,12 @@ async fn operators_list_tenants_in_pages_and_by_what_they_look_for() {
     for filter in
         [Filter { plan: Some("pro".into()), ..Filter::default() }, Filter { near_limit: true, ..Filter::default() }]
     {
-        let page = overview::list(&mut tx, &filter, None, PageSize::default()).await.unwrap();
+        let page = overview::list(&mut tx, &filter, None, PageSize::default(), now).await.unwrap();
         assert_eq!(page.items.iter().map(|row| row.tenant).collect::<Vec<_>>(), [fixture.b.tenant()]);
+        assert!(page.items[0].near_limit);
     }
+    let near = Filter { near_limit: true, ..Filter::default() };
+    let later = now + chrono::TimeDelta::days(1);
+    let page = overview::list(&mut tx, &near, None, PageSize::default(), later).await.unwrap();
+    assert!(page.items.is_empty(), "the warning went with its window, though nothing was written");
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use saas_core::{
-    Actor, CoreError, ErrorKind, SystemTx, TenantContext, TenantPool, TenantTx,
+    Actor, CoreError, ErrorKind, SystemPool, SystemTx, TenantContext, TenantPool, TenantTx,
     db::pool_options,
     testing::{Cut, Proxy, TestDatabase},
 };
@@ -285,9 +285,17 @@ async fn a_savepoint_that_was_dropped_half_way_fails_the_commit_and_nothing_runs
     let fixture = Fixture::start().await;
     let tenant = fixture.a.tenant().as_uuid();
     let insert = "insert into public.project (tenant_id, name) values ($1, $2)";
-    let mut tx = SystemTx::begin(fixture.db.system(), Actor::system("test"), "insert").await.unwrap();
+    let proxy = proxy_of(&fixture.db);
+    let login: PgConnectOptions = fixture.db.url("saas_system").parse().unwrap();
+    let pool = pool_options().max_connections(1);
+    let pool = pool.connect_with(login.host("127.0.0.1").port(proxy.address().port())).await.unwrap();
+    let system = SystemPool::open(pool, &[&saas_core::SCHEMA]).await.unwrap();
+    let mut tx = SystemTx::begin(&system, Actor::system("test"), "insert").await.unwrap();
     sqlx::query(insert).bind(tenant).bind("before").execute(&mut *tx).await.unwrap();
+    // Without an answer it cannot end within one poll.
+    proxy.stop_answering();
     assert!(crate::cancel::cancel_after(1, Connection::begin(&mut *tx)).await.is_none());
+    proxy.resume_answering();
     // The driver has ended the transaction. Outside one, the system sees and writes nothing.
     let after = sqlx::query(insert).bind(tenant).bind("after").execute(&mut *tx).await;
     assert_eq!(crate::adopter::code(after), "42501");

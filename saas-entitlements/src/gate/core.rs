@@ -96,6 +96,18 @@ impl Core {
         self.lock().hear(&self.table, tenant, revision, self.clock.now());
     }
 
+    /// Has the tenant read again before its next answer if what is held is not newer than `revision`. What is held stays
+    /// as last known state.
+    #[cfg(feature = "postgres")]
+    pub(crate) fn reread(&self, tenant: TenantId, revision: Revision) {
+        let mut shelf = self.lock();
+        let Some(slot) = self.table.find(tenant) else { return };
+        let Some(held) = self.table.held(slot).filter(|held| held.facts.revision <= revision) else { return };
+        let life = crate::snapshot::ShelfLife { fresh_until: held.life.read_at, ..held.life };
+        self.table.amend(&mut shelf.pen, slot, Arc::new(Snapshot { life, ..(*held).clone() }));
+        self.table.expire(&mut shelf.pen, slot);
+    }
+
     /// Distrusts everything that is held or being loaded. It stays as last known state.
     pub(crate) fn flush(&self) {
         count(&self.counters.flushes);
@@ -159,7 +171,10 @@ impl Core {
             return (Some(held), refresh);
         }
         // A load has failed since it was read. Nobody waits for the next try: a source that hangs would hold up everyone.
-        let failing = held.life.read_at < held.life.retry_at && held.life.read_at <= now;
+        // What was heard since deserves a try of its own: that failure says nothing about it.
+        let failing = held.life.read_at < held.life.retry_at
+            && held.life.read_at <= now
+            && !shelf.has_news_since(tenant, held.life.failed);
         if failing && self.serves_as_last_known(&held, now) {
             count(&self.counters.last_known_answers);
             let retry = self.refresh(shelf, &held, now);

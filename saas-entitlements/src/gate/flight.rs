@@ -50,12 +50,15 @@ impl Core {
         Some(Launch { flight: Landing { core: Arc::clone(self), tenant, id }, sender, landed, runtime })
     }
 
-    /// Reads until what was read is not older than what was heard.
+    /// Reads until what was read is not older than what was heard, or the source has said often enough that there is
+    /// nothing newer.
     async fn load(&self, tenant: TenantId, id: u64) -> Result<Arc<Snapshot>, EntitlementsError> {
         let closed = |_| EntitlementsError::Unavailable { cause: None };
-        let _permit = self.permits.acquire().await.map_err(closed)?;
         let mut pause = FIRST_PAUSE_MS;
+        let mut overtaken = 0;
         loop {
+            // For each read anew: whoever waits for a change to show must not keep other tenants from being read.
+            let permit = self.permits.acquire().await.map_err(closed)?;
             let began = self.begin(tenant);
             count(&self.counters.loads);
             let state = self.source.load(tenant, began.read_at).await?;
@@ -70,10 +73,12 @@ impl Core {
                 }
                 Origin::Loaded | Origin::LastKnown { .. } | Origin::FailPolicy => began,
             };
-            if let Some(accepted) = self.land(Arc::new(snapshot), id) {
+            drop(permit);
+            if let Some(accepted) = self.land(Arc::new(snapshot), id, overtaken) {
                 return Ok(accepted);
             }
             count(&self.counters.outdated_loads);
+            overtaken += 1;
             tokio::time::sleep(std::time::Duration::from_millis(pause)).await;
             pause = (pause * 2).min(LAST_PAUSE_MS);
         }
@@ -88,15 +93,24 @@ impl Core {
         let spread = (tenant.as_uuid().as_u128() % 1_000) as i32;
         let fresh_until = now + ttl - ttl / 10_000 * spread;
         let refresh_from = fresh_until - ttl / 5;
-        ShelfLife { epoch: shelf.epoch, news: shelf.news, read_at: now, refresh_from, fresh_until, retry_at: now }
+        let (epoch, news) = (shelf.epoch, shelf.news);
+        ShelfLife { epoch, news, read_at: now, refresh_from, fresh_until, retry_at: now, failed: (0, 0) }
     }
 
-    /// Publishes a load and ends its flight, unless something newer was heard meanwhile.
-    fn land(&self, snapshot: Arc<Snapshot>, id: u64) -> Option<Arc<Snapshot>> {
+    /// Publishes a load and ends its flight, unless something newer was heard. `overtaken`: how many reads of this load
+    /// were thrown away before.
+    fn land(&self, snapshot: Arc<Snapshot>, id: u64, overtaken: u32) -> Option<Arc<Snapshot>> {
         let mut shelf = self.lock();
         let held = self.table.find(snapshot.tenant).and_then(|slot| self.table.held(slot));
-        if !shelf.accepts(&snapshot, held.as_deref()) {
+        if !shelf.accepts(&snapshot, held.as_deref(), overtaken) {
             return None;
+        }
+        if shelf.correct_floor(&snapshot) {
+            count(&self.counters.unfounded_announcements);
+            tracing::warn!(
+                target: "saas.entitlements.gate.load", tenant = %snapshot.tenant, revision = %snapshot.facts.revision,
+                "a revision was announced that the source does not have"
+            );
         }
         if shelf.publish(&self.table, Arc::clone(&snapshot)) {
             count(&self.counters.evictions);
@@ -112,7 +126,7 @@ impl Core {
         let Some(slot) = self.table.find(tenant) else { return };
         let Some(held) = self.table.held(slot) else { return };
         let retry_at = self.clock.now() + self.options.retry_after;
-        let life = ShelfLife { retry_at, ..held.life };
+        let life = ShelfLife { retry_at, failed: (shelf.epoch, shelf.news), ..held.life };
         self.table.amend(&mut shelf.pen, slot, Arc::new(Snapshot { life, ..(*held).clone() }));
     }
 }

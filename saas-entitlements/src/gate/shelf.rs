@@ -14,6 +14,10 @@ use tokio::sync::watch;
 use super::table::{NO_TIME, Pen, Table};
 use crate::snapshot::{Origin, Snapshot};
 
+/// Reads that show less than was announced before the source is believed instead: with the pauses between them, 63
+/// milliseconds for a change to become visible.
+const PATIENCE: u32 = 6;
+
 /// How a load ended, for everyone who waits for it: a snapshot, or nothing.
 pub(super) type Landed = Option<Result<Arc<Snapshot>, LoadFailed>>;
 
@@ -28,11 +32,14 @@ pub(super) struct Flight {
     pub(super) landed: watch::Receiver<Landed>,
 }
 
-/// The highest revision heard of for a tenant, and when: by the clock, and in the order of the news.
+/// What was heard about a tenant.
 #[derive(Debug, Clone, Copy)]
 struct Floor {
+    /// The highest revision that was announced and has not been found not to exist.
     revision: Revision,
     heard_at: DateTime<Utc>,
+    /// The last announcement that could be of a state that is not held. Repeats are none, so that nobody can keep reads
+    /// from being accepted by repeating one number.
     news: u64,
 }
 
@@ -68,7 +75,8 @@ impl Shelf {
         }
     }
 
-    /// Takes note that `revision` is committed: nothing older is accepted any more, whether or not the tenant is held.
+    /// Takes note that `revision` is committed: nothing older is accepted any more, whether or not the tenant is held,
+    /// unless the source has no such revision.
     pub(super) fn hear(&mut self, table: &Table, tenant: TenantId, revision: Revision, now: DateTime<Utc>) {
         if self.floors.len() >= self.max_floors && !self.floors.contains_key(&tenant) {
             self.forget_floors(now);
@@ -79,24 +87,42 @@ impl Shelf {
             }
         }
         self.news += 1;
+        let slot = table.find(tenant);
+        let held = slot.and_then(|slot| table.held(slot)).map(|held| held.facts.revision);
         let floor = self.floors.entry(tenant).or_insert(Floor { revision, heard_at: now, news: self.news });
-        if revision >= floor.revision {
+        if revision > floor.revision {
             *floor = Floor { revision, heard_at: now, news: self.news };
+        } else if revision < floor.revision && held.is_none_or(|held| held < revision) {
+            // Below a number that may turn out not to exist, this one can be the truth.
+            *floor = Floor { heard_at: now, news: self.news, ..*floor };
         }
-        if let Some(slot) = table.find(tenant)
-            && table.held(slot).is_some_and(|held| held.facts.revision < revision)
-        {
+        if let Some(slot) = slot.filter(|_| held.is_some_and(|held| held < revision)) {
             table.expire(&mut self.pen, slot);
         }
     }
 
-    /// Whether a snapshot that was just loaded may be shown in the place of the one that is held.
-    pub(super) fn accepts(&self, loaded: &Snapshot, held: Option<&Snapshot>) -> bool {
+    /// Whether a snapshot that was just loaded, after `overtaken` reads that were not accepted, may be shown in the place
+    /// of the one that is held.
+    ///
+    /// Anybody with a session can announce any number, and a transaction that announced one may roll back. So a number
+    /// delays an answer and never denies it: a read that began after the last announcement has the last word.
+    pub(super) fn accepts(&self, loaded: &Snapshot, held: Option<&Snapshot>, overtaken: u32) -> bool {
         let regresses = |held: &Snapshot| {
             let soon = loaded.life.read_at - held.life.read_at < self.floor_life;
             loaded.facts.revision < held.facts.revision && soon && loaded.origin == Origin::Loaded
         };
-        loaded.life.epoch == self.epoch && self.reaches_floor(loaded) && !held.is_some_and(regresses)
+        let reaches = self.reaches_floor(loaded) || overtaken >= PATIENCE && self.began_after_news(loaded);
+        loaded.life.epoch == self.epoch && reaches && !held.is_some_and(regresses)
+    }
+
+    /// Lowers the floor to an accepted snapshot below it: what was announced does not exist. Returns whether it was so.
+    pub(super) fn correct_floor(&mut self, accepted: &Snapshot) -> bool {
+        if self.reaches_floor(accepted) {
+            return false;
+        }
+        // Else the next true revision, being lower, would not be heard.
+        let floor = self.floors.get_mut(&accepted.tenant);
+        floor.map(|floor| floor.revision = accepted.facts.revision).is_some()
     }
 
     /// Whether a held snapshot may still be shown.
@@ -110,9 +136,20 @@ impl Shelf {
         let Some(floor) = self.floors.get(&snapshot.tenant) else { return true };
         match snapshot.origin {
             // No row, read after the announcement: the tenant was erased.
-            Origin::UnknownTenant => snapshot.life.news >= floor.news,
+            Origin::UnknownTenant => self.began_after_news(snapshot),
             Origin::Loaded | Origin::LastKnown { .. } | Origin::FailPolicy => snapshot.facts.revision >= floor.revision,
         }
+    }
+
+    /// Whether the read began after the last announcement about its tenant. A notification arrives once its commit is
+    /// visible, so such a read has seen whatever was announced.
+    fn began_after_news(&self, snapshot: &Snapshot) -> bool {
+        self.floors.get(&snapshot.tenant).is_none_or(|floor| snapshot.life.news >= floor.news)
+    }
+
+    /// Whether anything was heard about the tenant after a flush count and a count of announcements.
+    pub(super) fn has_news_since(&self, tenant: TenantId, (epoch, news): (u64, u64)) -> bool {
+        epoch != self.epoch || self.floors.get(&tenant).is_some_and(|floor| floor.news > news)
     }
 
     /// Makes every published answer end and every load under way start again. What is held stays as last known state.
@@ -141,13 +178,15 @@ pub(super) struct Coarse {
     leaps: u64,
     /// Longer than any published answer lives, in milliseconds.
     longest: u64,
+    /// The latest time that was shown, also while the clock is stopped.
+    last: u64,
     running: bool,
 }
 
 impl Coarse {
     pub(super) fn new(base: DateTime<Utc>, longest: TimeDelta) -> Self {
         let longest = u64::try_from(longest.num_milliseconds()).unwrap_or(0).saturating_add(2);
-        Self { base: before(base), leaps: 1, longest, running: false }
+        Self { base: before(base), leaps: 1, longest, last: 0, running: false }
     }
 
     /// An instant in ticks, rounded down.
@@ -158,22 +197,23 @@ impl Coarse {
     /// Moves the shown time to `now`. `false` when the clock went back.
     #[must_use]
     pub(super) fn show(&mut self, table: &Table, now: DateTime<Utc>) -> bool {
-        let shown = table.now.load(Ordering::Relaxed);
         let ticks = self.ticks(now);
-        if self.running && ticks < shown {
+        if ticks < self.last {
             return false;
         }
         self.running = true;
+        self.last = ticks;
         table.now.store(ticks, Ordering::Relaxed);
         true
     }
 
     /// Starts again from a clock that went back, with every deadline passed.
     pub(super) fn restart(&mut self, table: &Table, now: DateTime<Utc>) {
-        let shown = table.now.load(Ordering::Relaxed);
         self.base = before(now);
-        self.leaps = shown.saturating_add(self.longest);
-        table.now.store(self.ticks(now), Ordering::Relaxed);
+        self.leaps = self.last.saturating_add(self.longest);
+        self.running = true;
+        self.last = self.ticks(now);
+        table.now.store(self.last, Ordering::Relaxed);
     }
 
     pub(super) fn stop(&mut self, table: &Table) {
@@ -183,8 +223,9 @@ impl Coarse {
 
     fn leap(&mut self, table: &Table) {
         self.leaps = self.leaps.saturating_add(self.longest);
+        self.last = self.last.saturating_add(self.longest);
         if self.running {
-            table.now.fetch_add(self.longest, Ordering::Relaxed);
+            table.now.store(self.last, Ordering::Relaxed);
         }
     }
 }

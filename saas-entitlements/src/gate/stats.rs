@@ -44,6 +44,11 @@ counters! {
     unknown_features,
     /// Announcements heard.
     announcements,
+    /// Announced revisions that the source turned out not to have: forged, or of a transaction that was rolled back.
+    /// Alarm on a rise.
+    unfounded_announcements,
+    /// Messages on the revision channel that are no announcements, and were ignored. Alarm on a rise.
+    unreadable_announcements,
     /// Times everything was distrusted: a listener was cut off, or the clock went back.
     flushes,
     /// Tenants that gave way to others. A steady rise asks for more capacity.

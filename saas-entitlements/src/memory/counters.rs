@@ -7,7 +7,7 @@ use std::{
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
-use saas_core::{CoreError, IdempotencyKey, MeterKey, TenantContext, TenantId, plan::Window};
+use saas_core::{CoreError, IdempotencyKey, Limit, MeterKey, TenantContext, TenantId, plan::Window};
 
 use crate::{CounterStore, Draw, Drawn, EntitlementsError, Period};
 
@@ -24,7 +24,7 @@ struct Books {
 #[derive(Debug, Default)]
 struct Counter {
     used: u64,
-    announced: BTreeSet<u16>,
+    announced: BTreeSet<(u64, u16)>,
 }
 
 impl MemoryCounters {
@@ -57,8 +57,12 @@ impl CounterStore for MemoryCounters {
             return Ok(Drawn::Refused { used: before });
         };
         counter.used = after;
-        let crossed =
-            draw.crossed(before, after).into_iter().filter(|percent| counter.announced.insert(*percent)).collect();
+        let limit = match draw.limit {
+            Limit::Unlimited => u64::MAX,
+            Limit::Max(max) => max,
+        };
+        let first = |percent: &u16| counter.announced.insert((limit, *percent));
+        let crossed = draw.reached(after).into_iter().filter(first).collect();
         books.counted.insert(key, draw.amount);
         Ok(Drawn::Counted { before, after, crossed })
     }

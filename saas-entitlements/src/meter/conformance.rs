@@ -6,7 +6,7 @@
 use std::{any::Any, sync::Arc};
 
 use chrono::{DateTime, TimeDelta, Utc};
-use saas_core::{CoreError, IdempotencyKey, MeterKey, RequestContext, Revision, TenantContext, plan::Window};
+use saas_core::{CoreError, IdempotencyKey, Limit, MeterKey, RequestContext, Revision, TenantContext, plan::Window};
 
 use super::{CounterStore, Draw, Drawn, Threshold};
 use crate::{EntitlementsError, Period};
@@ -40,6 +40,7 @@ impl Fixture {
             window: Window::Day,
             period: day(0),
             cap,
+            limit: Limit::Max(cap),
             thresholds: [80, 100]
                 .map(|percent| Threshold { percent, units: (cap * u64::from(percent)).div_ceil(100) })
                 .into(),
@@ -193,16 +194,22 @@ pub async fn tenants_are_separate(fixture: Fixture) {
     assert_eq!(fixture.used(&fixture.tenants[1], day(0)).await, 10);
 }
 
-/// Lessons 46, 47: another limit neither starts the count again nor repeats a warning.
-pub async fn another_limit_keeps_the_count_and_the_warnings(fixture: Fixture) {
+/// Another limit does not start the count again, and each limit gives its warnings once, a lowered one at once.
+pub async fn another_limit_keeps_the_count_and_warns_for_itself(fixture: Fixture) {
     let crossed = |drawn: Drawn| match drawn {
         Drawn::Counted { crossed, .. } => crossed,
         other @ (Drawn::Refused { .. } | Drawn::AlreadyCounted | Drawn::Outdated { .. }) => panic!("{other:?}"),
     };
     assert_eq!(crossed(fixture.consume(&fixture.draw(9, "a", 10)).await.unwrap()), [80]);
     assert_eq!(crossed(fixture.consume(&fixture.draw(1, "b", 100)).await.unwrap()), [0; 0]);
-    assert_eq!(crossed(fixture.consume(&fixture.draw(5, "c", 15)).await.unwrap()), [100], "80 % was announced before");
-    assert_eq!(fixture.consume(&fixture.draw(1, "d", 5)).await.unwrap(), Drawn::Refused { used: 15 });
+    assert_eq!(crossed(fixture.consume(&fixture.draw(4, "c", 15)).await.unwrap()), [80], "14 of 15");
+    assert_eq!(crossed(fixture.consume(&fixture.draw(1, "d", 15)).await.unwrap()), [100], "80 % was announced before");
+    assert_eq!(
+        crossed(fixture.consume(&fixture.draw(1, "e", 18)).await.unwrap()),
+        [80],
+        "16 of 18, by the limit alone"
+    );
+    assert_eq!(fixture.consume(&fixture.draw(1, "f", 5)).await.unwrap(), Drawn::Refused { used: 16 });
 }
 
 /// Runs the conformance suite of [`CounterStore`] against an implementation.
@@ -217,7 +224,7 @@ macro_rules! counter_store_conformance {
             contention_never_exceeds_the_cap, one_step_over_two_thresholds_announces_both, replaying_a_key_moves_nothing,
             one_key_at_the_same_time_counts_once, a_key_with_another_amount_is_refused,
             a_draw_is_counted_whole_or_not_at_all, sums_do_not_overflow, windows_are_separate, tenants_are_separate,
-            another_limit_keeps_the_count_and_the_warnings,
+            another_limit_keeps_the_count_and_warns_for_itself,
         );
     };
     (@tests $name:ident, $fixture:expr; $($test:ident),+ $(,)?) => {

@@ -69,6 +69,7 @@ pub(super) fn decide(
         window: rule.window,
         period,
         cap,
+        limit: rule.limit,
         thresholds: thresholds(&rule),
         revision: snapshot.revision(),
     };

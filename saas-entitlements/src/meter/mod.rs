@@ -13,11 +13,11 @@ mod store;
 use std::{fmt, sync::Arc};
 
 use chrono::{DateTime, Utc};
-use saas_core::{IdempotencyKey, Limit, MeterKey, PlanVersionRef, TenantContext, TenantId, subscription::AccessLevel};
+use saas_core::{IdempotencyKey, Limit, MeterKey, PlanVersionRef, TenantContext, subscription::AccessLevel};
 use serde::Serialize;
 pub use store::{CounterStore, Draw, Drawn, Threshold};
 
-use self::decide::{Ruled, Verdict, conclude, decide, rule_at};
+use self::decide::{Verdict, conclude, decide, rule_at};
 use crate::{Entitlements, EntitlementsError, Period, Snapshot};
 
 /// How often a use is decided again because the tenant's revision moved in between.
@@ -34,7 +34,7 @@ pub enum Consumption {
         left: Limit,
         /// Units of this use beyond the limit; 0 unless the plan lets more through.
         over: u64,
-        /// Warning thresholds, in percent, that this use was the first in the window to cross.
+        /// Warning thresholds, in percent, that this use was the first in the window to reach under this limit.
         crossed: Vec<u16>,
     },
     /// It does not fit, and nothing was counted.
@@ -179,7 +179,11 @@ impl Meter {
                 Verdict::Denied(denied) => return Ok(denied),
             };
             let drawn = self.store.consume(ctx, &ruled.draw, now).await?;
-            if let Some(consumption) = self.conclude(ctx.tenant(), &snapshot, &ruled, drawn) {
+            if let Drawn::Outdated { revision } = drawn {
+                // The store's transaction was its own, so what it saw is committed.
+                self.entitlements.hear(ctx.tenant(), revision);
+            }
+            if let Some(consumption) = conclude(&snapshot, &ruled, drawn) {
                 return Ok(consumption);
             }
         }
@@ -196,13 +200,6 @@ impl Meter {
         let Some((rule, period)) = rule_at(&snapshot, meter, now)? else { return Ok(None) };
         let used = self.store.used(ctx, meter, rule.window, period).await?;
         Ok(Some(Usage { used, limit: rule.limit, period }))
-    }
-
-    fn conclude(&self, tenant: TenantId, snapshot: &Snapshot, ruled: &Ruled, drawn: Drawn) -> Option<Consumption> {
-        if let Drawn::Outdated { revision } = drawn {
-            self.entitlements.hear(tenant, revision);
-        }
-        conclude(snapshot, ruled, drawn)
     }
 }
 
@@ -239,10 +236,14 @@ impl Meter {
         };
         let drawn = crate::postgres::consume_in(tx, &ruled.draw, now).await?;
         let revision = match drawn {
-            Drawn::Outdated { revision } => revision,
+            Drawn::Outdated { revision } => {
+                // Not an announcement: the caller's own transaction may have raised it, and may roll back.
+                self.entitlements.core.reread(tx.tenant(), snapshot.revision());
+                revision
+            }
             Drawn::Counted { .. } | Drawn::Refused { .. } | Drawn::AlreadyCounted => saas_core::Revision::NONE,
         };
         let outdated = EntitlementsError::Outdated { revision };
-        self.conclude(tx.tenant(), snapshot, &ruled, drawn).ok_or(outdated)
+        conclude(snapshot, &ruled, drawn).ok_or(outdated)
     }
 }

@@ -4,7 +4,7 @@ use std::fmt;
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
-use saas_core::{IdempotencyKey, MeterKey, Revision, TenantContext, plan::Window};
+use saas_core::{IdempotencyKey, Limit, MeterKey, Revision, TenantContext, plan::Window};
 
 use crate::{EntitlementsError, Period};
 
@@ -25,7 +25,9 @@ pub struct Draw {
     /// The most that may be used in the window, this use included, up to `i64::MAX`. `i64::MAX` where nothing is
     /// refused.
     pub cap: u64,
-    /// What to announce once in the window, ascending.
+    /// The limit that the thresholds are percentages of; it may be beyond `cap`, or let more through.
+    pub limit: Limit,
+    /// What to announce once in the window for this limit, ascending.
     pub thresholds: Box<[Threshold]>,
     /// The tenant's revision at which cap and window were decided.
     pub revision: Revision,
@@ -50,7 +52,7 @@ pub enum Drawn {
         before: u64,
         /// Used in the window with it.
         after: u64,
-        /// Percentages whose first crossing in the window this was.
+        /// Percentages that are reached and were not announced before in this window for this limit.
         crossed: Vec<u16>,
     },
     /// It did not fit, and nothing was counted.
@@ -74,7 +76,8 @@ pub enum Drawn {
 /// - *Whole*: a draw is counted in full or not at all.
 /// - *Idempotent*: a repeated `key` of a meter moves nothing and is answered [`Drawn::AlreadyCounted`]; with another
 ///   amount it is [`KeyReused`](saas_core::CoreError::KeyReused). A key of a refused draw is free again.
-/// - *Announced once*: each threshold is in `crossed` of one draw per window, whatever runs at once.
+/// - *Announced once*: each threshold that is reached is in `crossed` of one draw per window and limit, whatever runs at
+///   once and however the limit changes in between.
 /// - *Current*: a store that knows revisions counts only at the draw's own.
 /// - *Fenced*: reads and writes only the context's tenant.
 #[async_trait]
@@ -98,10 +101,10 @@ pub trait CounterStore: fmt::Debug + Send + Sync + 'static {
 }
 
 impl Draw {
-    /// The percentages that usage reaches by going from `before` to `after`.
+    /// The percentages that a usage of `used` units has reached.
     #[must_use]
-    pub fn crossed(&self, before: u64, after: u64) -> Vec<u16> {
-        let reached = |threshold: &&Threshold| before < threshold.units && threshold.units <= after;
+    pub fn reached(&self, used: u64) -> Vec<u16> {
+        let reached = |threshold: &&Threshold| threshold.units <= used;
         self.thresholds.iter().filter(reached).map(|threshold| threshold.percent).collect()
     }
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use saas_core::{
-    CoreError, MeterKey, Revision, SessionBinding, TenantContext, TenantTx, Topic, UsageEventId, audit, outbox,
+    CoreError, Limit, MeterKey, Revision, SessionBinding, TenantContext, TenantTx, Topic, UsageEventId, audit, outbox,
     plan::Window,
 };
 use serde::{Deserialize, Serialize};
@@ -109,7 +109,10 @@ pub(crate) async fn consume_in(tx: &mut TenantTx, draw: &Draw, now: DateTime<Utc
         match (row.before, row.after) {
             (Some(before), Some(after)) => {
                 let (before, after) = (units(before)?, units(after)?);
-                let crossed = announce(tx, draw, before, after, now).await?;
+                let crossed = announce(tx, draw, &row.due, after, now).await?;
+                if row.relimited || !crossed.is_empty() {
+                    flag_near_limit(tx, now).await?;
+                }
                 return Ok(Drawn::Counted { before, after, crossed });
             }
             (Some(before), None) => {
@@ -142,21 +145,29 @@ struct Row {
     after: Option<i64>,
     /// The amount that the key was counted with before.
     prior: Option<i64>,
+    /// Whether the last use of the window was under another limit.
+    relimited: bool,
+    /// Thresholds that are reached and were not announced for this limit, in percent.
+    due: Vec<i32>,
 }
 
-impl From<(i64, Option<i64>, Option<i64>, Option<i64>)> for Row {
-    fn from((revision, before, after, prior): (i64, Option<i64>, Option<i64>, Option<i64>)) -> Self {
-        Self { revision, before, after, prior }
+type RowTuple = (i64, Option<i64>, Option<i64>, Option<i64>, bool, Vec<i32>);
+
+impl From<RowTuple> for Row {
+    fn from((revision, before, after, prior, relimited, due): RowTuple) -> Self {
+        Self { revision, before, after, prior, relimited, due }
     }
 }
 
 async fn try_consume(tx: &mut TenantTx, draw: &Draw, now: DateTime<Utc>) -> Result<Option<Row>, CoreError> {
     let (tenant, actor) = (tx.tenant(), tx.actor().to_string());
-    let row = sqlx::query_as::<_, (i64, Option<i64>, Option<i64>, Option<i64>)>(
+    let (percents, units): (Vec<i32>, Vec<i64>) =
+        draw.thresholds.iter().map(|threshold| (i32::from(threshold.percent), stored(threshold.units))).unzip();
+    let row = sqlx::query_as::<_, RowTuple>(
         "with tenant as (
              select revision from saas.tenant where id = $1
          ), counter as materialized (
-             select used
+             select used, limit_units
              from saas.usage_counter
              where tenant_id = $1 and meter = $2 and window_kind = $3 and window_start = $4
              for no key update
@@ -170,12 +181,23 @@ async fn try_consume(tx: &mut TenantTx, draw: &Draw, now: DateTime<Utc>) -> Resu
              returning amount
          ), moved as (
              update saas.usage_counter c
-             set used = c.used + event.amount
+             set used = c.used + event.amount, limit_units = $12
              from event
              where c.tenant_id = $1 and c.meter = $2 and c.window_kind = $3 and c.window_start = $4
              returning c.used
          )
-         select tenant.revision, counter.used as before, moved.used as after, prior.amount as prior
+         select tenant.revision, counter.used as before, moved.used as after, prior.amount as prior,
+                counter.limit_units is distinct from $12 as relimited,
+                array(
+                    select due.threshold
+                    from unnest($13::integer[], $14::bigint[]) as due (threshold, units)
+                    where due.units <= moved.used
+                      and not exists (
+                          select from saas.usage_crossing x
+                          where x.tenant_id = $1 and x.meter = $2 and x.window_kind = $3 and x.window_start = $4
+                            and x.limit_units = $12 and x.threshold = due.threshold
+                      )
+                ) as due
          from tenant
          left join counter on true
          left join moved on true
@@ -192,6 +214,9 @@ async fn try_consume(tx: &mut TenantTx, draw: &Draw, now: DateTime<Utc>) -> Resu
     .bind(now)
     .bind(stored(draw.cap))
     .bind(stored(draw.revision.get()))
+    .bind(limit_units(draw))
+    .bind(percents)
+    .bind(units)
     .fetch_optional(&mut **tx)
     .await
     .map_err(CoreError::from_database)?;
@@ -232,31 +257,29 @@ async fn open_window(tx: &mut TenantTx, draw: &Draw, now: DateTime<Utc>) -> Resu
 async fn announce(
     tx: &mut TenantTx,
     draw: &Draw,
-    before: u64,
+    due: &[i32],
     after: u64,
     now: DateTime<Utc>,
 ) -> Result<Vec<u16>, EntitlementsError> {
-    let crossed: Vec<i32> = draw.crossed(before, after).into_iter().map(i32::from).collect();
-    if crossed.is_empty() {
-        return Ok(Vec::new());
-    }
+    let Some(limit) = limit_units(draw).filter(|_| !due.is_empty()) else { return Ok(Vec::new()) };
     let tenant = tx.tenant();
     let first: Vec<i32> = sqlx::query_scalar(
         "insert into saas.usage_crossing
-             (tenant_id, meter, window_kind, window_start, threshold, window_end, units, at)
-         select $1, $2, $3, $4, threshold, $6, $7, $8
+             (tenant_id, meter, window_kind, window_start, limit_units, threshold, window_end, units, at)
+         select $1, $2, $3, $4, $9, threshold, $6, $7, $8
          from unnest($5::integer[]) as threshold
-         on conflict (tenant_id, meter, window_kind, window_start, threshold) do nothing
+         on conflict (tenant_id, meter, window_kind, window_start, limit_units, threshold) do nothing
          returning threshold",
     )
     .bind(tenant.as_uuid())
     .bind(draw.meter.as_str())
     .bind(draw.window.as_str())
     .bind(draw.period.start)
-    .bind(&crossed)
+    .bind(due)
     .bind(draw.period.end)
     .bind(stored(after))
     .bind(now)
+    .bind(limit)
     .fetch_all(&mut **tx)
     .await
     .map_err(CoreError::from_database)?;
@@ -279,26 +302,23 @@ async fn announce(
         outbox::enqueue_in(tx, tenant, job, now).await?;
         audit::record(tx, audit::Entry::new("usage.threshold_crossed", &draw.meter).with_detail(detail), now).await?;
     }
-    if !announced.is_empty() {
-        flag_near_limit(tx, now).await?;
-    }
     Ok(announced)
 }
 
-/// Keeps the operators' flag: whether any warning of a window that is still open was given.
+/// Keeps the operators' flag: until when a warning of an open window holds for the limit that was last counted against.
 async fn flag_near_limit(connection: &mut TenantTx, now: DateTime<Utc>) -> Result<(), CoreError> {
     let tenant = connection.tenant();
     let connection: &mut PgConnection = connection;
     sqlx::query(
         "update saas.tenant_overview o
-         set near_limit = near.it
+         set near_limit_until = near.until
          from (
-             select exists (
-                 select from saas.usage_crossing
-                 where tenant_id = $1 and (window_end is null or window_end > $2)
-             ) as it
+             select max(coalesce(x.window_end, 'infinity')) as until
+             from saas.usage_crossing x
+             join saas.usage_counter c using (tenant_id, meter, window_kind, window_start, limit_units)
+             where x.tenant_id = $1 and (x.window_end is null or x.window_end > $2)
          ) near
-         where o.tenant_id = $1 and o.near_limit <> near.it",
+         where o.tenant_id = $1 and o.near_limit_until is distinct from near.until",
     )
     .bind(tenant.as_uuid())
     .bind(now)
@@ -311,6 +331,14 @@ async fn flag_near_limit(connection: &mut TenantTx, now: DateTime<Utc>) -> Resul
 /// A count as the database stores it. Draws are at most `i64::MAX`; a store that is handed more counts nothing beyond.
 fn stored(units: u64) -> i64 {
     i64::try_from(units).unwrap_or(i64::MAX)
+}
+
+/// The limit that warnings belong to; `None` where there is none.
+fn limit_units(draw: &Draw) -> Option<i64> {
+    match draw.limit {
+        Limit::Unlimited => None,
+        Limit::Max(max) => Some(stored(max)),
+    }
 }
 
 fn units(stored: i64) -> Result<u64, CoreError> {

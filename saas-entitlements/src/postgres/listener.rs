@@ -1,16 +1,19 @@
 //! Hears of new revisions on PostgreSQL's notification channel.
 //!
-//! Notifications are not stored: whatever is sent while nobody listens is lost. So any error, any lost connection and any
-//! message that cannot be read distrusts everything that the gate holds, and a new connection listens first and then
-//! distrusts once more. Between the two nothing is missed; what was read in the gap is read again.
+//! Notifications are not stored: whatever is sent while nobody listens is lost. So any error and any lost connection
+//! distrusts everything that the gate holds, and a new connection listens first and then distrusts once more. Between the
+//! two nothing is missed; what was read in the gap is read again.
+//!
+//! Any session can send on the channel. A message that is no announcement is counted and ignored: were it a reason to
+//! distrust, one tenant could keep the answers of all others from being held.
 
 use std::time::Duration;
 
 use saas_core::revision::{CHANNEL, parse_notification};
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
-use tokio::task::JoinHandle;
+use tokio::{task::JoinHandle, time::Instant};
 
-use crate::Entitlements;
+use crate::{Entitlements, gate::count};
 
 /// The first and the longest pause before connecting again.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -19,6 +22,8 @@ const LAST_PAUSE: Duration = Duration::from_secs(5);
 const PING_EVERY: Duration = Duration::from_secs(15);
 /// How long connecting, listening or a ping may take.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+/// How often messages that are no announcements are logged at most.
+const WARN_EVERY: Duration = Duration::from_secs(60);
 
 /// Listens in a task until it is dropped.
 #[derive(Debug)]
@@ -84,11 +89,18 @@ async fn connect(options: &PgConnectOptions) -> Result<PgListener, sqlx::Error> 
 
 /// Passes announcements on until something is wrong, and says what.
 async fn hear(entitlements: &Entitlements, listener: &mut PgListener) -> &'static str {
+    let mut warned: Option<Instant> = None;
     loop {
         match tokio::time::timeout(PING_EVERY, listener.try_recv()).await {
             Ok(Ok(Some(notification))) => match parse_notification(notification.payload()) {
                 Ok((tenant, revision)) => entitlements.hear(tenant, revision),
-                Err(_) => return "a notification could not be read",
+                Err(_) => {
+                    count(&entitlements.core.counters.unreadable_announcements);
+                    if warned.is_none_or(|at| at.elapsed() >= WARN_EVERY) {
+                        warned = Some(Instant::now());
+                        tracing::warn!(target: "saas.entitlements.listener", "ignoring messages that are no announcements");
+                    }
+                }
             },
             Ok(Ok(None)) => return "the connection was lost",
             Ok(Err(_)) => return "the connection failed",

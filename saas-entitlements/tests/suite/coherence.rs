@@ -1,7 +1,7 @@
 //! No old answer comes back, whatever overtakes whatever.
 
 use crate::stage::{EXPORT, Stage, cancel_after};
-use saas_core::{FeatureKey, Revision, TenantId};
+use saas_core::{FeatureKey, Revision, TenantId, subscription::AccessLevel};
 use saas_entitlements::{GateOptions, Origin};
 
 // G1
@@ -65,6 +65,65 @@ async fn an_old_announcement_after_a_newer_one_changes_nothing() {
     assert!(stage.export(tenant).await);
     stage.gate.hear(tenant, Revision::new(1));
     assert_eq!(stage.gate.is_feature_enabled(tenant, &EXPORT).if_ready(), Some(true));
+}
+
+// Any session can announce any number.
+#[tokio::test]
+async fn a_number_that_the_source_does_not_have_delays_answers_and_denies_none() {
+    let stage = Stage::new();
+    let (held, cold) = (stage.tenant("pro"), stage.tenant("pro"));
+    assert!(stage.export(held).await);
+    for tenant in [held, cold] {
+        stage.gate.hear(tenant, Revision::new(u64::MAX));
+        assert!(stage.export(tenant).await);
+        assert_eq!(stage.gate.snapshot(tenant).await.origin(), Origin::Loaded);
+        assert_eq!(stage.gate.is_feature_enabled(tenant, &EXPORT).if_ready(), Some(true), "and it is kept");
+    }
+    let stats = stage.gate.stats();
+    assert_eq!((stats.load_failures, stats.unfounded_announcements), (0, 2));
+}
+
+#[tokio::test]
+async fn after_a_number_that_did_not_exist_the_next_true_one_is_heard() {
+    let stage = Stage::new();
+    let tenant = stage.tenant("pro");
+    stage.gate.hear(tenant, Revision::new(u64::MAX));
+    assert!(stage.export(tenant).await);
+    stage.gate.hear(tenant, stage.change(tenant, "free"));
+    assert!(!stage.export(tenant).await);
+}
+
+#[tokio::test]
+async fn a_true_number_below_one_that_does_not_exist_overtakes_the_reads_before_it() {
+    let stage = Stage::new();
+    let tenant = stage.tenant("pro");
+    stage.gate.hear(tenant, Revision::new(u64::MAX));
+    let asked = tokio::spawn({
+        let gate = stage.gate.clone();
+        async move { gate.is_feature_enabled(tenant, &EXPORT).await }
+    });
+    // Until the read that would be believed is on its way back with the old plan.
+    stage.source.wait_for_reads(6).await;
+    stage.source.hold();
+    stage.source.wait_for_reads(7).await;
+    stage.gate.hear(tenant, stage.change(tenant, "free"));
+    stage.source.release();
+    assert!(!asked.await.unwrap());
+}
+
+#[tokio::test(start_paused = true)]
+async fn tenants_that_wait_for_a_change_to_show_do_not_hold_up_others() {
+    let stage = Stage::with(GateOptions::default().with_concurrent_loads(1));
+    let (waiting, other) = (stage.tenant("pro"), stage.tenant("pro"));
+    stage.gate.hear(waiting, Revision::new(u64::MAX));
+    let asked = tokio::spawn({
+        let gate = stage.gate.clone();
+        async move { gate.is_feature_enabled(waiting, &EXPORT).await }
+    });
+    stage.source.wait_for_reads(1).await;
+    assert!(stage.export(other).await);
+    assert!(!asked.is_finished(), "it still waits, and gave its turn away meanwhile");
+    assert!(asked.await.unwrap());
 }
 
 // G3: the floor outlives what it guards.
@@ -189,7 +248,8 @@ async fn a_tenant_that_is_created_after_it_was_asked_for_is_known_with_its_annou
     let stage = Stage::new();
     let tenant = TenantId::mint(&stage.clock);
     assert!(!stage.export(tenant).await);
-    assert_eq!(stage.gate.snapshot(tenant).await.origin(), Origin::UnknownTenant);
+    let snapshot = stage.gate.snapshot(tenant).await;
+    assert_eq!((snapshot.origin(), snapshot.access()), (Origin::UnknownTenant, AccessLevel::Suspended));
     let revision = stage.change(tenant, "pro");
     assert!(!stage.export(tenant).await, "not known yet");
     stage.gate.hear(tenant, revision);

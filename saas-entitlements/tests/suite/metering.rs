@@ -130,8 +130,8 @@ async fn nothing_is_granted_while_nothing_is_known() {
 async fn billing_windows_start_at_the_anchor() {
     let bench = Bench::new();
     let tenant = bench.stage.tenant("pro");
-    let period_start = Some(at("2025-12-31T08:00:00Z"));
-    bench.stage.source.tenants.put_plan(tenant, PlanAssignment { period_start, ..plan("pro") });
+    let anchor = Some(at("2025-12-31T08:00:00Z"));
+    bench.stage.source.tenants.put_plan(tenant, PlanAssignment { anchor, ..plan("pro") });
     let period = bench.meter.usage(&bench.ctx(tenant), &CALLS).await.unwrap().unwrap().period;
     assert_eq!((period.start, period.end), (at("2025-12-31T08:00:00Z"), Some(at("2026-01-31T08:00:00Z"))));
 }

@@ -107,6 +107,13 @@ impl App {
         revision
     }
 
+    /// Sends on the revision channel as the application's login.
+    async fn notify(&self, ctx: &RequestContext, payload: &str) {
+        let mut tx = TenantTx::begin(&self.tenants, ctx).await.unwrap();
+        sqlx::query("select pg_notify($1, $2)").bind(revision::CHANNEL).bind(payload).execute(&mut *tx).await.unwrap();
+        tx.commit().await.unwrap();
+    }
+
     async fn export(&self, ctx: &RequestContext) -> bool {
         self.gate.is_feature_enabled(ctx.tenant(), &EXPORT).await
     }
@@ -177,6 +184,22 @@ async fn a_listener_whose_backend_is_killed_misses_nothing() {
     app.until(async || app.gate.stats().flushes >= 3).await;
     app.change_plan(&acme, "free").await;
     app.until(async || !app.export(&acme).await).await;
+}
+
+#[tokio::test]
+async fn a_message_that_is_no_announcement_is_counted_and_ignored() {
+    let app = App::start().await;
+    let (acme, mallory) = (app.database.create_tenant("acme").await, app.database.create_tenant("mallory").await);
+    let _listener = app.listen().await;
+    assert!(!app.export(&acme).await);
+    let flushes = app.gate.stats().flushes;
+    for payload in ["x", "", "x:1"] {
+        app.notify(&mallory, payload).await;
+    }
+    app.until(async || app.gate.stats().unreadable_announcements == 3).await;
+    assert_eq!(app.gate.stats().flushes, flushes);
+    app.change_plan(&acme, "pro").await;
+    app.until(async || app.export(&acme).await).await;
 }
 
 // G4: all notifications lost.
@@ -261,7 +284,7 @@ async fn a_threshold_is_one_job_one_audit_row_and_the_operators_flag() {
     let acme = app.database.create_tenant("acme").await;
     assert!(matches!(app.r#use(&acme, 800, "a").await, Consumption::Granted { crossed, .. } if crossed == [80]));
     assert!(app.r#use(&acme, 100, "b").await.is_granted());
-    let near = "select count(*) from saas.tenant_overview where near_limit";
+    let near = "select count(*) from saas.tenant_overview where near_limit_until = '2026-01-16T00:00:00Z'";
     assert_eq!(app.count("select count(*) from saas.outbox").await, 1);
     let topic: String =
         sqlx::query_scalar("select topic from saas.outbox").fetch_one(&mut app.database.owner().await).await.unwrap();
@@ -272,6 +295,23 @@ async fn a_threshold_is_one_job_one_audit_row_and_the_operators_flag() {
     app.gate.tick();
     assert!(app.r#use(&acme, 1, "c").await.is_granted());
     assert_eq!(app.count(near).await, 0, "the flag goes with its window");
+}
+
+// C18
+#[tokio::test]
+async fn a_raised_limit_clears_the_flag_and_warns_for_itself() {
+    let app = App::start().await;
+    let acme = app.database.create_tenant("acme").await;
+    assert!(app.r#use(&acme, 800, "a").await.is_granted());
+    let near = "select count(*) from saas.tenant_overview where near_limit_until is not null";
+    assert_eq!(app.count(near).await, 1);
+    let grant = OverrideGrant::Limit { meter: CALLS, limit: Limit::Max(1_000_000) };
+    let new = NewOverride::new(grant, "a launch", app.now() + TimeDelta::days(1)).unwrap();
+    app.overrides.put_override(acme.tenant(), new, &Actor::system("test")).await.unwrap();
+    assert!(matches!(app.r#use(&acme, 1, "b").await, Consumption::Granted { crossed, .. } if crossed.is_empty()));
+    assert_eq!(app.count(near).await, 0, "801 of a million is not near");
+    assert!(matches!(app.r#use(&acme, 899_000, "c").await, Consumption::Granted { crossed, .. } if crossed == [80]));
+    assert_eq!(app.count(near).await, 1);
 }
 
 // C19
@@ -314,7 +354,41 @@ async fn in_a_transaction_an_outdated_snapshot_is_refused_and_writes_nothing() {
     assert_eq!(app.count("select count(*) from saas.usage_event").await, 1);
     assert_eq!(app.count("select used from saas.usage_counter").await, 1);
     let fresh = app.gate.snapshot(acme.tenant()).await;
-    assert_eq!(fresh.revision().get(), 2, "the refusal was an announcement");
+    assert_eq!(fresh.revision().get(), 2, "the next snapshot is read anew, though nothing was heard");
+}
+
+// C19
+#[tokio::test]
+async fn a_revision_of_a_transaction_that_rolls_back_is_not_heard() {
+    let app = App::start().await;
+    let acme = app.database.create_tenant("acme").await;
+    assert!(app.r#use(&acme, 1, "before").await.is_granted());
+    let snapshot = app.gate.snapshot(acme.tenant()).await;
+    let mut tx = TenantTx::begin(&app.tenants, &acme).await.unwrap();
+    revision::bump_in(&mut tx, acme.tenant()).await.unwrap(); // part of the caller's own unit of work
+    let error = app.meter.consume_in(&mut tx, &snapshot, &CALLS, 1, &"a".parse().unwrap()).await.unwrap_err();
+    assert_eq!(error.code(), "entitlements_outdated");
+    tx.rollback().await.unwrap();
+    let fresh = app.gate.snapshot(acme.tenant()).await;
+    assert_eq!((fresh.origin(), fresh.revision()), (Origin::Loaded, snapshot.revision()));
+    let stats = app.gate.stats();
+    assert_eq!((stats.announcements, stats.outdated_loads), (0, 0), "one read, and nothing to wait for");
+    assert!(app.r#use(&acme, 1, "after").await.is_granted());
+}
+
+// Any login of the database can send on the channel.
+#[tokio::test]
+async fn a_forged_notification_denies_nobody_its_loads() {
+    let app = App::start().await;
+    let (victim, mallory) = (app.database.create_tenant("victim").await, app.database.create_tenant("mallory").await);
+    app.change_plan(&victim, "pro").await;
+    let _listener = app.listen().await;
+    app.notify(&mallory, &format!("{}:{}", victim.tenant(), u64::MAX)).await;
+    app.until(async || app.gate.stats().announcements > 0).await;
+    assert!(app.export(&victim).await);
+    assert_eq!(app.gate.snapshot(victim.tenant()).await.origin(), Origin::Loaded);
+    app.change_plan(&victim, "free").await;
+    app.until(async || !app.export(&victim).await).await;
 }
 
 // C3
