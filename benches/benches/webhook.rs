@@ -128,40 +128,41 @@ async fn intake(
     let admin: PgConnectOptions = server.admin_url().parse()?;
     migrate(&admin, &SCHEMAS).await?;
     let mut owner = admin.connect().await?;
-    sqlx::raw_sql("create table public.floor (id text primary key); grant insert on public.floor to saas_system")
-        .execute(&mut owner)
-        .await?;
-    for connections in [1, 8] {
+    sqlx::raw_sql(
+        "create table public.floor (id text primary key, body bytea); grant insert on public.floor to saas_system",
+    )
+    .execute(&mut owner)
+    .await?;
+    for (connections, callers) in [(1, 1), (8, 8), (8, 64)] {
         // Plain pools on both sides: no ping before and no look after.
         let pool = |role: &str| {
-            let options = PgPoolOptions::new()
-                .max_connections(connections)
-                .min_connections(connections)
-                .test_before_acquire(false);
-            options.connect_with(admin.clone().username(role))
+            let options = PgPoolOptions::new().max_connections(connections).min_connections(connections);
+            options.test_before_acquire(false).connect_with(admin.clone().username(role))
         };
         let system = pool("saas_system").await?;
         let tenants = TenantPool::open(pool("saas_app").await?, &SCHEMAS).await?;
         let config = BillingConfig::new(PlanCatalog::from_toml(CATALOG)?, secrets.clone(), Mode::Test);
         let opened = SystemPool::open(system.clone(), &SCHEMAS).await?;
         let billing = Billing::new(config, Arc::new(tenants), opened, Arc::new(clock.clone()));
-        let mut ratios = Vec::new();
-        let (mut floors, mut ours) = (Vec::new(), Vec::new());
+        let (mut of_ids, mut of_bytes) = (Vec::new(), Vec::new());
         for round in 0..13 {
-            let floor = bare_inserts(&system, connections).await?;
-            let intake = deliveries(&billing, &stripe, &body, connections).await?;
+            let ids = bare_inserts(&system, None, callers).await?;
+            let bytes = bare_inserts(&system, Some(body.as_slice()), callers).await?;
+            let intake = deliveries(&billing, &stripe, &body, callers).await?;
             if round > 0 {
-                ratios.push(intake / floor);
-                floors.push(floor);
-                ours.push(intake);
+                of_ids.push(intake / ids);
+                of_bytes.push(intake / bytes);
+            }
+            if round == 12 {
+                println!(
+                    "{connections} connections, {callers} callers, {} bytes: ids {ids:.0}/s, ids and bytes {bytes:.0}/s, intake {intake:.0}/s",
+                    body.len()
+                );
             }
         }
-        let (floor, intake) = (median(&floors), median(&ours));
-        println!(
-            "{connections} connections: bare insert {floor:.0}/s, durable intake {intake:.0}/s of {} bytes",
-            body.len()
-        );
-        ratio(&format!("webhook-durable-intake-{connections}"), median(&ratios), false, 0.75);
+        let name = format!("webhook-durable-intake-{connections}-connections-{callers}-callers");
+        ratio(&name, median(&of_ids), false, 0.75);
+        println!("of a bare insert of the same bytes: {:.2}", median(&of_bytes));
     }
     Ok(())
 }
@@ -171,16 +172,17 @@ const TURN: Duration = Duration::from_millis(700);
 /// Makes every event's id new.
 static NUMBER: AtomicU64 = AtomicU64::new(0);
 
-async fn bare_inserts(pool: &PgPool, connections: u32) -> Result<f64, Failure> {
+async fn bare_inserts(pool: &PgPool, body: Option<&[u8]>, callers: u32) -> Result<f64, Failure> {
     let begin = Instant::now();
-    let workers = (0..connections).map(|_| {
-        let pool = pool.clone();
+    let workers = (0..callers).map(|_| {
+        let (pool, body) = (pool.clone(), body.map(<[u8]>::to_vec));
         tokio::spawn(async move {
             let mut done = 0_u32;
             while begin.elapsed() < TURN {
                 let id = format!("evt_floor{:016}", NUMBER.fetch_add(1, Ordering::Relaxed));
-                sqlx::query("insert into public.floor (id) values ($1) on conflict do nothing")
+                sqlx::query("insert into public.floor (id, body) values ($1, $2) on conflict do nothing")
                     .bind(id)
+                    .bind(body.as_deref())
                     .execute(&pool)
                     .await?;
                 done += 1;
@@ -195,16 +197,11 @@ async fn bare_inserts(pool: &PgPool, connections: u32) -> Result<f64, Failure> {
     Ok(f64::from(done) / begin.elapsed().as_secs_f64())
 }
 
-async fn deliveries(
-    billing: &Billing,
-    stripe: &StripeSimulator,
-    body: &[u8],
-    connections: u32,
-) -> Result<f64, Failure> {
+async fn deliveries(billing: &Billing, stripe: &StripeSimulator, body: &[u8], callers: u32) -> Result<f64, Failure> {
     let id: ObjectId = Envelope::read(body)?.id;
     let text = String::from_utf8(body.to_vec())?;
     // Signed beforehand: that is Stripe's work. More than any machine takes in one turn.
-    let batch: Vec<(Vec<u8>, String)> = (0..6000 * connections.min(4))
+    let batch: Vec<(Vec<u8>, String)> = (0..6000 * callers.min(6))
         .map(|_| {
             let fresh = format!("evt_bench{:016}", NUMBER.fetch_add(1, Ordering::Relaxed));
             let body = text.replace(id.as_str(), &fresh).into_bytes();
@@ -215,7 +212,7 @@ async fn deliveries(
     let batch = Arc::new(batch);
     let next = Arc::new(AtomicU64::new(0));
     let begin = Instant::now();
-    let workers = (0..connections).map(|_| {
+    let workers = (0..callers).map(|_| {
         let (billing, batch, next) = (billing.clone(), Arc::clone(&batch), Arc::clone(&next));
         tokio::spawn(async move {
             let mut done = 0_u32;

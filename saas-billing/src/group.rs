@@ -1,8 +1,9 @@
-//! Group commit for receipts: deliveries that come in while an insert is under way share the next one.
+//! Group commit for receipts: what comes in while all connections are busy shares the next insert.
 //!
-//! A burst costs one flush to disk for many deliveries instead of one each, and a single delivery waits for nobody. Promises
-//! that an answer is given only after the receipt's own commit; that one receipt which the database refuses fails alone;
-//! that a caller who goes away takes nobody along. Leaves deadlines to the caller.
+//! While connections are free, each caller inserts for itself, without a detour. In a burst, those who find none free wait
+//! together, and one flush to disk serves them all. Promises that an answer is given only after the receipt's own commit;
+//! that a receipt which the database refuses fails alone; that a caller who goes away takes nobody along. Leaves deadlines
+//! to the caller.
 
 use std::{
     collections::HashSet,
@@ -11,7 +12,7 @@ use std::{
 
 use saas_core::CoreError;
 use sqlx::PgPool;
-use tokio::sync::oneshot;
+use tokio::{runtime::Handle, sync::oneshot};
 
 use crate::postgres::receipt::{self, Key, NewReceipt};
 
@@ -19,20 +20,20 @@ use crate::postgres::receipt::{self, Key, NewReceipt};
 const MAX_RECEIPTS: usize = 64;
 /// Bytes of one insert, unless a single receipt has more.
 const MAX_BYTES: usize = 4 * 1024 * 1024;
-/// Inserts at once: while one waits for the disk, the next is being sent.
-const MAX_FLUSHERS: usize = 2;
 
 /// The way in for receipts of one service.
 #[derive(Debug)]
 pub(crate) struct Group {
     pool: PgPool,
+    /// Inserts at once: as many as there are connections.
+    slots: u32,
     queue: Mutex<Queue>,
 }
 
 #[derive(Debug, Default)]
 struct Queue {
     waiting: Vec<Waiting>,
-    flushers: usize,
+    taken: u32,
 }
 
 #[derive(Debug)]
@@ -43,25 +44,36 @@ struct Waiting {
 
 impl Group {
     pub(crate) fn new(pool: PgPool) -> Self {
-        Self { pool, queue: Mutex::default() }
+        let slots = pool.options().get_max_connections().max(1);
+        Self { pool, slots, queue: Mutex::default() }
     }
 
     /// Stores a receipt durably. `false` when the event's id is already there.
     pub(crate) async fn store(self: &Arc<Self>, receipt: NewReceipt) -> Result<bool, CoreError> {
-        let (done, stored) = oneshot::channel();
-        let flusher = {
-            let mut queue = self.queue();
-            queue.waiting.push(Waiting { receipt, done });
-            (queue.flushers < MAX_FLUSHERS).then(|| {
-                queue.flushers += 1;
-                Flusher { group: Arc::clone(self), retired: false }
-            })
+        let (slot, receipt) = match self.take_slot(receipt) {
+            Ok(alone) => alone,
+            Err(stored) => {
+                return stored.await.unwrap_or_else(|gone| Err(CoreError::Unavailable { cause: Box::new(gone) }));
+            }
         };
-        if let Some(flusher) = flusher {
-            // A task of its own: the caller may go away, and others wait for the same insert.
-            tokio::spawn(async move { flusher.run().await });
+        let stored = receipt::store(&self.pool, &receipt).await;
+        drop(slot);
+        stored
+    }
+
+    /// A slot to insert in, or a place among those who wait.
+    fn take_slot(
+        self: &Arc<Self>,
+        receipt: NewReceipt,
+    ) -> Result<(Slot, NewReceipt), oneshot::Receiver<Result<bool, CoreError>>> {
+        let mut queue = self.queue();
+        if queue.taken < self.slots {
+            queue.taken += 1;
+            return Ok((Slot { group: Arc::clone(self), begun: true }, receipt));
         }
-        stored.await.unwrap_or_else(|gone| Err(CoreError::Unavailable { cause: Box::new(gone) }))
+        let (done, stored) = oneshot::channel();
+        queue.waiting.push(Waiting { receipt, done });
+        Err(stored)
     }
 
     fn queue(&self) -> MutexGuard<'_, Queue> {
@@ -69,39 +81,53 @@ impl Group {
     }
 }
 
-/// The right to insert; given back when nothing waits, also by a panic.
-struct Flusher {
+/// The right to insert. Dropped, however that comes about, it goes to those who wait.
+struct Slot {
     group: Arc<Group>,
-    retired: bool,
+    /// Whether its task has run at all: one that never did was dropped by a runtime that is shutting down.
+    begun: bool,
 }
 
-impl Flusher {
-    async fn run(mut self) {
-        while let Some(mut batch) = self.next() {
-            let receipts: Vec<&NewReceipt> = batch.iter().map(|waiting| &waiting.receipt).collect();
-            match (receipt::store_many(&self.group.pool, &receipts).await, batch.len()) {
-                (Ok(stored), _) => answer(batch, stored),
-                (Err(error), 1) => {
-                    if let Some(alone) = batch.pop() {
-                        drop(alone.done.send(Err(error)));
-                    }
-                }
-                (Err(_), _) => self.one_by_one(batch).await,
+impl Drop for Slot {
+    fn drop(&mut self) {
+        let mut queue = self.group.queue();
+        match Handle::try_current() {
+            Ok(runtime) if self.begun && !queue.waiting.is_empty() => {
+                drop(queue); // A runtime that is shutting down drops the task on the spot, which comes back here.
+                let slot = Self { group: Arc::clone(&self.group), begun: false };
+                drop(runtime.spawn(slot.serve()));
             }
+            Ok(_) | Err(_) => {
+                // Nobody waits, or nobody will be served: those who wait hear that it is over.
+                queue.waiting.clear();
+                queue.taken -= 1;
+            }
+        }
+    }
+}
+
+impl Slot {
+    /// Inserts one batch of those who wait; the slot's end hands it on.
+    async fn serve(mut self) {
+        self.begun = true;
+        let batch = self.next();
+        let receipts: Vec<&NewReceipt> = batch.iter().map(|waiting| &waiting.receipt).collect();
+        match receipt::store_many(&self.group.pool, &receipts).await {
+            Ok(stored) => answer(batch, stored),
+            Err(_) => self.one_by_one(batch).await,
         }
     }
 
     /// One receipt may have failed all: each on its own, so that only that one does.
     async fn one_by_one(&self, batch: Vec<Waiting>) {
         for waiting in batch {
-            let stored = receipt::store_many(&self.group.pool, &[&waiting.receipt]).await;
+            let stored = receipt::store(&self.group.pool, &waiting.receipt).await;
             // Whoever asked may have gone.
-            drop(waiting.done.send(stored.map(|stored| !stored.is_empty())));
+            drop(waiting.done.send(stored));
         }
     }
 
-    /// The next batch. Retires under the same lock that a new receipt takes, so that none is left without a flusher.
-    fn next(&mut self) -> Option<Vec<Waiting>> {
+    fn next(&self) -> Vec<Waiting> {
         let mut queue = self.group.queue();
         let mut bytes = 0;
         let fits = |waiting: &&Waiting| {
@@ -110,20 +136,7 @@ impl Flusher {
         };
         let fitting = queue.waiting.iter().take(MAX_RECEIPTS).take_while(fits).count();
         let count = fitting.max(1).min(queue.waiting.len());
-        if count == 0 {
-            queue.flushers -= 1;
-            self.retired = true;
-            return None;
-        }
-        Some(queue.waiting.drain(..count).collect())
-    }
-}
-
-impl Drop for Flusher {
-    fn drop(&mut self) {
-        if !self.retired {
-            self.group.queue().flushers -= 1;
-        }
+        queue.waiting.drain(..count).collect()
     }
 }
 

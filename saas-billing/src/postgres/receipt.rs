@@ -66,10 +66,34 @@ impl State {
     }
 }
 
-/// Stores receipts, durably, in one round trip. Returns the keys of those that were not there.
+/// Stores a receipt, durably, in one round trip. `false` when the event's id is already there.
 ///
 /// One statement on its own is a transaction: a BEGIN and a COMMIT around it would triple the time to an answer. It touches
 /// one table of the system and no tenant's row.
+pub(crate) async fn store(pool: &PgPool, new: &NewReceipt) -> Result<bool, CoreError> {
+    let stored = sqlx::query(
+        "insert into saas.billing_receipt
+            (account, livemode, event_id, event_type, created_at, api_version, body, state, reason, due_at, received_at)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $10)
+         on conflict do nothing",
+    )
+    .bind(&new.scope.account)
+    .bind(new.scope.livemode)
+    .bind(&new.event_id)
+    .bind(&new.event_type)
+    .bind(new.created)
+    .bind(new.api_version.as_deref())
+    .bind(new.body.as_slice())
+    .bind(new.state.as_str())
+    .bind(new.reason.as_deref())
+    .bind(new.received_at)
+    .execute(pool)
+    .await
+    .map_err(CoreError::from_database)?;
+    Ok(stored.rows_affected() == 1)
+}
+
+/// Stores several in one round trip and one flush. Returns the keys of those that were not there.
 pub(crate) async fn store_many(pool: &PgPool, new: &[&NewReceipt]) -> Result<Vec<Key>, CoreError> {
     sqlx::query_as(
         "insert into saas.billing_receipt
