@@ -18,7 +18,9 @@ use serde::Serialize;
 pub use store::{CounterStore, Draw, Drawn, Threshold};
 
 use self::decide::{Verdict, conclude, decide, rule_at};
-use crate::{Entitlements, EntitlementsError, Period, Snapshot};
+#[cfg(feature = "postgres")]
+use crate::Snapshot;
+use crate::{Entitlements, EntitlementsError, Period};
 
 /// How often a use is decided again because the tenant's revision moved in between.
 const ATTEMPTS: usize = 4;
