@@ -73,8 +73,9 @@ impl State {
 pub(crate) async fn store(pool: &PgPool, new: &NewReceipt) -> Result<bool, CoreError> {
     let stored = sqlx::query(
         "insert into saas.billing_receipt
-            (account, livemode, event_id, event_type, created_at, api_version, body, state, reason, due_at, received_at)
-         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $10)
+            (account, livemode, event_id, event_type, created_at, api_version, body, state, reason, quarantined_by, due_at,
+             received_at)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $11)
          on conflict do nothing",
     )
     .bind(&new.scope.account)
@@ -86,6 +87,7 @@ pub(crate) async fn store(pool: &PgPool, new: &NewReceipt) -> Result<bool, CoreE
     .bind(new.body.as_slice())
     .bind(new.state.as_str())
     .bind(new.reason.as_deref())
+    .bind(new.quarantined_by.as_deref())
     .bind(new.received_at)
     .execute(pool)
     .await
