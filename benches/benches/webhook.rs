@@ -129,7 +129,10 @@ async fn intake(
     migrate(&admin, &SCHEMAS).await?;
     let mut owner = admin.connect().await?;
     sqlx::raw_sql(
-        "create table public.floor (id text primary key, body bytea); grant insert on public.floor to saas_system",
+        // The bytes are kept as the receipt keeps them: in the row, compressed by lz4.
+        "create table public.floor (id text primary key, body bytea compression lz4);
+         alter table public.floor alter column body set storage main;
+         grant insert on public.floor to saas_system",
     )
     .execute(&mut owner)
     .await?;
@@ -161,8 +164,10 @@ async fn intake(
             }
         }
         let name = format!("webhook-durable-intake-{connections}-connections-{callers}-callers");
-        ratio(&name, median(&of_ids), false, 0.75);
-        println!("of a bare insert of the same bytes: {:.2}", median(&of_bytes));
+        // A receipt that could be lost is no receipt, so the fair floor stores the same bytes; the other one shows what
+        // keeping them costs.
+        ratio(&format!("{name}-to-insert-of-same-bytes"), median(&of_bytes), false, 0.75);
+        ratio(&format!("{name}-to-insert-of-id-alone"), median(&of_ids), false, 0.75);
     }
     Ok(())
 }
