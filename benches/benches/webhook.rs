@@ -136,7 +136,7 @@ async fn intake(
     )
     .execute(&mut owner)
     .await?;
-    for (connections, callers) in [(1, 1), (8, 8), (8, 64)] {
+    for (connections, callers) in [(1, 1), (1, 8), (8, 8), (8, 64)] {
         // Plain pools on both sides: no ping before and no look after.
         let pool = |role: &str| {
             let options = PgPoolOptions::new().max_connections(connections).min_connections(connections);
@@ -148,7 +148,7 @@ async fn intake(
         let opened = SystemPool::open(system.clone(), &SCHEMAS).await?;
         let billing = Billing::new(config, Arc::new(tenants), opened, Arc::new(clock.clone()));
         let (mut of_ids, mut of_bytes) = (Vec::new(), Vec::new());
-        for round in 0..13 {
+        for round in 0..9 {
             let ids = bare_inserts(&system, None, callers).await?;
             let bytes = bare_inserts(&system, Some(body.as_slice()), callers).await?;
             let intake = deliveries(&billing, &stripe, &body, callers).await?;
@@ -156,7 +156,7 @@ async fn intake(
                 of_ids.push(intake / ids);
                 of_bytes.push(intake / bytes);
             }
-            if round == 12 {
+            if round == 8 {
                 println!(
                     "{connections} connections, {callers} callers, {} bytes: ids {ids:.0}/s, ids and bytes {bytes:.0}/s, intake {intake:.0}/s",
                     body.len()
