@@ -138,6 +138,13 @@ mod tests {
         assert_eq!(uuid.get_timestamp().unwrap().to_unix(), (1_700_000_000, 123_000_000));
     }
 
+    // An ordered id would tell a tenant that adds someone how old that person's account is.
+    #[test]
+    fn the_id_of_a_person_says_nothing_about_when() {
+        let user = UserId::mint_at(DateTime::from_timestamp(1_700_000_000, 0).unwrap()).as_uuid();
+        assert_eq!((user.get_version_num(), user.get_timestamp()), (4, None));
+    }
+
     #[test]
     fn text_that_is_no_uuid_is_refused_with_the_name_of_the_id() {
         let error = "not-a-uuid".parse::<TenantId>().unwrap_err();

@@ -57,3 +57,62 @@ impl CoreError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{borrow::Cow, error::Error as StdError, fmt};
+
+    use sqlx::error::{DatabaseError, ErrorKind};
+
+    use super::*;
+
+    #[derive(Debug)]
+    struct Answer(&'static str);
+
+    impl fmt::Display for Answer {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str(self.0)
+        }
+    }
+
+    impl StdError for Answer {}
+
+    impl DatabaseError for Answer {
+        fn message(&self) -> &str {
+            self.0
+        }
+
+        fn code(&self) -> Option<Cow<'_, str>> {
+            Some(self.0.into())
+        }
+
+        fn as_error(&self) -> &(dyn StdError + Send + Sync + 'static) {
+            self
+        }
+
+        fn as_error_mut(&mut self) -> &mut (dyn StdError + Send + Sync + 'static) {
+            self
+        }
+
+        fn into_error(self: Box<Self>) -> Box<dyn StdError + Send + Sync + 'static> {
+            self
+        }
+
+        fn kind(&self) -> ErrorKind {
+            ErrorKind::Other
+        }
+    }
+
+    #[test]
+    fn only_a_refusal_in_commits_place_says_that_nothing_was_stored() {
+        let code = |sqlstate| CoreError::from_commit(Error::Database(Box::new(Answer(sqlstate)))).code();
+        for (sqlstate, expected) in [("23503", "conflict"), ("40001", "unavailable"), ("25P02", "transaction_aborted")]
+        {
+            assert_eq!(code(sqlstate), expected, "{sqlstate}");
+        }
+        // A server or a pooler that goes away may do so after the commit.
+        for sqlstate in ["08P01", "08007", "57P01", "58030", "XX000"] {
+            assert_eq!(code(sqlstate), "outcome_unknown", "{sqlstate}");
+        }
+    }
+}
