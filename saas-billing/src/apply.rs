@@ -108,7 +108,11 @@ impl Billing {
         if attempts > self.config.attempts {
             return self.end(claimed, lease, State::Dead, "given up: no worker came back from applying it").await;
         }
-        let (work, event_type) = match read(&claimed.body) {
+        let body = match claimed.body.unpack() {
+            Ok(body) => body,
+            Err(why) => return self.end(claimed, lease, State::Dead, &why.to_string()).await,
+        };
+        let (work, event_type) = match read(&body) {
             Ok(read) => read,
             Err(why) => return self.end(claimed, lease, State::Dead, &why.to_string()).await,
         };

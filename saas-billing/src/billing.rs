@@ -20,7 +20,9 @@ use crate::{
     object::{ObjectId, ObjectKind},
     port::{Accepted, WebhookProcessor},
     postgres::{
-        Scope, conflict, desk,
+        Scope,
+        body::Packed,
+        conflict, desk,
         directory::{self, Link},
         fetch,
         receipt::{self, NewReceipt, State},
@@ -53,7 +55,8 @@ impl Billing {
         clock: SharedClock,
     ) -> Self {
         let scope = Scope::of(&config);
-        let group = Arc::new(Group::new(system.pool().clone()));
+        // Half of what a caller waits: behind an insert that never ends, there is time for another.
+        let group = Arc::new(Group::new(system.pool().clone(), config.intake_deadline / 2));
         Self { config: Arc::new(config), scope, tenants, system, group, clock }
     }
 
@@ -130,7 +133,9 @@ impl Billing {
         let pool = self.system.pool();
         let (state, reason, accepted) = outcome(disposition);
         let compare = async {
-            if state != State::Quarantined && receipt::admit(pool, (scope, event_id), body, state, reason, now).await? {
+            if state != State::Quarantined
+                && receipt::admit(pool, (scope, event_id), &Packed::of(body), state, reason, now).await?
+            {
                 return Ok(accepted);
             }
             if !conflict::contradicts(pool, scope, event_id, body).await? {
@@ -161,7 +166,7 @@ impl Billing {
             event_type: String::new(),
             created: None,
             api_version: None,
-            body: body.to_vec(),
+            body: Packed::of(body),
             state: State::Dead,
             reason: Some(storable(reason)),
             quarantined_by: None,
@@ -202,7 +207,7 @@ impl WebhookProcessor for Billing {
             event_type: envelope.event_type.to_string(),
             created: Some(envelope.created),
             api_version: envelope.api_version.clone(),
-            body: body.to_vec(),
+            body: Packed::of(body),
             state,
             reason: reason.map(str::to_owned),
             quarantined_by: (state == State::Quarantined).then(|| self.scope.endpoint()),

@@ -101,6 +101,20 @@ impl Billing {
         Ok(Page::from_rows(receipts, size, cursor))
     }
 
+    /// The body of a receipt, byte for byte as Stripe sent it. It may hold personal data: who looks, and why, is for the
+    /// caller to record.
+    ///
+    /// # Errors
+    /// [`NotFound`](CoreError::NotFound) when there is no receipt of that id; [`Corrupt`](CoreError::Corrupt) when a newer
+    /// version of this crate stored it.
+    pub async fn receipt_body(&self, actor: &Actor, event_id: &str) -> Result<Vec<u8>, BillingError> {
+        let mut tx = SystemTx::begin(&self.system, actor.clone(), "read a webhook receipt").await?;
+        let body = desk::body(&mut tx, &self.scope, event_id).await?;
+        tx.commit().await?;
+        let body = body.ok_or(CoreError::NotFound { what: "webhook receipt" })?;
+        Ok(body.unpack().map_err(|_| CoreError::Corrupt { table: "saas.billing_receipt", column: "body" })?)
+    }
+
     /// Sends an event through the worker again, whatever became of it. Harmless at any time: what is already known is
     /// merged once more and changes nothing.
     ///
@@ -131,8 +145,8 @@ impl Billing {
     }
 
     /// Deletes up to `limit` receipts that were applied or ignored and came in longer ago than the retention
-    /// ([`with_retention`](crate::BillingConfig::with_retention)), oldest first. Returns how many; fewer than `limit` when
-    /// nothing older is left.
+    /// ([`with_retention`](crate::BillingConfig::with_retention)). Returns how many; fewer than `limit` when nothing older is
+    /// left.
     ///
     /// # Errors
     /// When the database does not answer.

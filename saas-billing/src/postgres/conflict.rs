@@ -4,23 +4,24 @@ use chrono::{DateTime, Utc};
 use saas_core::CoreError;
 use sqlx::{PgConnection, PgPool};
 
-use super::Scope;
+use super::{Scope, body::Packed};
 
 /// Whether the receipt that is stored has another body.
 pub(crate) async fn contradicts(pool: &PgPool, scope: &Scope, event_id: &str, body: &[u8]) -> Result<bool, CoreError> {
-    let differs: Option<bool> = sqlx::query_scalar(
-        "select body_sha256 <> sha256($4)
+    // Two versions of the crate may pack one body in two ways, so only what differs is read and looked into.
+    let other: Option<Vec<u8>> = sqlx::query_scalar(
+        "select body
          from saas.billing_receipt
-         where account = $1 and livemode = $2 and event_id = $3",
+         where account = $1 and livemode = $2 and event_id = $3 and body <> $4",
     )
     .bind(&scope.account)
     .bind(scope.livemode)
     .bind(event_id)
-    .bind(body)
+    .bind(Packed::of(body).as_column())
     .fetch_optional(pool)
     .await
     .map_err(CoreError::from_database)?;
-    Ok(differs == Some(true))
+    Ok(other.is_some_and(|other| Packed::from_column(other).unpack().as_deref() != Ok(body)))
 }
 
 /// Keeps a body that contradicts, once.

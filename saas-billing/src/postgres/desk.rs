@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use saas_core::CoreError;
 use sqlx::PgConnection;
 
-use super::{Scope, receipt::State};
+use super::{Scope, body::Packed, receipt::State};
 
 /// Sets free what waited for an object's link.
 pub(crate) async fn free(
@@ -48,6 +48,27 @@ pub(crate) async fn expire_parked(
     .await
     .map_err(CoreError::from_database)?;
     Ok(expired.rows_affected())
+}
+
+/// The body of a receipt of the account and mode, or of one that this endpoint quarantined.
+pub(crate) async fn body(
+    connection: &mut PgConnection,
+    scope: &Scope,
+    event_id: &str,
+) -> Result<Option<Packed>, CoreError> {
+    let body: Option<Vec<u8>> = sqlx::query_scalar(
+        "select body
+         from saas.billing_receipt
+         where event_id = $3 and (account = $1 and livemode = $2 or quarantined_by = $4)",
+    )
+    .bind(&scope.account)
+    .bind(scope.livemode)
+    .bind(event_id)
+    .bind(scope.endpoint())
+    .fetch_optional(connection)
+    .await
+    .map_err(CoreError::from_database)?;
+    Ok(body.map(Packed::from_column))
 }
 
 /// Sends a receipt through the worker again, whatever became of it.
@@ -106,7 +127,7 @@ pub(crate) async fn list(
     sqlx::query_as(
         "select event_id, event_type, reason, waits_for, attempts, received_at
          from saas.billing_receipt
-         where (account = $1 and livemode = $2 or quarantined_by = $7) and state = $3
+         where (account = $1 and livemode = $2 or quarantined_by = $7) and state = $3 and state <> 'pending'
            and ($4::timestamptz is null or (received_at, event_id) < ($4, $5))
          order by received_at desc, event_id desc
          limit $6",
@@ -155,7 +176,7 @@ pub(crate) async fn count(
     .map_err(CoreError::from_database)
 }
 
-/// Deletes up to `limit` receipts that are over and came in before `before`, oldest first. One with a contradicting body
+/// Deletes up to `limit` receipts that are over and came in before `before`. One with a contradicting body
 /// stays for a person to see.
 pub(crate) async fn purge(
     connection: &mut PgConnection,
@@ -172,7 +193,6 @@ pub(crate) async fn purge(
                 select from saas.billing_receipt_conflict as conflict
                 where conflict.account = receipt.account and conflict.livemode = receipt.livemode
                   and conflict.event_id = receipt.event_id)
-            order by received_at
             limit $4
             for update skip locked
          )

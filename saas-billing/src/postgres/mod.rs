@@ -3,6 +3,7 @@
 //! Tables of tenants are always addressed by `tenant_id`; the four tables of the system (receipts, conflicts, directory,
 //! fetches) by Stripe's account, mode and id. Everything here joins the caller's transaction, except storing a receipt.
 
+pub(crate) mod body;
 pub(crate) mod conflict;
 pub(crate) mod desk;
 pub(crate) mod directory;

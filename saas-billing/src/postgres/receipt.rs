@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use saas_core::{CoreError, LeaseToken, TenantId};
 use sqlx::{PgConnection, PgPool};
 
-use super::{Scope, storable};
+use super::{Scope, body::Packed, storable};
 
 /// A receipt to be stored.
 pub(crate) struct NewReceipt {
@@ -15,7 +15,7 @@ pub(crate) struct NewReceipt {
     pub(crate) event_type: String,
     pub(crate) created: Option<DateTime<Utc>>,
     pub(crate) api_version: Option<String>,
-    pub(crate) body: Vec<u8>,
+    pub(crate) body: Packed,
     pub(crate) state: State,
     pub(crate) reason: Option<String>,
     /// The endpoint that quarantines it as another one's.
@@ -28,7 +28,7 @@ impl fmt::Debug for NewReceipt {
         f.debug_struct("NewReceipt")
             .field("event_id", &self.event_id)
             .field("state", &self.state)
-            .field("body_bytes", &self.body.len())
+            .field("body", &self.body)
             .finish_non_exhaustive()
     }
 }
@@ -84,7 +84,7 @@ pub(crate) async fn store(pool: &PgPool, new: &NewReceipt) -> Result<bool, CoreE
     .bind(&new.event_type)
     .bind(new.created)
     .bind(new.api_version.as_deref())
-    .bind(new.body.as_slice())
+    .bind(new.body.as_column())
     .bind(new.state.as_str())
     .bind(new.reason.as_deref())
     .bind(new.quarantined_by.as_deref())
@@ -116,7 +116,7 @@ pub(crate) async fn store_many(pool: &PgPool, new: &[&NewReceipt]) -> Result<Vec
     .bind(column(new, |receipt| receipt.event_type.as_str()))
     .bind(column(new, |receipt| receipt.created))
     .bind(column(new, |receipt| receipt.api_version.as_deref()))
-    .bind(column(new, |receipt| receipt.body.as_slice()))
+    .bind(column(new, |receipt| receipt.body.as_column()))
     .bind(column(new, |receipt| receipt.state.as_str()))
     .bind(column(new, |receipt| receipt.reason.as_deref()))
     .bind(column(new, |receipt| receipt.quarantined_by.as_deref()))
@@ -135,7 +135,7 @@ fn column<'a, T>(new: &[&'a NewReceipt], field: impl Fn(&'a NewReceipt) -> T) ->
 pub(crate) async fn admit(
     pool: &PgPool,
     (scope, event_id): (&Scope, &str),
-    body: &[u8],
+    body: &Packed,
     state: State,
     reason: Option<&str>,
     now: DateTime<Utc>,
@@ -149,7 +149,7 @@ pub(crate) async fn admit(
     .bind(&scope.account)
     .bind(scope.livemode)
     .bind(event_id)
-    .bind(body)
+    .bind(body.as_column())
     .bind(state.as_str())
     .bind(reason)
     .bind(now)
@@ -160,16 +160,10 @@ pub(crate) async fn admit(
 }
 
 /// A receipt in the hands of a worker.
+#[derive(Debug)]
 pub(crate) struct Claimed {
     pub(crate) event_id: String,
-    pub(crate) body: Vec<u8>,
-}
-
-impl fmt::Debug for Claimed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { event_id, body } = self;
-        f.debug_struct("Claimed").field("event_id", event_id).field("body_bytes", &body.len()).finish()
-    }
+    pub(crate) body: Packed,
 }
 
 /// Takes up to `limit` due receipts until `until`, or until they are finished. Being taken is no try yet.
@@ -204,7 +198,7 @@ pub(crate) async fn claim(
     .fetch_all(connection)
     .await
     .map_err(CoreError::from_database)?;
-    Ok(rows.into_iter().map(|(event_id, body)| Claimed { event_id, body }).collect())
+    Ok(rows.into_iter().map(|(event_id, body)| Claimed { event_id, body: Packed::from_column(body) }).collect())
 }
 
 /// Counts a try of a receipt, durably before it is made, and holds the receipt until `until`. Returns how many there are

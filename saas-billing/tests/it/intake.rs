@@ -203,6 +203,50 @@ async fn payloads_of_two_api_versions_come_to_the_same() {
     assert_eq!(found[0], found[1]);
 }
 
+#[tokio::test]
+async fn a_body_can_be_read_as_it_was_sent() {
+    let shop = Shop::open().await;
+    let long = event("evt_long", "cus_1").replace(
+        "\"object\": \"customer\"",
+        &format!("\"object\": \"customer\", \"name\": \"{}\"", "\u{1f9fe}x".repeat(9000)),
+    );
+    let elsewhere = event("evt_live", "cus_1").replace("\"livemode\": false", "\"livemode\": true");
+    for (event_id, body) in [("evt_1", event("evt_1", "cus_1")), ("evt_long", long), ("evt_live", elsewhere)] {
+        shop.receive_body(body.as_bytes()).await;
+        assert_eq!(shop.billing.receipt_body(&OPERATOR, event_id).await.unwrap(), body.as_bytes());
+    }
+    let missing = shop.billing.receipt_body(&OPERATOR, "evt_2").await.unwrap_err();
+    assert_eq!(missing.kind(), ErrorKind::NotFound);
+    // What no version has written is an operator's case, not an endless loop.
+    let damage = "update saas.billing_receipt set body = '\\x07' where event_id = 'evt_1'";
+    sqlx::query(damage).execute(&mut *shop.owner.lock().await).await.unwrap();
+    assert_eq!(shop.billing.receipt_body(&OPERATOR, "evt_1").await.unwrap_err().code(), "corrupt");
+    assert_eq!(shop.apply().await.dead, 1);
+}
+
+// W22
+#[tokio::test(flavor = "multi_thread")]
+async fn a_burst_into_a_database_that_does_not_answer_holds_up_nobody_afterwards() {
+    let deadline = std::time::Duration::from_millis(300);
+    let shop = Shop::open_with(|stripe| stripe, |config| config.with_intake_deadline(deadline)).await;
+    let mut owner = shop.database.owner().await;
+    sqlx::query("begin").execute(&mut owner).await.unwrap();
+    sqlx::query("lock table saas.billing_receipt in exclusive mode").execute(&mut owner).await.unwrap();
+    let bodies: Vec<String> = (0..40).map(|n| event(&format!("evt_{n}"), "cus_1")).collect();
+    let send = |body: &String| {
+        let (billing, body, signature) = (shop.billing.clone(), body.clone(), shop.stripe.sign(body.as_bytes()));
+        async move { billing.process(body.as_bytes(), &signature).await }
+    };
+    for answer in join_all(bodies.iter().map(send)).await {
+        assert_eq!(answer.unwrap_err().kind(), ErrorKind::Unavailable);
+    }
+    sqlx::query("rollback").execute(&mut owner).await.unwrap();
+    for answer in join_all(bodies.iter().map(send)).await {
+        assert!(answer.is_ok(), "{answer:?}");
+    }
+    assert_eq!(shop.scalar(RECEIPTS).await, 40);
+}
+
 // W22
 #[tokio::test]
 async fn a_database_that_does_not_answer_is_a_503_and_not_a_hang() {
