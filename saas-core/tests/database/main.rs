@@ -15,5 +15,6 @@ mod login;
 mod migrations;
 mod outbox;
 mod place;
+mod pooler;
 mod record;
 mod transactions;
