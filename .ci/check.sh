@@ -39,7 +39,8 @@ strays=$(grep -E '^sqlx[a-z-]* feature "(time|bigdecimal)"' "$scratch/tree" | so
 [ -z "$strays" ] || fail "$strays"
 
 step "formatted SQL only where it is argued for"
-strays=$(git grep -n AssertSqlSafe -- 'saas-*/src' ':!saas-core/src/db' ':!saas-core/src/testing' || :)
+strays=$(git grep -n AssertSqlSafe -- 'saas-*/src' ':!saas-core/src/db' ':!saas-core/src/testing' \
+    ':!saas-tenancy/src/testing/session.rs' || :)
 [ -z "$strays" ] || fail "$strays"
 
 step "licences, bans and sources"

@@ -23,6 +23,8 @@ mod postgres;
 pub mod role;
 #[cfg(feature = "postgres")]
 mod tenancy;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 pub use error::TenancyError;
 pub use role::{Permission, Role};
