@@ -116,4 +116,5 @@ pub static SCHEMA: Schema = schema!("core":
     5 "0005_idempotency",
     6 "0006_overview",
     7 "0007_placement",
+    10 "0010_search",
 );
