@@ -179,6 +179,7 @@ async fn plain(pool: &PgPool, tenant: Uuid) -> Result<i32, Failure> {
 }
 
 /// What most applications write: four statements, with the driver's default pool.
+#[expect(clippy::disallowed_methods, reason = "the way to compare with")]
 async fn classic(pool: &PgPool, tenant: Uuid) -> Result<(), Failure> {
     let mut tx = pool.begin().await?;
     sqlx::query("select set_config('saas.tenant_id', $1, true)").bind(tenant.to_string()).execute(&mut *tx).await?;
@@ -186,6 +187,7 @@ async fn classic(pool: &PgPool, tenant: Uuid) -> Result<(), Failure> {
     Ok(tx.commit().await?)
 }
 
+#[expect(clippy::disallowed_methods, reason = "the way to compare with")]
 async fn untenanted(pool: &PgPool, tenant: Uuid) -> Result<(), Failure> {
     let mut tx = pool.begin().await?;
     let amount: i32 = sqlx::query_scalar("select amount from public.item_open where tenant_id = $1 and id = $2")
