@@ -100,7 +100,7 @@ pub use context::{RequestContext, TenantContext};
 #[cfg(feature = "postgres")]
 pub use db::{Schema, SessionBinding, SystemPool, SystemTx, TenantPool, TenantTx, migrate};
 pub use error::{Cause, CoreError, ErrorKind, InvalidInput};
-pub use id::{ApiKeyId, AuditId, JobId, LeaseToken, OverrideId, RequestId, TenantId, UsageEventId, UserId};
+pub use id::{ApiKeyId, AuditId, ExportId, JobId, LeaseToken, OverrideId, RequestId, TenantId, UsageEventId, UserId};
 pub use name::{EmailAddress, FeatureKey, IdempotencyKey, MeterKey, PlanKey, RoleName, Slug, Topic};
 pub use page::{Page, PageSize};
 pub use plan::{CatalogError, Limit, PlanCatalog, PlanVersionRef};
@@ -115,4 +115,5 @@ pub static SCHEMA: Schema = schema!("core":
     4 "0004_outbox",
     5 "0005_idempotency",
     6 "0006_overview",
+    9 "0009_tenant_status",
 );

@@ -45,6 +45,17 @@ pub enum TenancyError {
     /// A tenant always has an owner.
     #[error("the last owner cannot leave or give up the role; make someone else owner first")]
     LastOwner,
+    /// A table with tenants' rows that no fence protects.
+    #[cfg(feature = "postgres")]
+    #[error("{table} holds tenants' rows without a fence; in a migration, `select saas.fence('{table}');`")]
+    Unfenced {
+        /// Which.
+        table: String,
+    },
+    /// Where an export should go, it did not.
+    #[cfg(feature = "postgres")]
+    #[error(transparent)]
+    Target(#[from] crate::export::TargetError),
 }
 
 impl From<InvalidInput> for TenancyError {
@@ -62,6 +73,10 @@ impl TenancyError {
             Self::SlugTaken(_) | Self::AlreadyMember | Self::LastOwner => ErrorKind::Conflict,
             Self::NotMember => ErrorKind::NotFound,
             Self::NotAllowed { .. } | Self::RankTooLow { .. } | Self::NotAPerson { .. } => ErrorKind::Forbidden,
+            #[cfg(feature = "postgres")]
+            Self::Unfenced { .. } => ErrorKind::Misconfigured,
+            #[cfg(feature = "postgres")]
+            Self::Target(_) => ErrorKind::Unavailable,
         }
     }
 
@@ -77,6 +92,10 @@ impl TenancyError {
             Self::RankTooLow { .. } => "rank_too_low",
             Self::NotAPerson { .. } => "not_a_person",
             Self::LastOwner => "last_owner",
+            #[cfg(feature = "postgres")]
+            Self::Unfenced { .. } => "table_unfenced",
+            #[cfg(feature = "postgres")]
+            Self::Target(_) => "export_target",
         }
     }
 

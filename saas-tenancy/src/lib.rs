@@ -19,6 +19,8 @@
 
 mod error;
 #[cfg(feature = "postgres")]
+pub mod export;
+#[cfg(feature = "postgres")]
 mod postgres;
 pub mod role;
 #[cfg(feature = "postgres")]

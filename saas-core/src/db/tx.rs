@@ -48,6 +48,19 @@ impl TenantTx {
         Ok(Self { guard, tenant, actor: ctx.actor().clone(), request: ctx.request() })
     }
 
+    /// Opens a read-only transaction bound to the context's tenant, in one round trip, whose statements all see the state
+    /// of one instant (repeatable read), however long it lasts. While it is open, the server cannot clean up what it may
+    /// still see.
+    ///
+    /// # Errors
+    /// As [`begin`](Self::begin).
+    pub async fn begin_snapshot(binding: &dyn SessionBinding, ctx: &dyn TenantContext) -> Result<Self, CoreError> {
+        let tenant = ctx.tenant();
+        let place = binding.place(ctx).await?;
+        let guard = Guard::begin(&place.pool, bind_snapshot(tenant)).await?;
+        Ok(Self { guard, tenant, actor: ctx.actor().clone(), request: ctx.request() })
+    }
+
     /// The tenant that the transaction is bound to.
     #[must_use]
     pub const fn tenant(&self) -> TenantId {
@@ -89,6 +102,13 @@ impl TenantTx {
 #[expect(clippy::disallowed_types, reason = "the value is a typed UUID: 32 hexadecimal digits and hyphens")]
 fn bind(tenant: TenantId) -> sqlx::AssertSqlSafe<String> {
     sqlx::AssertSqlSafe(format!("begin; set local saas.tenant_id = '{tenant}'"))
+}
+
+#[expect(clippy::disallowed_types, reason = "the value is a typed UUID: 32 hexadecimal digits and hyphens")]
+fn bind_snapshot(tenant: TenantId) -> sqlx::AssertSqlSafe<String> {
+    sqlx::AssertSqlSafe(format!(
+        "begin isolation level repeatable read, read only; set local saas.tenant_id = '{tenant}'"
+    ))
 }
 
 /// A transaction of the foundation or of an operator, which may see every tenant.
