@@ -6,24 +6,11 @@ use async_trait::async_trait;
 use sqlx::{PgPool, postgres::PgPoolOptions};
 
 use super::{
+    Place,
     check::{self, Login},
     migrate::{self, Schema},
 };
-use crate::{CoreError, TenantContext};
-
-/// Where a tenant's rows live. Made only from a pool that was verified.
-#[derive(Debug, Clone)]
-pub struct Place {
-    pub(super) pool: PgPool,
-}
-
-impl Place {
-    /// Among all tenants' rows, behind row-level security.
-    #[must_use]
-    pub fn pooled(tenants: &TenantPool) -> Self {
-        Self { pool: tenants.pool.clone() }
-    }
-}
+use crate::{CoreError, TenantContext, TenantId};
 
 /// Finds the place of a tenant's rows.
 ///
@@ -34,6 +21,10 @@ impl Place {
 pub trait SessionBinding: fmt::Debug + Send + Sync + 'static {
     /// The place of the context's tenant.
     async fn place(&self, ctx: &dyn TenantContext) -> Result<Place, CoreError>;
+
+    /// The database has refused the tenant at the place that this binding gave: whatever it remembers about the tenant is
+    /// out of date. It is asked once more.
+    fn refused(&self, _: TenantId) {}
 }
 
 /// Shared tables behind row-level security: one pool of the application role for all tenants.

@@ -1,13 +1,15 @@
 //! The two ways to talk to the database: as one tenant, or as the system.
 
 use std::{
+    any::Any,
     fmt,
     ops::{Deref, DerefMut},
+    sync::Arc,
 };
 
 use sqlx::PgConnection;
 
-use super::{SessionBinding, SystemPool, guard::Guard};
+use super::{Place, SessionBinding, SystemPool, guard::Guard, place::Access};
 use crate::{Actor, CoreError, RequestId, TenantContext, TenantId};
 
 /// A transaction that can only see and change one tenant's rows.
@@ -22,13 +24,16 @@ pub struct TenantTx {
     tenant: TenantId,
     actor: Actor,
     request: RequestId,
+    /// What the place asked to keep until the end.
+    _held: Option<Arc<dyn Any + Send + Sync>>,
 }
 
 impl TenantTx {
     /// Opens a transaction bound to the context's tenant, in one round trip.
     ///
     /// # Errors
-    /// [`Unavailable`](CoreError::Unavailable) when no connection can be had; whatever the binding refuses.
+    /// [`Unavailable`](CoreError::Unavailable) when no connection can be had; [`Moved`](CoreError::Moved) when the tenant
+    /// is not at home where the binding says, also when asked once more; whatever the binding refuses.
     ///
     /// ```no_run
     /// # use saas_core::{*, db::*};
@@ -42,23 +47,41 @@ impl TenantTx {
     /// # Ok(()) }
     /// ```
     pub async fn begin(binding: &dyn SessionBinding, ctx: &dyn TenantContext) -> Result<Self, CoreError> {
-        let tenant = ctx.tenant();
-        let place = binding.place(ctx).await?;
-        let guard = Guard::begin(&place.pool, bind(tenant)).await?;
-        Ok(Self { guard, tenant, actor: ctx.actor().clone(), request: ctx.request() })
+        Self::open(binding, ctx, Access::Write).await
     }
 
-    /// Opens a read-only transaction bound to the context's tenant, in one round trip, whose statements all see the state
-    /// of one instant (repeatable read), however long it lasts. While it is open, the server cannot clean up what it may
-    /// still see.
+    /// As [`begin`](Self::begin), for reading only: PostgreSQL refuses a write. Dropped when done, it costs no round trip
+    /// to end.
+    ///
+    /// # Errors
+    /// As [`begin`](Self::begin).
+    pub async fn begin_read_only(binding: &dyn SessionBinding, ctx: &dyn TenantContext) -> Result<Self, CoreError> {
+        Self::open(binding, ctx, Access::Read).await
+    }
+
+    /// As [`begin_read_only`](Self::begin_read_only), with statements that all see the state of one instant (repeatable
+    /// read), however long it lasts. While it is open, the server cannot clean up what it may still see.
     ///
     /// # Errors
     /// As [`begin`](Self::begin).
     pub async fn begin_snapshot(binding: &dyn SessionBinding, ctx: &dyn TenantContext) -> Result<Self, CoreError> {
+        Self::open(binding, ctx, Access::Snapshot).await
+    }
+
+    async fn open(binding: &dyn SessionBinding, ctx: &dyn TenantContext, access: Access) -> Result<Self, CoreError> {
+        match Self::open_at(&binding.place(ctx).await?, ctx, access).await {
+            Err(CoreError::Moved { .. }) => {
+                binding.refused(ctx.tenant());
+                Self::open_at(&binding.place(ctx).await?, ctx, access).await
+            }
+            opened => opened,
+        }
+    }
+
+    async fn open_at(place: &Place, ctx: &dyn TenantContext, access: Access) -> Result<Self, CoreError> {
         let tenant = ctx.tenant();
-        let place = binding.place(ctx).await?;
-        let guard = Guard::begin(&place.pool, bind_snapshot(tenant)).await?;
-        Ok(Self { guard, tenant, actor: ctx.actor().clone(), request: ctx.request() })
+        let guard = Guard::begin(&place.pool, sqlx::AssertSqlSafe(place.begin(tenant, access))).await?;
+        Ok(Self { guard, tenant, actor: ctx.actor().clone(), request: ctx.request(), _held: place.held.clone() })
     }
 
     /// The tenant that the transaction is bound to.
@@ -96,19 +119,6 @@ impl TenantTx {
     pub async fn rollback(self) -> Result<(), CoreError> {
         self.guard.rollback().await
     }
-}
-
-/// `SET LOCAL`, not `set_config()`: distributed PostgreSQL passes only the former on to its workers.
-#[expect(clippy::disallowed_types, reason = "the value is a typed UUID: 32 hexadecimal digits and hyphens")]
-fn bind(tenant: TenantId) -> sqlx::AssertSqlSafe<String> {
-    sqlx::AssertSqlSafe(format!("begin; set local saas.tenant_id = '{tenant}'"))
-}
-
-#[expect(clippy::disallowed_types, reason = "the value is a typed UUID: 32 hexadecimal digits and hyphens")]
-fn bind_snapshot(tenant: TenantId) -> sqlx::AssertSqlSafe<String> {
-    sqlx::AssertSqlSafe(format!(
-        "begin isolation level repeatable read, read only; set local saas.tenant_id = '{tenant}'"
-    ))
 }
 
 /// A transaction of the foundation or of an operator, which may see every tenant.

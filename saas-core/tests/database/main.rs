@@ -14,5 +14,6 @@ mod isolation;
 mod login;
 mod migrations;
 mod outbox;
+mod place;
 mod record;
 mod transactions;
