@@ -20,6 +20,8 @@
 pub mod domain;
 mod error;
 #[cfg(feature = "postgres")]
+pub mod export;
+#[cfg(feature = "postgres")]
 mod postgres;
 #[cfg(feature = "postgres")]
 pub mod resolve;
