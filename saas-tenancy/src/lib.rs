@@ -20,6 +20,8 @@
 mod error;
 #[cfg(feature = "postgres")]
 mod postgres;
+#[cfg(feature = "postgres")]
+pub mod relocate;
 pub mod role;
 #[cfg(feature = "postgres")]
 mod tenancy;
@@ -33,4 +35,7 @@ pub use tenancy::{Created, Membership, Tenancy, VerifiedEmail};
 
 /// The tables of this crate. They need those of `saas_core`.
 #[cfg(feature = "postgres")]
-pub static SCHEMA: saas_core::Schema = saas_core::schema!("tenancy": 1 "0001_membership");
+pub static SCHEMA: saas_core::Schema = saas_core::schema!("tenancy":
+    1 "0001_membership",
+    5 "0005_move",
+);
