@@ -184,6 +184,13 @@ pub enum CoreError {
         #[source]
         cause: Cause,
     },
+    /// The tenant is not served where the request went: it is being moved, has moved, or was closed.
+    #[error("the tenant is not at home here: it is being moved, has moved or was closed; try again")]
+    Moved {
+        /// What the database said.
+        #[source]
+        cause: Cause,
+    },
     /// A stored value that its type forbids.
     #[error("{table}.{column} holds a value that should not be possible")]
     Corrupt {
@@ -215,7 +222,7 @@ impl CoreError {
             Self::Conflict { .. } | Self::Aborted { .. } => ErrorKind::Conflict,
             Self::Forbidden { .. } => ErrorKind::Forbidden,
             Self::OutcomeUnknown { .. } => ErrorKind::OutcomeUnknown,
-            Self::Unavailable { .. } => ErrorKind::Unavailable,
+            Self::Unavailable { .. } | Self::Moved { .. } => ErrorKind::Unavailable,
             Self::Corrupt { .. } | Self::Statement { .. } => ErrorKind::Corrupt,
         }
     }
@@ -236,6 +243,7 @@ impl CoreError {
             Self::Aborted { .. } => "transaction_aborted",
             Self::OutcomeUnknown { .. } => "outcome_unknown",
             Self::Unavailable { .. } => "unavailable",
+            Self::Moved { .. } => "tenant_moved",
             Self::Corrupt { .. } => "corrupt",
             Self::Statement { .. } => "statement",
         }

@@ -115,4 +115,5 @@ pub static SCHEMA: Schema = schema!("core":
     4 "0004_outbox",
     5 "0005_idempotency",
     6 "0006_overview",
+    7 "0007_placement",
 );

@@ -29,6 +29,8 @@ impl CoreError {
             "55P03" => Self::Unavailable { cause },
             "25P02" => Self::Aborted { cause },
             "42501" => Self::Forbidden { cause },
+            // Raised by saas.enter.
+            "SA001" => Self::Moved { cause },
             _ => match code.get(..2) {
                 Some("40" | "08" | "57" | "53") => Self::Unavailable { cause },
                 Some("23") => Self::Conflict { constraint, cause },

@@ -11,7 +11,12 @@ use std::{
     time::Duration,
 };
 
-use sqlx::{PgConnection, PgPool, Postgres, Row, pool::PoolConnection, postgres::PgTransactionManager};
+use futures_util::TryStreamExt;
+use sqlx::{
+    Either, PgConnection, PgPool, Postgres, Row,
+    pool::PoolConnection,
+    postgres::{PgRow, PgTransactionManager},
+};
 use sqlx_core::{sql_str::SqlSafeStr, transaction::TransactionManager};
 
 use crate::CoreError;
@@ -56,6 +61,38 @@ impl Guard {
         }
         self.suspect = false;
         Ok(())
+    }
+
+    /// Runs one reading statement between `begin` and a commit, all in one message, and returns its rows.
+    #[expect(clippy::disallowed_methods, reason = "the one place that takes connections")]
+    pub(super) async fn read_once(pool: &PgPool, begin: &str, statement: &str) -> Result<Vec<PgRow>, CoreError> {
+        let connection = pool.acquire().await.map_err(CoreError::from_database)?;
+        let mut guard = Self { connection: Some(connection), suspect: true };
+        let nonce = next_nonce();
+        let all = format!("{begin}; {statement}; select {nonce}::bigint; commit");
+        // The statement's rows are those of the third answer from the end: before the nonce and the commit.
+        let mut answers_so_far: Vec<Vec<PgRow>> = vec![Vec::new()];
+        {
+            let mut stream = sqlx::raw_sql(sqlx::AssertSqlSafe(all)).fetch_many(guard.connection_mut());
+            while let Some(part) = stream.try_next().await.map_err(CoreError::from_database)? {
+                match part {
+                    Either::Left(_) => answers_so_far.push(Vec::new()),
+                    Either::Right(row) => {
+                        if let Some(rows) = answers_so_far.last_mut() {
+                            rows.push(row);
+                        }
+                    }
+                }
+            }
+        }
+        // begin …, statement, nonce, commit, and the empty rest.
+        let count = answers_so_far.len();
+        let nonce_answer = count.checked_sub(3).and_then(|at| answers_so_far.get(at)).and_then(|rows| rows.first());
+        if !answers(nonce_answer, nonce) {
+            return Err(CoreError::Unavailable { cause: "the connection answered another question".into() });
+        }
+        guard.suspect = false;
+        Ok(count.checked_sub(4).map(|at| answers_so_far.swap_remove(at)).unwrap_or_default())
     }
 
     /// Rolls back and waits for the answer.
@@ -158,7 +195,7 @@ fn with_nonce(before: &'static str, nonce: u64, after: &'static str) -> sqlx::As
     sqlx::AssertSqlSafe(format!("{before}{nonce}::bigint{after}"))
 }
 
-fn answers(row: Option<&sqlx::postgres::PgRow>, nonce: u64) -> bool {
+fn answers(row: Option<&PgRow>, nonce: u64) -> bool {
     row.is_some_and(|row| row.try_get::<i64, _>(0).is_ok_and(|answer| u64::try_from(answer) == Ok(nonce)))
 }
 

@@ -9,8 +9,14 @@ mod check;
 mod error;
 mod guard;
 mod migrate;
+mod once;
+mod place;
 mod tx;
+mod work;
 
-pub use binding::{Place, SessionBinding, SystemPool, TenantPool, pool_options};
+pub use binding::{SessionBinding, SystemPool, TenantPool, pool_options};
 pub use migrate::{Migration, Schema, migrate, pending};
+pub use once::Literal;
+pub use place::{Generation, Place, SchemaName};
 pub use tx::{SystemTx, TenantTx};
+pub use work::TenantWork;

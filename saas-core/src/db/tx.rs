@@ -1,13 +1,15 @@
 //! The two ways to talk to the database: as one tenant, or as the system.
 
 use std::{
+    any::Any,
     fmt,
     ops::{Deref, DerefMut},
+    sync::Arc,
 };
 
 use sqlx::PgConnection;
 
-use super::{SessionBinding, SystemPool, guard::Guard};
+use super::{Place, SessionBinding, SystemPool, binding::Sessions, guard::Guard, place::Access};
 use crate::{Actor, CoreError, RequestId, TenantContext, TenantId};
 
 /// A transaction that can only see and change one tenant's rows.
@@ -22,13 +24,16 @@ pub struct TenantTx {
     tenant: TenantId,
     actor: Actor,
     request: RequestId,
+    /// What the place asked to keep until the end.
+    _held: Option<Arc<dyn Any + Send + Sync>>,
 }
 
 impl TenantTx {
     /// Opens a transaction bound to the context's tenant, in one round trip.
     ///
     /// # Errors
-    /// [`Unavailable`](CoreError::Unavailable) when no connection can be had; whatever the binding refuses.
+    /// [`Unavailable`](CoreError::Unavailable) when no connection can be had; [`Moved`](CoreError::Moved) when the tenant
+    /// is not at home where the binding says, also when asked once more; whatever the binding refuses.
     ///
     /// ```no_run
     /// # use saas_core::{*, db::*};
@@ -42,10 +47,32 @@ impl TenantTx {
     /// # Ok(()) }
     /// ```
     pub async fn begin(binding: &dyn SessionBinding, ctx: &dyn TenantContext) -> Result<Self, CoreError> {
+        Self::open(binding, ctx, Access::Write).await
+    }
+
+    /// As [`begin`](Self::begin), for reading only: PostgreSQL refuses a write. Dropped when done, it costs no round trip
+    /// to end.
+    ///
+    /// # Errors
+    /// As [`begin`](Self::begin).
+    pub async fn begin_read_only(binding: &dyn SessionBinding, ctx: &dyn TenantContext) -> Result<Self, CoreError> {
+        Self::open(binding, ctx, Access::Read).await
+    }
+
+    async fn open(binding: &dyn SessionBinding, ctx: &dyn TenantContext, access: Access) -> Result<Self, CoreError> {
+        match Self::open_at(&binding.place(ctx).await?, ctx, access).await {
+            Err(CoreError::Moved { .. }) => {
+                binding.refused(ctx.tenant());
+                Self::open_at(&binding.place(ctx).await?, ctx, access).await
+            }
+            opened => opened,
+        }
+    }
+
+    async fn open_at(place: &Place, ctx: &dyn TenantContext, access: Access) -> Result<Self, CoreError> {
         let tenant = ctx.tenant();
-        let place = binding.place(ctx).await?;
-        let guard = Guard::begin(&place.pool, bind(tenant)).await?;
-        Ok(Self { guard, tenant, actor: ctx.actor().clone(), request: ctx.request() })
+        let guard = Guard::begin(&place.pool, sqlx::AssertSqlSafe(place.begin(tenant, access))).await?;
+        Ok(Self { guard, tenant, actor: ctx.actor().clone(), request: ctx.request(), _held: place.held.clone() })
     }
 
     /// The tenant that the transaction is bound to.
@@ -85,12 +112,6 @@ impl TenantTx {
     }
 }
 
-/// `SET LOCAL`, not `set_config()`: distributed PostgreSQL passes only the former on to its workers.
-#[expect(clippy::disallowed_types, reason = "the value is a typed UUID: 32 hexadecimal digits and hyphens")]
-fn bind(tenant: TenantId) -> sqlx::AssertSqlSafe<String> {
-    sqlx::AssertSqlSafe(format!("begin; set local saas.tenant_id = '{tenant}'"))
-}
-
 /// A transaction of the foundation or of an operator, which may see every tenant.
 ///
 /// Stepping outside a tenant is loud: it names who does it and why, and both stand in the trace. The system's login sees
@@ -108,7 +129,11 @@ impl SystemTx {
     pub async fn begin(pool: &SystemPool, actor: Actor, reason: &'static str) -> Result<Self, CoreError> {
         tracing::debug!(target: "saas.db.system", %actor, reason, "system transaction");
         // The system's policies ask for this setting: outside such a transaction its login sees no tenant's rows.
-        let guard = Guard::begin(pool.pool(), "begin; set local saas.system = 'on'").await?;
+        let begin = match pool.sessions {
+            Sessions::Own => "begin; set local saas.system = 'on'",
+            Sessions::Shared => "begin; deallocate all; set local saas.system = 'on'",
+        };
+        let guard = Guard::begin(pool.pool(), begin).await?;
         Ok(Self { guard, actor })
     }
 

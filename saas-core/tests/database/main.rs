@@ -14,5 +14,7 @@ mod isolation;
 mod login;
 mod migrations;
 mod outbox;
+mod place;
+mod pooler;
 mod record;
 mod transactions;
