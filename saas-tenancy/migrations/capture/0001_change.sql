@@ -60,7 +60,7 @@ end
 $$;
 
 -- How a row of a table is found again by the key in the log. Columns of the primary key, which holds the tenant.
-create function saas.move_key(target regclass, out definition text, out matches text, out extract text, out differs text)
+create function saas.move_key(target regclass, out definition text, out matches text, out key_of text, out differs text)
 language sql
 stable
 set search_path = pg_catalog, pg_temp
@@ -93,7 +93,7 @@ declare
     args   text;
 begin
     select * into strict shape from saas.move_key(target);
-    args := format('%L, %L, %L, %L, %L', of_move, of_tenant, at_generation, (select relname from pg_class where oid = target), shape.extract);
+    args := format('%L, %L, %L, %L, %L', of_move, of_tenant, at_generation, (select relname from pg_class where oid = target), shape.key_of);
     perform saas.move_unwatch(target, of_move);
     execute format(
         'create trigger %I after insert or update on %s for each row when (new.tenant_id = %L) execute function saas.move_capture(%s, ''new'')',

@@ -93,6 +93,7 @@ pub enum Audit {
 
 /// What a move did.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 #[non_exhaustive]
 pub struct Report {
     /// The tables, as they were copied.
@@ -102,16 +103,13 @@ pub struct Report {
     /// Rows that changed during the move and were carried over; one that changed in two rounds counts twice.
     pub carried_over: u64,
     /// How long the tenant's transactions had to wait, at most.
-    #[serde(with = "micros", default)]
+    #[serde(with = "micros")]
     pub freeze: Duration,
     /// How the two sides compared as a whole.
-    #[serde(default)]
     pub audit: Audit,
     /// The target was found empty, and the source logs its changes: what the target holds since then came from this move.
-    #[serde(default)]
     pub(super) was_captured: bool,
     /// What the source's door was like before it was closed.
-    #[serde(default)]
     pub(super) door: Option<Door>,
 }
 

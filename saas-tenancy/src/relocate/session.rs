@@ -61,13 +61,9 @@ impl Session {
 
     async fn examine(&mut self, endpoint: &Endpoint) -> Result<(), MoveError> {
         let side = self.side;
-        let (login, sees_all, has_schema, is_migrated): (String, bool, bool, bool) = sqlx::query_as(
-            "select current_user::text, rolsuper or rolbypassrls, to_regnamespace(quote_ident($1)) is not null,
-                    to_regclass('saas.resident') is not null
-             from pg_roles
-             where rolname = current_user",
+        let (login, sees_all): (String, bool) = sqlx::query_as(
+            "select rolname::text, rolsuper or rolbypassrls from pg_roles where rolname = current_user",
         )
-        .bind(&endpoint.schema)
         .fetch_one(&mut self.connection)
         .await
         .map_err(CoreError::from_database)?;
@@ -75,6 +71,13 @@ impl Session {
             let reason = "is bound by row-level security, so it would copy nothing";
             return Err(MoveError::NotPrivileged { side, reason, remedy: format!("alter role {login} bypassrls") });
         }
+        let (has_schema, is_migrated): (bool, bool) = sqlx::query_as(
+            "select to_regnamespace(quote_ident($1)) is not null, to_regclass('saas.resident') is not null",
+        )
+        .bind(&endpoint.schema)
+        .fetch_one(&mut self.connection)
+        .await
+        .map_err(CoreError::from_database)?;
         if !has_schema {
             let what = format!("there is no schema `{}`", endpoint.schema);
             return Err(MoveError::PlaceGone { side, what, cause: None, is_certain: true });

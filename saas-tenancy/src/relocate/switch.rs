@@ -17,8 +17,9 @@ use super::{
 
 /// A round that is over so soon is worth no further one before the freeze.
 const SHORT_ROUND: Duration = Duration::from_millis(100);
-/// So few rows are carried over in a moment.
-const FEW: u64 = 200;
+/// A round that takes no longer may be the one for which the tenant waits, where rounds do not get shorter.
+const BEARABLE_ROUND: Duration = Duration::from_millis(400);
+const ROUNDS_TO_SHORTEN: u32 = 5;
 const MAX_ROUNDS: u32 = 60;
 /// How long the tenant's new transactions may have to wait for its running ones before the mover lets them pass.
 const FREEZE_PATIENCE: Duration = Duration::from_secs(1);
@@ -58,10 +59,11 @@ pub(super) async fn catch_up_and_switch(
 
 async fn catch_up(sides: &mut Sides, record: &mut Record, listener: Listener<'_>) -> Result<(), MoveError> {
     let mut left = 0;
-    for _ in 0..MAX_ROUNDS {
+    for round in 1..=MAX_ROUNDS {
         let begun = Instant::now();
         left = carry(sides, record, Phase::CatchUp, listener).await?;
-        if left <= FEW || begun.elapsed() <= SHORT_ROUND {
+        let enough = if round < ROUNDS_TO_SHORTEN { SHORT_ROUND } else { BEARABLE_ROUND };
+        if left == 0 || begun.elapsed() <= enough {
             return Ok(());
         }
     }

@@ -144,7 +144,7 @@ async fn read_constraints(session: &mut Session, schema: &str, tables: &mut [Sha
          join pg_class c on c.oid = k.conrelid
          join pg_namespace n on n.oid = c.relnamespace
          where n.nspname = $1 and not c.relispartition and k.contype in ('p', 'u', 'f', 'x', 'c')
-         order by 1, 2 collate \"C\"",
+         order by 1, 2",
     )
     .bind(schema)
     .fetch_all(&mut session.connection)
