@@ -24,6 +24,8 @@ pub mod export;
 #[cfg(feature = "postgres")]
 mod postgres;
 #[cfg(feature = "postgres")]
+pub mod relocate;
+#[cfg(feature = "postgres")]
 pub mod resolve;
 pub mod role;
 #[cfg(feature = "postgres")]
@@ -43,4 +45,5 @@ pub use tenancy::{Created, Membership, Tenancy, VerifiedEmail};
 pub static SCHEMA: saas_core::Schema = saas_core::schema!("tenancy":
     1 "0001_membership",
     2 "0002_custom_domain",
+    5 "0005_move",
 );
