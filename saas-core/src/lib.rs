@@ -99,7 +99,7 @@ pub use clock::{Clock, SharedClock, SystemClock};
 pub use context::{RequestContext, TenantContext};
 #[cfg(feature = "postgres")]
 pub use db::{Schema, SessionBinding, SystemPool, SystemTx, TenantPool, TenantTx, migrate};
-pub use error::{Cause, CoreError, ErrorKind, InvalidInput};
+pub use error::{Cause, CoreError, ErrorKind, InvalidInput, Refusal};
 pub use id::{ApiKeyId, AuditId, JobId, LeaseToken, OverrideId, RequestId, TenantId, UsageEventId, UserId};
 pub use name::{EmailAddress, FeatureKey, IdempotencyKey, MeterKey, PlanKey, RoleName, Slug, Topic};
 pub use page::{Page, PageSize};

@@ -19,6 +19,8 @@
 
 mod error;
 #[cfg(feature = "postgres")]
+pub mod placement;
+#[cfg(feature = "postgres")]
 mod postgres;
 pub mod role;
 #[cfg(feature = "postgres")]
@@ -33,4 +35,7 @@ pub use tenancy::{Created, Membership, Tenancy, VerifiedEmail};
 
 /// The tables of this crate. They need those of `saas_core`.
 #[cfg(feature = "postgres")]
-pub static SCHEMA: saas_core::Schema = saas_core::schema!("tenancy": 1 "0001_membership");
+pub static SCHEMA: saas_core::Schema = saas_core::schema!("tenancy":
+    1 "0001_membership",
+    4 "0004_fleet",
+);
