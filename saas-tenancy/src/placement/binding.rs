@@ -10,6 +10,7 @@ use saas_core::{
 use super::{
     Fairness, KnownVersions, Lease, Mode, Placement, PlacementError, Pools, State,
     cache::Cache,
+    error::is_missing_database,
     fairness::{Turn, Turns},
     record,
 };
@@ -233,18 +234,6 @@ impl Source<'_> {
 
 fn disappeared(placement: &Placement) -> PlacementError {
     PlacementError::Disappeared { tenant: placement.tenant, site: placement.site.clone() }
-}
-
-/// Whether the server said that there is no such database.
-fn is_missing_database(error: &CoreError) -> bool {
-    let mut cause = std::error::Error::source(error);
-    while let Some(inner) = cause {
-        if let Some(database) = inner.downcast_ref::<sqlx::Error>().and_then(sqlx::Error::as_database_error) {
-            return database.code().is_some_and(|code| code == "3D000");
-        }
-        cause = inner.source();
-    }
-    false
 }
 
 #[async_trait]

@@ -1,6 +1,6 @@
 //! Why a tenant cannot be served where it lives, or a place not be made or migrated.
 
-use std::{sync::Arc, time::Duration};
+use std::{error::Error as StdError, sync::Arc, time::Duration};
 
 use saas_core::{CoreError, ErrorKind, InvalidInput, Refusal, TenantId, doctor::Finding};
 
@@ -105,7 +105,7 @@ pub enum PlacementError {
         what: String,
     },
     /// The isolation audit found a leak in a place that was just made.
-    #[error("`{site}` would leak: {}; mend the migrations and resume", first(findings))]
+    #[error("`{site}` would leak: {}; mend the migrations and resume", listed(findings))]
     Leaks {
         /// Where.
         site: Site,
@@ -141,12 +141,15 @@ fn version(found: Option<i64>) -> String {
     found.map_or_else(|| "no version".to_owned(), |version| format!("version {version}"))
 }
 
-fn first(findings: &[Finding]) -> String {
-    match findings {
-        [] => String::new(),
-        [only] => format!("{}: {} {}", only.code, only.object, only.reason),
-        [one, rest @ ..] => format!("{}: {} {} (and {} more)", one.code, one.object, one.reason, rest.len()),
+/// The first few; the rest is in the error itself.
+fn listed(findings: &[Finding]) -> String {
+    const SHOWN: usize = 5;
+    let mut lines: Vec<String> =
+        findings.iter().take(SHOWN).map(|f| format!("{}: {} {}", f.code, f.object, f.reason)).collect();
+    if findings.len() > SHOWN {
+        lines.push(format!("and {} more", findings.len() - SHOWN));
     }
+    lines.join("; ")
 }
 
 impl PlacementError {
@@ -198,6 +201,21 @@ impl PlacementError {
         }
     }
 
+    /// Its text and that of what lies behind it: for an operator's report, never for a tenant.
+    #[must_use]
+    pub fn in_full(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = StdError::source(self);
+        while let Some(inner) = cause {
+            let next = inner.to_string();
+            if !text.contains(&next) {
+                text = format!("{text}: {next}");
+            }
+            cause = inner.source();
+        }
+        text
+    }
+
     /// Whether the same call can succeed later without anyone changing anything.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
@@ -209,6 +227,18 @@ impl From<InvalidInput> for PlacementError {
     fn from(error: InvalidInput) -> Self {
         Self::Core(error.into())
     }
+}
+
+/// Whether the server said that there is no such database.
+pub(super) fn is_missing_database(error: &CoreError) -> bool {
+    let mut cause = StdError::source(error);
+    while let Some(inner) = cause {
+        if let Some(database) = inner.downcast_ref::<sqlx::Error>().and_then(sqlx::Error::as_database_error) {
+            return database.code().is_some_and(|code| code == "3D000");
+        }
+        cause = inner.source();
+    }
+    false
 }
 
 /// What a binding answers. The placement's error stays inside, with its kind and code.

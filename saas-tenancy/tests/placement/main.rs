@@ -6,4 +6,5 @@
 )]
 
 mod pools;
+mod provision;
 mod stage;
