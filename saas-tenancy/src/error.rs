@@ -1,6 +1,6 @@
 //! Why an operation on tenants or memberships was refused.
 
-use saas_core::{CoreError, ErrorKind, InvalidInput};
+use saas_core::{Cause, CoreError, ErrorKind, InvalidInput};
 
 use crate::{Permission, Role};
 
@@ -45,6 +45,33 @@ pub enum TenancyError {
     /// A tenant always has an owner.
     #[error("the last owner cannot leave or give up the role; make someone else owner first")]
     LastOwner,
+    /// The tenant does not claim this domain, or lost it.
+    #[error("the tenant does not claim this domain; claim it first")]
+    DomainNotClaimed,
+    /// The tenant claims as many domains as one may.
+    #[error("a tenant may claim {limit} domains; release one first")]
+    TooManyDomains {
+        /// How many.
+        limit: u32,
+    },
+    /// What is published about a domain could not be read; nothing was changed.
+    #[error("what is published about the domain could not be read; try again later")]
+    ProofUnread {
+        /// What the port said.
+        #[source]
+        cause: Cause,
+    },
+    /// A table with tenants' rows that no fence protects.
+    #[cfg(feature = "postgres")]
+    #[error("{table} holds tenants' rows without a fence; in a migration, `select saas.fence('{table}');`")]
+    Unfenced {
+        /// Which.
+        table: String,
+    },
+    /// Where an export should go, it did not.
+    #[cfg(feature = "postgres")]
+    #[error(transparent)]
+    Target(#[from] crate::export::TargetError),
 }
 
 impl From<InvalidInput> for TenancyError {
@@ -59,9 +86,16 @@ impl TenancyError {
     pub const fn kind(&self) -> ErrorKind {
         match self {
             Self::Core(error) => error.kind(),
-            Self::SlugTaken(_) | Self::AlreadyMember | Self::LastOwner => ErrorKind::Conflict,
-            Self::NotMember => ErrorKind::NotFound,
+            Self::SlugTaken(_) | Self::AlreadyMember | Self::LastOwner | Self::TooManyDomains { .. } => {
+                ErrorKind::Conflict
+            }
+            Self::NotMember | Self::DomainNotClaimed => ErrorKind::NotFound,
+            Self::ProofUnread { .. } => ErrorKind::Unavailable,
             Self::NotAllowed { .. } | Self::RankTooLow { .. } | Self::NotAPerson { .. } => ErrorKind::Forbidden,
+            #[cfg(feature = "postgres")]
+            Self::Unfenced { .. } => ErrorKind::Misconfigured,
+            #[cfg(feature = "postgres")]
+            Self::Target(_) => ErrorKind::Unavailable,
         }
     }
 
@@ -77,6 +111,13 @@ impl TenancyError {
             Self::RankTooLow { .. } => "rank_too_low",
             Self::NotAPerson { .. } => "not_a_person",
             Self::LastOwner => "last_owner",
+            Self::DomainNotClaimed => "domain_not_claimed",
+            Self::TooManyDomains { .. } => "too_many_domains",
+            Self::ProofUnread { .. } => "proof_unread",
+            #[cfg(feature = "postgres")]
+            Self::Unfenced { .. } => "table_unfenced",
+            #[cfg(feature = "postgres")]
+            Self::Target(_) => "export_target",
         }
     }
 

@@ -15,16 +15,26 @@
 //! let acme = tenancy.create_tenant(&NewTenant::new("acme".parse()?, "Acme Inc.")?, &ada).await?;
 //! let ctx = tenancy.enter(acme.tenant, acme.owner).await?; // what a request of the owner carries
 //! # Ok(()) }
-//! ```
 
+#[cfg(feature = "postgres")]
+pub mod domain;
 mod error;
 #[cfg(feature = "postgres")]
+pub mod export;
+pub mod placement;
+#[cfg(feature = "postgres")]
 mod postgres;
+#[cfg(feature = "postgres")]
+pub mod relocate;
+#[cfg(feature = "postgres")]
+pub mod resolve;
 pub mod role;
 #[cfg(feature = "postgres")]
 mod tenancy;
 #[cfg(feature = "testing")]
 pub mod testing;
+#[cfg(any(feature = "tower", feature = "actix"))]
+pub mod web;
 
 pub use error::TenancyError;
 pub use role::{Permission, Role};
@@ -35,4 +45,9 @@ pub use tenancy::{Created, Membership, Tenancy, VerifiedEmail};
 
 /// The tables of this crate. They need those of `saas_core`.
 #[cfg(feature = "postgres")]
-pub static SCHEMA: saas_core::Schema = saas_core::schema!("tenancy": 1 "0001_membership");
+pub static SCHEMA: saas_core::Schema = saas_core::schema!("tenancy":
+    1 "0001_membership",
+    2 "0002_custom_domain",
+    4 "0004_fleet",
+    5 "0005_move",
+);

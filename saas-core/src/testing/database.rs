@@ -148,7 +148,7 @@ impl TestDatabase {
         or_panic(self.admin.options(&self.name).connect().await.map_err(CoreError::from_database))
     }
 
-    /// How to connect as the superuser, as [`owner`](Self::owner) does.
+    /// How to connect as the superuser, for what an administrator does: migrating, creating databases.
     #[must_use]
     pub fn owner_options(&self) -> PgConnectOptions {
         self.admin.options(&self.name)
