@@ -10,9 +10,9 @@ use saas_core::CoreError;
 use super::{
     catalogue::{Kind, Relation},
     report::Attack,
-    seed::insert,
     session::literal,
     stage::{Stage, script},
+    statement::insert,
     value::Side,
 };
 
