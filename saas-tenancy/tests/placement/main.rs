@@ -5,6 +5,7 @@
     reason = "a test fails by panicking, and sets databases up with statements of its own making"
 )]
 
+mod modes;
 mod pools;
 mod provision;
 mod stage;
