@@ -1,4 +1,5 @@
 //! The four crates wired into actix-web: the routes of `axum-minimal`, answered the same way.
+#![expect(clippy::future_not_send, reason = "actix-web keeps a request on one thread")]
 
 use std::{fmt, sync::Arc};
 

@@ -49,6 +49,7 @@ impl From<&ResolveError> for Refusal {
 }
 
 /// The answer where a handler asks for a tenant that no adapter resolved: a fault of the set-up.
+#[cfg(any(feature = "axum", feature = "actix"))]
 pub(crate) fn not_resolved(remedy: &'static str) -> Refusal {
     tracing::error!(target: "saas.web", remedy, "a handler asks for a tenant that nothing resolved");
     let body = json!({ "code": "misconfigured", "message": "try again later" }).to_string();
