@@ -17,4 +17,5 @@ mod outbox;
 mod place;
 mod pooler;
 mod record;
+mod search;
 mod transactions;
