@@ -17,9 +17,13 @@
 //! # Ok(()) }
 //! ```
 
+#[cfg(feature = "postgres")]
+pub mod erase;
 mod error;
 #[cfg(feature = "postgres")]
 pub mod export;
+#[cfg(feature = "postgres")]
+pub mod lifecycle;
 #[cfg(feature = "postgres")]
 mod postgres;
 pub mod role;
@@ -35,4 +39,4 @@ pub use tenancy::{Created, Membership, Tenancy, VerifiedEmail};
 
 /// The tables of this crate. They need those of `saas_core`.
 #[cfg(feature = "postgres")]
-pub static SCHEMA: saas_core::Schema = saas_core::schema!("tenancy": 1 "0001_membership");
+pub static SCHEMA: saas_core::Schema = saas_core::schema!("tenancy": 1 "0001_membership", 3 "0003_erase");
