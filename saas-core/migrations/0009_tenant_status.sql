@@ -92,7 +92,11 @@ grant execute on function saas.open_export(regclass, name[], uuid) to saas_app, 
 select saas.omit_from_export('saas.idempotency_key', 'response', 'an answer already given; the rows it tells of are here'),
        saas.omit_from_export('saas.idempotency_key', 'fingerprint', 'a hash of the request'),
        saas.omit_from_export('saas.outbox', 'payload', 'messages on their way may hold links that sign someone in'),
-       saas.omit_from_export('saas.outbox', 'lease', 'a token between workers');
+       saas.omit_from_export('saas.outbox', 'lease', 'a token between workers'),
+       saas.omit_from_export('saas.tenant_status', 'reason', 'a note of the vendor''s operators'),
+       saas.omit_from_export('saas.tenant_status', 'changed_by', 'one of the vendor''s operators'),
+       saas.omit_from_export('saas.placement', null, 'where the vendor keeps the tenant'),
+       saas.omit_from_export('saas.resident', null, 'where the vendor keeps the tenant');
 
 -- Which version each part of the schema is at, for exports: the tables of migrations are one per part.
 create function saas.schema_versions()
@@ -186,6 +190,7 @@ grant execute on function saas.count_rows(regclass, uuid) to saas_system;
 -- What the foundation's own tables are kept for. The audit log names people by ids, which mean nobody once their accounts
 -- are gone, so it is kept whole: a log with holes proves nothing.
 select saas.retain('saas.tenant', 'the tombstone: its id is never given again; its name is taken away'),
+       saas.retain('saas.tenant_slug', 'the tombstone: its address, unless the erasure freed it'),
        saas.retain('saas.tenant_status', 'the tombstone: says that the tenant was erased'),
        saas.retain('saas.placement', 'the tombstone: where it lived'),
        saas.retain('saas.resident', 'the tombstone: closes the door to processes that remember the tenant'),

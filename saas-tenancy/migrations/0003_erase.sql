@@ -47,7 +47,16 @@ grant insert, update, delete on saas.erasure_account to saas_system;
 
 select saas.retain('saas.erasure', 'the record of the erasure itself'),
        saas.retain('saas.erasure_step', 'the record of the erasure itself'),
-       saas.retain('saas.erasure_account', 'the work list of the erasure; empty when it is done');
+       saas.retain('saas.erasure_account', 'the work list of the erasure; empty when it is done'),
+       saas.omit_from_export('saas.erasure', null, 'a record of the vendor''s operators'),
+       saas.omit_from_export('saas.erasure_step', null, 'a record of the vendor''s operators');
+-- By name: these tables are made later.
+insert into saas.retained_table (name, reason) values
+    ('saas.move', 'the record of where the tenant''s rows were'),
+    ('saas.move_table', 'the record of where the tenant''s rows were');
+insert into saas.export_omission (name, column_name, reason) values
+    ('saas.move', '', 'where the vendor keeps the tenant'),
+    ('saas.move_table', '', 'where the vendor keeps the tenant');
 
 -- Looks at one batch of those accounts; `looked` is 0 when none is left to look at. An account that another tenant has as a
 -- member, or that something else still refers to, stays.

@@ -1,7 +1,7 @@
 //! Why an operation on tenants or memberships was refused.
 
 use chrono::{DateTime, Utc};
-use saas_core::{CoreError, ErrorKind, InvalidInput};
+use saas_core::{Cause, CoreError, ErrorKind, InvalidInput};
 
 use crate::{Permission, Role};
 
@@ -99,6 +99,22 @@ pub enum TenancyError {
         /// What depends on the tenant.
         dependents: Vec<saas_core::dependents::Dependent>,
     },
+    /// The tenant does not claim this domain, or lost it.
+    #[error("the tenant does not claim this domain; claim it first")]
+    DomainNotClaimed,
+    /// The tenant claims as many domains as one may.
+    #[error("a tenant may claim {limit} domains; release one first")]
+    TooManyDomains {
+        /// How many.
+        limit: u32,
+    },
+    /// What is published about a domain could not be read; nothing was changed.
+    #[error("what is published about the domain could not be read; try again later")]
+    ProofUnread {
+        /// What the port said.
+        #[source]
+        cause: Cause,
+    },
     /// A table with tenants' rows that no fence protects.
     #[cfg(feature = "postgres")]
     #[error("{table} holds tenants' rows without a fence; in a migration, `select saas.fence('{table}');`")]
@@ -124,12 +140,16 @@ impl TenancyError {
     pub const fn kind(&self) -> ErrorKind {
         match self {
             Self::Core(error) => error.kind(),
-            Self::SlugTaken(_) | Self::AlreadyMember | Self::LastOwner | Self::ReadOnly { .. } => ErrorKind::Conflict,
+            Self::SlugTaken(_)
+            | Self::AlreadyMember
+            | Self::LastOwner
+            | Self::TooManyDomains { .. }
+            | Self::ReadOnly { .. } => ErrorKind::Conflict,
             Self::Suspended { .. } | Self::NotAnOperator { .. } | Self::SameOperator => ErrorKind::Forbidden,
-            Self::InMaintenance { .. } => ErrorKind::Unavailable,
             #[cfg(feature = "postgres")]
             Self::Status { .. } | Self::Erasure { .. } | Self::EraseBlocked { .. } => ErrorKind::Conflict,
-            Self::NotMember => ErrorKind::NotFound,
+            Self::NotMember | Self::DomainNotClaimed => ErrorKind::NotFound,
+            Self::ProofUnread { .. } | Self::InMaintenance { .. } => ErrorKind::Unavailable,
             Self::NotAllowed { .. } | Self::RankTooLow { .. } | Self::NotAPerson { .. } => ErrorKind::Forbidden,
             #[cfg(feature = "postgres")]
             Self::Unfenced { .. } => ErrorKind::Misconfigured,
@@ -161,6 +181,9 @@ impl TenancyError {
             Self::Erasure { .. } => "erasure_state",
             #[cfg(feature = "postgres")]
             Self::EraseBlocked { .. } => "erase_blocked",
+            Self::DomainNotClaimed => "domain_not_claimed",
+            Self::TooManyDomains { .. } => "too_many_domains",
+            Self::ProofUnread { .. } => "proof_unread",
             #[cfg(feature = "postgres")]
             Self::Unfenced { .. } => "table_unfenced",
             #[cfg(feature = "postgres")]

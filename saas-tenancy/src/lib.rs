@@ -18,6 +18,8 @@
 //! ```
 
 #[cfg(feature = "postgres")]
+pub mod domain;
+#[cfg(feature = "postgres")]
 pub mod erase;
 mod error;
 #[cfg(feature = "postgres")]
@@ -26,9 +28,15 @@ pub mod export;
 pub mod lifecycle;
 #[cfg(feature = "postgres")]
 mod postgres;
+#[cfg(feature = "postgres")]
+pub mod relocate;
+#[cfg(feature = "postgres")]
+pub mod resolve;
 pub mod role;
 #[cfg(feature = "postgres")]
 mod tenancy;
+#[cfg(any(feature = "tower", feature = "actix"))]
+pub mod web;
 
 pub use error::TenancyError;
 pub use role::{Permission, Role};
@@ -39,4 +47,9 @@ pub use tenancy::{Created, Membership, Tenancy, VerifiedEmail};
 
 /// The tables of this crate. They need those of `saas_core`.
 #[cfg(feature = "postgres")]
-pub static SCHEMA: saas_core::Schema = saas_core::schema!("tenancy": 1 "0001_membership", 3 "0003_erase");
+pub static SCHEMA: saas_core::Schema = saas_core::schema!("tenancy":
+    1 "0001_membership",
+    2 "0002_custom_domain",
+    3 "0003_erase",
+    5 "0005_move",
+);

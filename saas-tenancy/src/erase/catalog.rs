@@ -5,17 +5,18 @@ use saas_core::{CoreError, SystemTx, TenantId};
 use super::plan::{Obstacle, ReferenceFacts, TableFacts};
 
 /// The tables of this database with rows of the tenant: the foundation's, the application's shared ones, and those of the
-/// tenant's own schema. Tables that are declared global are the system's and not among them.
+/// tenant's own schema. Directories that are declared for the system only, such as that of domains, are among them.
 pub(super) async fn tables(tx: &mut SystemTx, tenant: TenantId) -> Result<Vec<TableFacts>, CoreError> {
     let rows: Vec<(String, Option<String>, bool, bool)> = sqlx::query_as(
         "select quoted.name, r.reason,
-                c.relrowsecurity and exists (
+                g.audience is not null or c.relrowsecurity and exists (
                     select from pg_policy p where p.polrelid = c.oid and p.polname = 'saas_system'),
                 has_table_privilege(c.oid, 'delete') and has_table_privilege(c.oid, 'select')
          from pg_class c
          join pg_namespace n on n.oid = c.relnamespace
          cross join lateral format('%I.%I', n.nspname, c.relname) as quoted (name)
          left join saas.retained_table r on r.name = quoted.name
+         left join saas.global_table g on g.name = quoted.name
          where c.relkind in ('r', 'p') and not c.relispartition and c.relpersistence <> 't'
            and n.nspname not in ('pg_catalog', 'information_schema') and n.nspname not like 'pg\\_%'
            and (n.nspname not like 'saas\\_t\\_%' or n.nspname = 'saas_t_' || replace($1::text, '-', ''))
@@ -23,7 +24,7 @@ pub(super) async fn tables(tx: &mut SystemTx, tenant: TenantId) -> Result<Vec<Ta
                select from pg_attribute a
                where a.attrelid = c.oid and a.attname = 'tenant_id' and a.atttypid = 'uuid'::regtype
                  and not a.attisdropped))
-           and not exists (select from saas.global_table g where g.name = quoted.name)
+           and g.audience is distinct from 'everyone'
          order by quoted.name",
     )
     .bind(tenant.as_uuid())
@@ -74,6 +75,20 @@ pub(super) async fn elsewhere(tx: &mut SystemTx, tenant: TenantId) -> Result<Opt
     .fetch_optional(&mut **tx)
     .await
     .map_err(CoreError::from_database)?;
+    let unfinished: Option<String> = sqlx::query_scalar(
+        "select state from saas.move where tenant_id = $1 and state not in ('confirmed', 'rolled_back')",
+    )
+    .bind(tenant.as_uuid())
+    .fetch_optional(&mut **tx)
+    .await
+    .map_err(CoreError::from_database)?;
+    if let Some(state) = unfinished {
+        return Ok(Some(Obstacle {
+            table: "saas.move".to_owned(),
+            reason: format!("says that a move of the tenant is {state}, so its rows are in two places"),
+            remedy: "confirm the move or roll it back first".to_owned(),
+        }));
+    }
     Ok(at.map(|(cluster, database, state)| Obstacle {
         table: "saas.placement".to_owned(),
         reason: format!(
