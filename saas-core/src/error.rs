@@ -8,6 +8,8 @@ use std::{borrow::Cow, error::Error as StdError, fmt};
 pub enum ErrorKind {
     /// The input is wrong; the same call will fail again (400).
     Invalid,
+    /// Nobody is signed in (401).
+    Unauthenticated,
     /// The actor may not do this (403; 404 where existence must stay hidden).
     Forbidden,
     /// No such thing in this tenant (404).
@@ -25,11 +27,12 @@ pub enum ErrorKind {
 }
 
 impl ErrorKind {
-    /// The HTTP status that says so: 400, 403, 404, 409, 500 or 503. What a 500 says is not for the client.
+    /// The HTTP status that says so: 400, 401, 403, 404, 409, 500 or 503. What a 500 says is not for the client.
     #[must_use]
     pub const fn http_status(self) -> u16 {
         match self {
             Self::Invalid => 400,
+            Self::Unauthenticated => 401,
             Self::Forbidden => 403,
             Self::NotFound => 404,
             Self::Conflict => 409,

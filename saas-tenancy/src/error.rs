@@ -1,6 +1,6 @@
 //! Why an operation on tenants or memberships was refused.
 
-use saas_core::{CoreError, ErrorKind, InvalidInput};
+use saas_core::{Cause, CoreError, ErrorKind, InvalidInput};
 
 use crate::{Permission, Role};
 
@@ -45,6 +45,22 @@ pub enum TenancyError {
     /// A tenant always has an owner.
     #[error("the last owner cannot leave or give up the role; make someone else owner first")]
     LastOwner,
+    /// The tenant does not claim this domain, or lost it.
+    #[error("the tenant does not claim this domain; claim it first")]
+    DomainNotClaimed,
+    /// The tenant claims as many domains as one may.
+    #[error("a tenant may claim {limit} domains; release one first")]
+    TooManyDomains {
+        /// How many.
+        limit: u32,
+    },
+    /// What is published about a domain could not be read; nothing was changed.
+    #[error("what is published about the domain could not be read; try again later")]
+    ProofUnread {
+        /// What the port said.
+        #[source]
+        cause: Cause,
+    },
 }
 
 impl From<InvalidInput> for TenancyError {
@@ -59,8 +75,11 @@ impl TenancyError {
     pub const fn kind(&self) -> ErrorKind {
         match self {
             Self::Core(error) => error.kind(),
-            Self::SlugTaken(_) | Self::AlreadyMember | Self::LastOwner => ErrorKind::Conflict,
-            Self::NotMember => ErrorKind::NotFound,
+            Self::SlugTaken(_) | Self::AlreadyMember | Self::LastOwner | Self::TooManyDomains { .. } => {
+                ErrorKind::Conflict
+            }
+            Self::NotMember | Self::DomainNotClaimed => ErrorKind::NotFound,
+            Self::ProofUnread { .. } => ErrorKind::Unavailable,
             Self::NotAllowed { .. } | Self::RankTooLow { .. } | Self::NotAPerson { .. } => ErrorKind::Forbidden,
         }
     }
@@ -77,6 +96,9 @@ impl TenancyError {
             Self::RankTooLow { .. } => "rank_too_low",
             Self::NotAPerson { .. } => "not_a_person",
             Self::LastOwner => "last_owner",
+            Self::DomainNotClaimed => "domain_not_claimed",
+            Self::TooManyDomains { .. } => "too_many_domains",
+            Self::ProofUnread { .. } => "proof_unread",
         }
     }
 

@@ -15,16 +15,21 @@
 //! let acme = tenancy.create_tenant(&NewTenant::new("acme".parse()?, "Acme Inc.")?, &ada).await?;
 //! let ctx = tenancy.enter(acme.tenant, acme.owner).await?; // what a request of the owner carries
 //! # Ok(()) }
-//! ```
 
+#[cfg(feature = "postgres")]
+pub mod domain;
 mod error;
 #[cfg(feature = "postgres")]
 pub mod placement;
 #[cfg(feature = "postgres")]
 mod postgres;
+#[cfg(feature = "postgres")]
+pub mod resolve;
 pub mod role;
 #[cfg(feature = "postgres")]
 mod tenancy;
+#[cfg(any(feature = "tower", feature = "actix"))]
+pub mod web;
 
 pub use error::TenancyError;
 pub use role::{Permission, Role};
@@ -37,5 +42,6 @@ pub use tenancy::{Created, Membership, Tenancy, VerifiedEmail};
 #[cfg(feature = "postgres")]
 pub static SCHEMA: saas_core::Schema = saas_core::schema!("tenancy":
     1 "0001_membership",
+    2 "0002_custom_domain",
     4 "0004_fleet",
 );

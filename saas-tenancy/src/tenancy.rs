@@ -57,9 +57,9 @@ impl VerifiedEmail {
 /// Tenants and the people in them.
 #[derive(Debug, Clone)]
 pub struct Tenancy {
-    tenants: TenantPool,
-    system: SystemPool,
-    clock: SharedClock,
+    pub(crate) tenants: TenantPool,
+    pub(crate) system: SystemPool,
+    pub(crate) clock: SharedClock,
 }
 
 impl Tenancy {
@@ -217,9 +217,12 @@ impl Tenancy {
         Ok(())
     }
 
-    /// Opens a transaction that changes memberships: one at a time per tenant, so that two owners cannot demote each
-    /// other at once.
-    async fn begin_change(&self, ctx: &dyn TenantContext, reason: &'static str) -> Result<SystemTx, TenancyError> {
+    /// Opens a transaction that changes the tenant: one at a time, so that two owners cannot demote each other at once.
+    pub(crate) async fn begin_change(
+        &self,
+        ctx: &dyn TenantContext,
+        reason: &'static str,
+    ) -> Result<SystemTx, TenancyError> {
         person(ctx)?;
         let mut tx = SystemTx::begin(&self.system, ctx.actor().clone(), reason).await?;
         tenant::lock_in(&mut tx, ctx.tenant()).await.map_err(|error| match error {
@@ -233,7 +236,7 @@ impl Tenancy {
 const SIGN_UP: Actor = Actor::system("sign-up");
 
 /// The person behind a request. Impersonators, machines and jobs do not change who is in a tenant.
-fn person(ctx: &dyn TenantContext) -> Result<UserId, TenancyError> {
+pub(crate) fn person(ctx: &dyn TenantContext) -> Result<UserId, TenancyError> {
     match ctx.actor() {
         Actor::User { id } => Ok(*id),
         other
@@ -244,7 +247,7 @@ fn person(ctx: &dyn TenantContext) -> Result<UserId, TenancyError> {
 }
 
 /// Reads the actor's role from the database, in the caller's transaction: a role in the context may be out of date.
-async fn authorize(
+pub(crate) async fn authorize(
     connection: &mut sqlx::PgConnection,
     ctx: &dyn TenantContext,
     permission: Permission,

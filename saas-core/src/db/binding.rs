@@ -8,6 +8,7 @@ use sqlx::{PgPool, postgres::PgPoolOptions};
 use super::{
     Place,
     check::{self, Login},
+    guard::Guard,
     migrate::{self, Schema},
 };
 use crate::{CoreError, TenantContext, TenantId};
@@ -27,10 +28,20 @@ pub trait SessionBinding: fmt::Debug + Send + Sync + 'static {
     fn refused(&self, _: TenantId) {}
 }
 
+/// Whose the server's sessions are, from which follows what a transaction may find there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sessions {
+    /// A session belongs to its connection.
+    Own,
+    /// A pooler hands sessions from client to client, with the statements that the last one prepared.
+    Shared,
+}
+
 /// Shared tables behind row-level security: one pool of the application role for all tenants.
 #[derive(Debug, Clone)]
 pub struct TenantPool {
     pool: PgPool,
+    pub(super) sessions: Sessions,
 }
 
 impl TenantPool {
@@ -42,9 +53,18 @@ impl TenantPool {
     /// - [`UnsafeServer`](CoreError::UnsafeServer): a release with known leaks.
     /// - [`NotMigrated`](CoreError::NotMigrated): run [`migrate`](super::migrate()) first.
     pub async fn open(pool: PgPool, schemas: &[&Schema]) -> Result<Self, CoreError> {
-        check::login(&pool, Login::Tenant).await?;
-        migrate::verify(&pool, schemas).await?;
-        Ok(Self { pool })
+        examine(&pool, Sessions::Own, Login::Tenant, schemas).await?;
+        Ok(Self { pool, sessions: Sessions::Own })
+    }
+
+    /// As [`open`](Self::open), for a pool whose server is behind PgBouncer, or its like, in transaction mode. The pool's
+    /// connections need `statement_cache_capacity(0)`; a listener needs a connection of its own past the pooler.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub async fn open_behind_pooler(pool: PgPool, schemas: &[&Schema]) -> Result<Self, CoreError> {
+        examine(&pool, Sessions::Shared, Login::Tenant, schemas).await?;
+        Ok(Self { pool, sessions: Sessions::Shared })
     }
 
     /// The pool, for a listener or for metrics.
@@ -65,6 +85,7 @@ impl SessionBinding for TenantPool {
 #[derive(Debug, Clone)]
 pub struct SystemPool {
     pool: PgPool,
+    pub(super) sessions: Sessions,
 }
 
 impl SystemPool {
@@ -73,9 +94,18 @@ impl SystemPool {
     /// # Errors
     /// As [`TenantPool::open`].
     pub async fn open(pool: PgPool, schemas: &[&Schema]) -> Result<Self, CoreError> {
-        check::login(&pool, Login::System).await?;
-        migrate::verify(&pool, schemas).await?;
-        Ok(Self { pool })
+        examine(&pool, Sessions::Own, Login::System, schemas).await?;
+        Ok(Self { pool, sessions: Sessions::Own })
+    }
+
+    /// As [`TenantPool::open_behind_pooler`], for [`SystemTx`](super::SystemTx) alone: what runs single statements on
+    /// [`pool`](Self::pool), as the webhook inbox does, needs a pool past the pooler.
+    ///
+    /// # Errors
+    /// As [`TenantPool::open`].
+    pub async fn open_behind_pooler(pool: PgPool, schemas: &[&Schema]) -> Result<Self, CoreError> {
+        examine(&pool, Sessions::Shared, Login::System, schemas).await?;
+        Ok(Self { pool, sessions: Sessions::Shared })
     }
 
     /// The pool, for a listener or for metrics.
@@ -83,6 +113,18 @@ impl SystemPool {
     pub const fn pool(&self) -> &PgPool {
         &self.pool
     }
+}
+
+/// In a transaction, so that a pooler keeps to one session.
+async fn examine(pool: &PgPool, sessions: Sessions, login: Login, schemas: &[&Schema]) -> Result<(), CoreError> {
+    let begin = match sessions {
+        Sessions::Own => "begin read only",
+        Sessions::Shared => "begin read only; deallocate all",
+    };
+    let mut guard = Guard::begin(pool, begin).await?;
+    check::login(guard.connection_mut(), login).await?;
+    migrate::verify(guard.connection_mut(), schemas).await?;
+    guard.rollback().await
 }
 
 /// Pool options that suit tenant transactions: no ping before a connection is handed out. It would cost a round trip, and

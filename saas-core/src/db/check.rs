@@ -1,6 +1,6 @@
 //! What start-up refuses: logins that row-level security does not bind, and servers that leak through it.
 
-use sqlx::{PgPool, Row, postgres::PgRow};
+use sqlx::{PgConnection, Row, postgres::PgRow};
 
 use crate::CoreError;
 
@@ -51,8 +51,8 @@ const FACTS: &str = "
     from me";
 
 /// Refuses a login before any other statement is run with it.
-pub(super) async fn login(pool: &PgPool, login: Login) -> Result<(), CoreError> {
-    let row = sqlx::query(FACTS).bind(login.role()).fetch_one(pool).await.map_err(CoreError::from_database)?;
+pub(super) async fn login(connection: &mut PgConnection, login: Login) -> Result<(), CoreError> {
+    let row = sqlx::query(FACTS).bind(login.role()).fetch_one(connection).await.map_err(CoreError::from_database)?;
     server(row.try_get("server").map_err(CoreError::from_database)?)?;
     judge(login, Facts::try_from(row).map_err(CoreError::from_database)?)
 }

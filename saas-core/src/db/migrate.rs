@@ -158,8 +158,10 @@ fn refused(schema: &Schema, error: sqlx::migrate::MigrateError) -> CoreError {
 pub async fn pending(pool: &PgPool, schemas: &[&Schema]) -> Result<String, CoreError> {
     use std::fmt::Write as _;
     let mut files = String::new();
+    #[expect(clippy::disallowed_methods, reason = "reads two catalogues, outside any tenant")]
+    let mut connection = pool.acquire().await.map_err(CoreError::from_database)?;
     for schema in schemas {
-        let found = found(pool, schema).await?;
+        let found = found(&mut connection, schema).await?;
         let table = schema.table;
         for migration in migrator(schema).iter().filter(|m| m.version > found) {
             let (version, name, sql) = (migration.version, &migration.description, migration.sql.as_str());
@@ -184,9 +186,9 @@ pub async fn pending(pool: &PgPool, schemas: &[&Schema]) -> Result<String, CoreE
 }
 
 /// Refuses a database whose schema is older than the binary.
-pub(super) async fn verify(pool: &PgPool, schemas: &[&Schema]) -> Result<(), CoreError> {
+pub(super) async fn verify(connection: &mut PgConnection, schemas: &[&Schema]) -> Result<(), CoreError> {
     for schema in schemas {
-        let (found, needed) = (found(pool, schema).await?, schema.version());
+        let (found, needed) = (found(connection, schema).await?, schema.version());
         if found < needed {
             let remedy = "call saas_core::db::migrate before opening a pool";
             return Err(CoreError::NotMigrated { module: schema.module, found, needed, remedy });
@@ -195,14 +197,14 @@ pub(super) async fn verify(pool: &PgPool, schemas: &[&Schema]) -> Result<(), Cor
     Ok(())
 }
 
-async fn found(pool: &PgPool, schema: &Schema) -> Result<i64, CoreError> {
+async fn found(connection: &mut PgConnection, schema: &Schema) -> Result<i64, CoreError> {
     let exists: bool = sqlx::query_scalar("select to_regclass($1) is not null")
         .bind(schema.table)
-        .fetch_one(pool)
+        .fetch_one(&mut *connection)
         .await
         .map_err(CoreError::from_database)?;
     if !exists {
         return Ok(0);
     }
-    sqlx::query_scalar(schema.version_query).fetch_one(pool).await.map_err(CoreError::from_database)
+    sqlx::query_scalar(schema.version_query).fetch_one(connection).await.map_err(CoreError::from_database)
 }

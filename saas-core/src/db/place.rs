@@ -4,13 +4,14 @@ use std::{any::Any, fmt, str::FromStr, sync::Arc, time::Duration};
 
 use sqlx::PgPool;
 
-use super::TenantPool;
+use super::{TenantPool, binding::Sessions};
 use crate::{InvalidInput, TenantId};
 
 /// Where a tenant's rows live. Made only from a pool that was verified.
 #[derive(Clone)]
 pub struct Place {
     pub(super) pool: PgPool,
+    sessions: Sessions,
     schema: Option<SchemaName>,
     generation: Option<Generation>,
     statement_timeout: Option<Duration>,
@@ -49,7 +50,14 @@ impl Place {
     /// Among all tenants' rows, behind row-level security.
     #[must_use]
     pub fn pooled(tenants: &TenantPool) -> Self {
-        Self { pool: tenants.pool().clone(), schema: None, generation: None, statement_timeout: None, held: None }
+        Self {
+            pool: tenants.pool().clone(),
+            sessions: tenants.sessions,
+            schema: None,
+            generation: None,
+            statement_timeout: None,
+            held: None,
+        }
     }
 
     /// In tables of a schema of the tenant's own. Unqualified names of a transaction mean tables of that schema, and no
@@ -87,6 +95,9 @@ impl Place {
     /// `SET LOCAL`, not `set_config()`: distributed PostgreSQL passes only the former on to its workers.
     pub(super) fn begin(&self, tenant: TenantId, access: Access) -> String {
         let mut sql = format!("{}; set local saas.tenant_id = '{tenant}'", access.begin());
+        if self.sessions == Sessions::Shared {
+            sql.push_str("; deallocate all");
+        }
         if let Some(SchemaName(schema)) = &self.schema {
             sql.push_str(&format!("; set local search_path = \"{schema}\""));
         }

@@ -9,7 +9,7 @@ use std::{
 
 use sqlx::PgConnection;
 
-use super::{Place, SessionBinding, SystemPool, guard::Guard, place::Access};
+use super::{Place, SessionBinding, SystemPool, binding::Sessions, guard::Guard, place::Access};
 use crate::{Actor, CoreError, RequestId, TenantContext, TenantId};
 
 /// A transaction that can only see and change one tenant's rows.
@@ -129,7 +129,11 @@ impl SystemTx {
     pub async fn begin(pool: &SystemPool, actor: Actor, reason: &'static str) -> Result<Self, CoreError> {
         tracing::debug!(target: "saas.db.system", %actor, reason, "system transaction");
         // The system's policies ask for this setting: outside such a transaction its login sees no tenant's rows.
-        let guard = Guard::begin(pool.pool(), "begin; set local saas.system = 'on'").await?;
+        let begin = match pool.sessions {
+            Sessions::Own => "begin; set local saas.system = 'on'",
+            Sessions::Shared => "begin; deallocate all; set local saas.system = 'on'",
+        };
+        let guard = Guard::begin(pool.pool(), begin).await?;
         Ok(Self { guard, actor })
     }
 

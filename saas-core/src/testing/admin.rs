@@ -11,9 +11,9 @@ use crate::{
 };
 
 /// The roles that tests and examples log in as.
-const LOGINS: [&str; 2] = ["saas_app", "saas_system"];
+pub(super) const LOGINS: [&str; 2] = ["saas_app", "saas_system"];
 /// Where the server asks for a password, the roles of this development server get this one.
-const PASSWORD: &str = "saas-development";
+pub(super) const PASSWORD: &str = "saas-development";
 /// Building a template and preparing logins happen one at a time on a server, whichever process asks.
 const LOCK: &str = "select pg_advisory_lock(hashtextextended('saas.testing', 0))";
 /// Databases of runs that were killed are removed once they are this old and nobody is connected.

@@ -4,6 +4,7 @@
 //!   process.
 //! - [`TestDatabase`]: one database per test, cloned from a migrated template, reached only as the roles of production.
 //! - [`DevDatabase`]: one database per example, empty at the start of every run.
+//! - [`Pooler`]: a PgBouncer in transaction mode in front of the server.
 //! - [`Proxy`]: a network that can be slow, silent or cut, and that counts round trips.
 //!
 //! Nothing here belongs in production: it has superuser access, and creates and drops roles and databases.
@@ -19,6 +20,8 @@ mod dev_database;
 #[cfg(feature = "docker")]
 mod docker;
 mod home;
+#[cfg(feature = "postgres")]
+mod pooler;
 mod proxy;
 mod server;
 mod sweep;
@@ -27,5 +30,7 @@ mod sweep;
 pub use database::{TestDatabase, TestDatabaseBuilder};
 #[cfg(feature = "postgres")]
 pub use dev_database::DevDatabase;
+#[cfg(feature = "postgres")]
+pub use pooler::Pooler;
 pub use proxy::{Cut, Proxy};
 pub use server::{DevServer, Durability, Purpose};

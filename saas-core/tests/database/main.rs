@@ -15,5 +15,7 @@ mod login;
 mod migrations;
 mod outbox;
 mod place;
+mod pooler;
 mod record;
+mod search;
 mod transactions;
