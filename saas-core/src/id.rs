@@ -94,6 +94,8 @@ ids! {
     UsageEventId by uuid_v7,
     /// One manual exception to a plan.
     OverrideId by uuid_v7,
+    /// One export of a tenant's data; also the name of its folder.
+    ExportId by uuid_v7,
 }
 
 /// 122 random bits.

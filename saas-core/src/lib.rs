@@ -104,7 +104,7 @@ pub use context::{RequestContext, TenantContext};
 pub use db::{Schema, SessionBinding, SystemPool, SystemTx, TenantPool, TenantTx, migrate};
 pub use error::{Cause, CoreError, ErrorKind, InvalidInput, Refusal};
 pub use id::{
-    ApiKeyId, AuditId, DomainToken, JobId, LeaseToken, OverrideId, RequestId, TenantId, UsageEventId, UserId,
+    ApiKeyId, AuditId, DomainToken, ExportId, JobId, LeaseToken, OverrideId, RequestId, TenantId, UsageEventId, UserId,
 };
 pub use name::{EmailAddress, FeatureKey, IdempotencyKey, MeterKey, PlanKey, RoleName, Slug, Topic};
 pub use page::{Page, PageSize};
@@ -122,5 +122,6 @@ pub static SCHEMA: Schema = schema!("core":
     5 "0005_idempotency",
     6 "0006_overview",
     7 "0007_placement",
+    9 "0009_tenant_status",
     10 "0010_search",
 );

@@ -61,6 +61,17 @@ pub enum TenancyError {
         #[source]
         cause: Cause,
     },
+    /// A table with tenants' rows that no fence protects.
+    #[cfg(feature = "postgres")]
+    #[error("{table} holds tenants' rows without a fence; in a migration, `select saas.fence('{table}');`")]
+    Unfenced {
+        /// Which.
+        table: String,
+    },
+    /// Where an export should go, it did not.
+    #[cfg(feature = "postgres")]
+    #[error(transparent)]
+    Target(#[from] crate::export::TargetError),
 }
 
 impl From<InvalidInput> for TenancyError {
@@ -81,6 +92,10 @@ impl TenancyError {
             Self::NotMember | Self::DomainNotClaimed => ErrorKind::NotFound,
             Self::ProofUnread { .. } => ErrorKind::Unavailable,
             Self::NotAllowed { .. } | Self::RankTooLow { .. } | Self::NotAPerson { .. } => ErrorKind::Forbidden,
+            #[cfg(feature = "postgres")]
+            Self::Unfenced { .. } => ErrorKind::Misconfigured,
+            #[cfg(feature = "postgres")]
+            Self::Target(_) => ErrorKind::Unavailable,
         }
     }
 
@@ -99,6 +114,10 @@ impl TenancyError {
             Self::DomainNotClaimed => "domain_not_claimed",
             Self::TooManyDomains { .. } => "too_many_domains",
             Self::ProofUnread { .. } => "proof_unread",
+            #[cfg(feature = "postgres")]
+            Self::Unfenced { .. } => "table_unfenced",
+            #[cfg(feature = "postgres")]
+            Self::Target(_) => "export_target",
         }
     }
 

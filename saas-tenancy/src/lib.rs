@@ -20,9 +20,12 @@
 pub mod domain;
 mod error;
 #[cfg(feature = "postgres")]
+pub mod export;
 pub mod placement;
 #[cfg(feature = "postgres")]
 mod postgres;
+#[cfg(feature = "postgres")]
+pub mod relocate;
 #[cfg(feature = "postgres")]
 pub mod resolve;
 pub mod role;
@@ -44,4 +47,5 @@ pub static SCHEMA: saas_core::Schema = saas_core::schema!("tenancy":
     1 "0001_membership",
     2 "0002_custom_domain",
     4 "0004_fleet",
+    5 "0005_move",
 );

@@ -116,6 +116,8 @@ impl Place {
 pub(super) enum Access {
     Write,
     Read,
+    /// The door is then looked at with the eyes of that instant, too: what is read is what was at home there at the time.
+    Snapshot,
 }
 
 impl Access {
@@ -123,6 +125,7 @@ impl Access {
         match self {
             Self::Write => "begin",
             Self::Read => "begin read only",
+            Self::Snapshot => "begin isolation level repeatable read, read only",
         }
     }
 }

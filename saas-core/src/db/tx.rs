@@ -59,6 +59,15 @@ impl TenantTx {
         Self::open(binding, ctx, Access::Read).await
     }
 
+    /// As [`begin_read_only`](Self::begin_read_only), with statements that all see the state of one instant (repeatable
+    /// read), however long it lasts. While it is open, the server cannot clean up what it may still see.
+    ///
+    /// # Errors
+    /// As [`begin`](Self::begin).
+    pub async fn begin_snapshot(binding: &dyn SessionBinding, ctx: &dyn TenantContext) -> Result<Self, CoreError> {
+        Self::open(binding, ctx, Access::Snapshot).await
+    }
+
     async fn open(binding: &dyn SessionBinding, ctx: &dyn TenantContext, access: Access) -> Result<Self, CoreError> {
         let place = binding.place(ctx).await?;
         let opened = Self::open_at(&place, ctx, access).await;

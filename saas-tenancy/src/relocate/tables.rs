@@ -1,0 +1,334 @@
+//! Which tables move, and whether the target has the same ones.
+//!
+//! The order in which they move does not matter: the target checks no foreign key while rows arrive (see `session`), and
+//! what arrives is one snapshot in which the source's own keys hold. So cycles and self-references need nothing special.
+
+use saas_core::CoreError;
+
+use super::{MoveError, Side, session::Session};
+
+/// One column, as both sides must have it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Column {
+    name: String,
+    /// Quoted where PostgreSQL wants quotes.
+    quoted: String,
+    kind: String,
+    is_required: bool,
+    /// What computes it; empty for a column that is stored as given.
+    generated: String,
+    is_identity: bool,
+}
+
+/// A tenant-scoped table of one side.
+#[derive(Debug, Clone)]
+pub(super) struct Shape {
+    pub(super) name: String,
+    pub(super) qualified: String,
+    pub(super) columns: Vec<Column>,
+    /// Definitions of its constraints.
+    constraints: Vec<String>,
+    /// All types are PostgreSQL's own: their binary form is the same in every database of one release.
+    is_plain: bool,
+    has_key: bool,
+}
+
+/// A table that moves.
+#[derive(Debug, Clone)]
+pub(super) struct Table {
+    pub(super) name: String,
+    /// Schema and name, quoted.
+    pub(super) source: String,
+    pub(super) target: String,
+    /// The columns to copy, quoted; generated ones come by themselves.
+    pub(super) columns: Vec<String>,
+    pub(super) has_identity: bool,
+    pub(super) is_binary: bool,
+}
+
+impl Table {
+    /// Sends the rows of a from item that calls this table `t`.
+    pub(super) fn copy_out(&self, from: &str) -> String {
+        let columns: Vec<String> = self.columns.iter().map(|column| format!("t.{column}")).collect();
+        format!("copy (select {} from {from}) to stdout (format {})", columns.join(", "), self.format())
+    }
+
+    /// Takes them in.
+    pub(super) fn copy_in(&self) -> String {
+        format!("copy {} ({}) from stdin (format {})", self.target, self.columns.join(", "), self.format())
+    }
+
+    const fn format(&self) -> &'static str {
+        if self.is_binary { "binary" } else { "text" }
+    }
+}
+
+/// All tables of one side, and its major version.
+#[derive(Debug)]
+pub(super) struct Layout {
+    pub(super) tables: Vec<Shape>,
+    pub(super) release: i32,
+}
+
+type TableRow = (String, String, bool, bool, bool);
+type ColumnRow = (String, String, String, String, bool, String, bool, bool);
+
+/// Reads the tables of a schema that belong to tenants.
+pub(super) async fn read(session: &mut Session, schema: &str) -> Result<Layout, MoveError> {
+    let rows: Vec<TableRow> = sqlx::query_as(
+        "select c.relname::text, format('%I.%I', n.nspname, c.relname),
+                exists (select from pg_policy p where p.polrelid = c.oid and p.polname = 'saas_tenant') as is_fenced,
+                exists (select from pg_index i where i.indrelid = c.oid and i.indisprimary) as has_key,
+                exists (select from pg_attribute a
+                        where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+                          and (a.atttypid >= 16384 or a.attcollation >= 16384)) as is_own
+         from pg_class c
+         join pg_namespace n on n.oid = c.relnamespace
+         where n.nspname = $1 and c.relkind in ('r', 'p') and not c.relispartition
+           and exists (select from pg_attribute a where a.attrelid = c.oid and a.attname = 'tenant_id' and not a.attisdropped)
+         order by c.relname collate \"C\"",
+    )
+    .bind(schema)
+    .fetch_all(&mut session.connection)
+    .await
+    .map_err(CoreError::from_database)?;
+    let mut tables = Vec::with_capacity(rows.len());
+    for (name, qualified, is_fenced, has_key, is_own) in rows {
+        if !is_fenced {
+            return Err(MoveError::Unmovable {
+                reason: "it has a tenant_id and no fence".into(),
+                remedy: format!("select saas.fence('{qualified}')"),
+                table: qualified,
+            });
+        }
+        let (columns, constraints) = (Vec::new(), Vec::new());
+        tables.push(Shape { name, qualified, columns, constraints, is_plain: !is_own, has_key });
+    }
+    read_columns(session, schema, &mut tables).await?;
+    read_constraints(session, schema, &mut tables).await?;
+    let release = sqlx::query_scalar("select current_setting('server_version_num')::integer / 10000")
+        .fetch_one(&mut session.connection)
+        .await
+        .map_err(CoreError::from_database)?;
+    Ok(Layout { tables, release })
+}
+
+async fn read_columns(session: &mut Session, schema: &str, tables: &mut [Shape]) -> Result<(), CoreError> {
+    let rows: Vec<ColumnRow> = sqlx::query_as(
+        "select c.relname::text, a.attname::text, quote_ident(a.attname), format_type(a.atttypid, a.atttypmod), a.attnotnull,
+                case when a.attgenerated = '' then '' else pg_get_expr(d.adbin, d.adrelid) end,
+                a.attidentity <> '', a.attgenerated <> ''
+         from pg_class c
+         join pg_namespace n on n.oid = c.relnamespace
+         join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+         left join pg_attrdef d on d.adrelid = c.oid and d.adnum = a.attnum
+         where n.nspname = $1 and c.relkind in ('r', 'p') and not c.relispartition
+         order by c.relname, a.attname collate \"C\"",
+    )
+    .bind(schema)
+    .fetch_all(&mut session.connection)
+    .await
+    .map_err(CoreError::from_database)?;
+    for (table, name, quoted, kind, is_required, generated, is_identity, _) in rows {
+        if let Some(shape) = tables.iter_mut().find(|shape| shape.name == table) {
+            shape.columns.push(Column { name, quoted, kind, is_required, generated, is_identity });
+        }
+    }
+    Ok(())
+}
+
+async fn read_constraints(session: &mut Session, schema: &str, tables: &mut [Shape]) -> Result<(), CoreError> {
+    let rows: Vec<(String, String)> = sqlx::query_as(
+        "select c.relname::text, pg_get_constraintdef(k.oid)
+         from pg_constraint k
+         join pg_class c on c.oid = k.conrelid
+         join pg_namespace n on n.oid = c.relnamespace
+         where n.nspname = $1 and not c.relispartition and k.contype in ('p', 'u', 'f', 'x', 'c')
+         order by 1, 2",
+    )
+    .bind(schema)
+    .fetch_all(&mut session.connection)
+    .await
+    .map_err(CoreError::from_database)?;
+    for (table, definition) in rows {
+        if let Some(shape) = tables.iter_mut().find(|shape| shape.name == table) {
+            shape.constraints.push(definition);
+        }
+    }
+    Ok(())
+}
+
+/// Refuses what would be left behind: tenants' tables in other schemas of a place that is not itself one schema, and rows
+/// that stay but refer to rows that go.
+pub(super) async fn refuse_leftovers(
+    session: &mut Session,
+    schema: &str,
+    is_one_schema: bool,
+) -> Result<(), MoveError> {
+    let elsewhere: Option<String> = sqlx::query_scalar(
+        "select format('%I.%I', n.nspname, c.relname)
+         from pg_policy p
+         join pg_class c on c.oid = p.polrelid
+         join pg_namespace n on n.oid = c.relnamespace
+         where p.polname = 'saas_tenant' and n.nspname not in ('saas', $1) and n.nspname not like 'saas\\_t\\_%' and not $2
+         limit 1",
+    )
+    .bind(schema)
+    .bind(is_one_schema)
+    .fetch_optional(&mut session.connection)
+    .await
+    .map_err(CoreError::from_database)?;
+    if let Some(table) = elsewhere {
+        return Err(MoveError::Unmovable {
+            table,
+            reason: format!("it is not in the schema `{schema}` with the others"),
+            remedy: "keep the application's tables in one schema".into(),
+        });
+    }
+    let inbound: Option<(String, String)> = sqlx::query_as(
+        "select format('%I.%I', n.nspname, c.relname), k.conname::text
+         from pg_constraint k
+         join pg_class c on c.oid = k.conrelid
+         join pg_namespace n on n.oid = c.relnamespace
+         join pg_class t on t.oid = k.confrelid
+         join pg_namespace tn on tn.oid = t.relnamespace
+         where k.contype = 'f' and tn.nspname = $1 and not c.relispartition
+           and exists (select from pg_policy p where p.polrelid = t.oid and p.polname = 'saas_tenant')
+           and not (n.nspname = $1 and exists (select from pg_policy p where p.polrelid = c.oid and p.polname = 'saas_tenant'))
+         limit 1",
+    )
+    .bind(schema)
+    .fetch_optional(&mut session.connection)
+    .await
+    .map_err(CoreError::from_database)?;
+    match inbound {
+        None => Ok(()),
+        Some((table, constraint)) => Err(MoveError::Unmovable {
+            reason: format!("it stays, and its foreign key {constraint} refers to rows that go"),
+            remedy: format!("give it a tenant_id and a fence, or: alter table {table} drop constraint {constraint}"),
+            table,
+        }),
+    }
+}
+
+/// The tables to move, or the first difference that stands in the way.
+pub(super) fn compare(source: &Layout, target: &Layout) -> Result<Vec<Table>, MoveError> {
+    let differs = |table: &Shape, what: String| Err(MoveError::Differs { table: table.name.clone(), what });
+    if let Some(extra) = target.tables.iter().find(|table| !source.tables.iter().any(|other| other.name == table.name))
+    {
+        return differs(extra, format!("exists only in the {}", Side::Target));
+    }
+    let mut tables = Vec::with_capacity(source.tables.len());
+    for here in &source.tables {
+        if !here.has_key {
+            return Err(MoveError::Unmovable {
+                table: here.qualified.clone(),
+                reason: "it has no primary key, so a changed row cannot be found again".into(),
+                remedy: format!("alter table {} add primary key (tenant_id, …)", here.qualified),
+            });
+        }
+        let Some(there) = target.tables.iter().find(|table| table.name == here.name) else {
+            return differs(here, format!("exists only in the {}", Side::Source));
+        };
+        if let Some(what) = difference(here, there) {
+            return differs(here, what);
+        }
+        tables.push(Table {
+            name: here.name.clone(),
+            source: here.qualified.clone(),
+            target: there.qualified.clone(),
+            columns: here.columns.iter().filter(|c| c.generated.is_empty()).map(|c| c.quoted.clone()).collect(),
+            has_identity: there.columns.iter().any(|c| c.is_identity),
+            is_binary: here.is_plain && there.is_plain && source.release == target.release,
+        });
+    }
+    Ok(tables)
+}
+
+fn difference(here: &Shape, there: &Shape) -> Option<String> {
+    for (column, side, other) in here
+        .columns
+        .iter()
+        .map(|column| (column, Side::Source, there))
+        .chain(there.columns.iter().map(|column| (column, Side::Target, here)))
+    {
+        let Some(twin) = other.columns.iter().find(|twin| twin.name == column.name) else {
+            return Some(format!("has a column {} only in the {side}", column.name));
+        };
+        if twin.kind != column.kind {
+            return Some(format!("has a column {} of another type: {} and {}", column.name, column.kind, twin.kind));
+        }
+        if twin.is_required != column.is_required || twin.generated != column.generated {
+            return Some(format!("has a column {} that is not null, or computed, on one side only", column.name));
+        }
+    }
+    let only = |mine: &Shape, other: &Shape| mine.constraints.iter().find(|k| !other.constraints.contains(k)).cloned();
+    if let Some(constraint) = only(here, there) {
+        return Some(format!("has a constraint only in the {}: {constraint}", Side::Source));
+    }
+    only(there, here).map(|constraint| format!("has a constraint only in the {}: {constraint}", Side::Target))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shape(name: &str, columns: &[(&str, &str)]) -> Shape {
+        let columns = columns.iter().map(|(name, kind)| Column {
+            name: (*name).into(),
+            quoted: (*name).into(),
+            kind: (*kind).into(),
+            is_required: true,
+            generated: String::new(),
+            is_identity: false,
+        });
+        let constraints = vec!["PRIMARY KEY (tenant_id, id)".into()];
+        let (name, qualified) = (name.to_owned(), format!("public.{name}"));
+        Shape { name, qualified, columns: columns.collect(), constraints, is_plain: true, has_key: true }
+    }
+
+    fn layout(tables: Vec<Shape>) -> Layout {
+        Layout { tables, release: 15 }
+    }
+
+    const COLUMNS: &[(&str, &str)] = &[("id", "uuid"), ("tenant_id", "uuid")];
+
+    #[test]
+    fn equal_tables_move_and_a_column_that_is_computed_is_not_copied() {
+        let mut project = shape("project", &[("id", "uuid"), ("size", "integer"), ("tenant_id", "uuid")]);
+        project.columns[1].generated = "1 + 1".into();
+        let tables = compare(&layout(vec![project.clone()]), &layout(vec![project.clone()])).unwrap();
+        assert_eq!((tables[0].columns.join(","), tables[0].is_binary), ("id,tenant_id".into(), true));
+        let newer = Layout { tables: vec![project.clone()], release: 16 };
+        assert!(!compare(&layout(vec![project]), &newer).unwrap()[0].is_binary, "another release");
+    }
+
+    #[test]
+    fn the_first_difference_is_named() {
+        let source = layout(vec![shape("project", COLUMNS)]);
+        let told = |target: Vec<Shape>| compare(&source, &layout(target)).unwrap_err().to_string();
+        assert!(told(vec![]).starts_with("the table project exists only in the source;"));
+        let more = told(vec![shape("project", COLUMNS), shape("task", COLUMNS)]);
+        assert!(more.starts_with("the table task exists only in the target;"), "{more}");
+        let kind = told(vec![shape("project", &[("id", "mood"), ("tenant_id", "uuid")])]);
+        assert!(kind.starts_with("the table project has a column id of another type: uuid and mood;"), "{kind}");
+        let column = told(vec![shape("project", &COLUMNS[1..])]);
+        assert!(column.starts_with("the table project has a column id only in the source;"), "{column}");
+        let mut loose = shape("project", COLUMNS);
+        loose.constraints.clear();
+        let constraint = told(vec![loose]);
+        assert!(
+            constraint.contains("has a constraint only in the source: PRIMARY KEY (tenant_id, id);"),
+            "{constraint}"
+        );
+    }
+
+    #[test]
+    fn a_table_without_a_key_is_refused_with_the_mend() {
+        let mut heap = shape("heap", COLUMNS);
+        heap.has_key = false;
+        let error = compare(&layout(vec![heap.clone()]), &layout(vec![heap])).unwrap_err();
+        assert_eq!(error.code(), "table_unmovable");
+        assert!(error.to_string().ends_with("alter table public.heap add primary key (tenant_id, …)"), "{error}");
+    }
+}
