@@ -15,12 +15,14 @@
 //! let acme = tenancy.create_tenant(&NewTenant::new("acme".parse()?, "Acme Inc.")?, &ada).await?;
 //! let ctx = tenancy.enter(acme.tenant, acme.owner).await?; // what a request of the owner carries
 //! # Ok(()) }
+//! ```
 
 #[cfg(feature = "postgres")]
 pub mod domain;
 mod error;
 #[cfg(feature = "postgres")]
 pub mod export;
+#[cfg(feature = "postgres")]
 pub mod placement;
 #[cfg(feature = "postgres")]
 mod postgres;
