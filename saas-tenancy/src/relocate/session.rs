@@ -61,12 +61,11 @@ impl Session {
 
     async fn examine(&mut self, endpoint: &Endpoint) -> Result<(), MoveError> {
         let side = self.side;
-        let (login, sees_all): (String, bool) = sqlx::query_as(
-            "select rolname::text, rolsuper or rolbypassrls from pg_roles where rolname = current_user",
-        )
-        .fetch_one(&mut self.connection)
-        .await
-        .map_err(CoreError::from_database)?;
+        let (login, sees_all): (String, bool) =
+            sqlx::query_as("select rolname::text, rolsuper or rolbypassrls from pg_roles where rolname = current_user")
+                .fetch_one(&mut self.connection)
+                .await
+                .map_err(CoreError::from_database)?;
         if !sees_all {
             let reason = "is bound by row-level security, so it would copy nothing";
             return Err(MoveError::NotPrivileged { side, reason, remedy: format!("alter role {login} bypassrls") });

@@ -1,10 +1,6 @@
 //! Movers that end in the middle: dropped at any of their awaits, or with their connections cut at any of their steps.
 
-use std::{
-    future::poll_fn,
-    sync::Mutex,
-    task::Poll,
-};
+use std::{future::poll_fn, sync::Mutex, task::Poll};
 
 use saas_core::{TenantContext, TenantTx};
 use saas_tenancy::relocate::{Address, MoveError, Phase, Report, State};
@@ -46,7 +42,11 @@ impl World {
     }
 }
 
-async fn cut(control: &sqlx::postgres::PgConnectOptions, second: &sqlx::postgres::PgConnectOptions, sessions: &'static str) {
+async fn cut(
+    control: &sqlx::postgres::PgConnectOptions,
+    second: &sqlx::postgres::PgConnectOptions,
+    sessions: &'static str,
+) {
     for server in [control, second] {
         let mut admin = PgConnection::connect_with(server).await.unwrap();
         // Only this test's own: others run on the same servers.

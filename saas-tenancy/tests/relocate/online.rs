@@ -103,7 +103,8 @@ async fn a_writer_that_does_not_use_the_door_is_refused_at_the_old_place_too() {
     world.mover.move_tenant(world.acme.tenant(), &database, &operator(), &|_| {}).await.unwrap();
     let tenant = world.acme.tenant().as_uuid();
     let mut tx = SystemTx::begin(world.db.system(), operator(), "a worker that knows no placements").await.unwrap();
-    let refused = sqlx::query("insert into project (tenant_id, name) values ($1, 'late')").bind(tenant).execute(&mut *tx).await;
+    let refused =
+        sqlx::query("insert into project (tenant_id, name) values ($1, 'late')").bind(tenant).execute(&mut *tx).await;
     assert_eq!(refused.unwrap_err().as_database_error().unwrap().code().unwrap(), "SA001");
     drop(tx);
     // The pooled binding gives no generation, so the door is not asked; the trigger is.

@@ -37,14 +37,36 @@ async fn a_target_that_differs_is_named_before_anything_is_copied() {
     let before = world.rows_at(&pooled, &world.acme).await;
     let schema = world.make_schema().await;
     for (change, back, code, part) in [
-        ("alter table task add extra text", "alter table task drop extra", "tables_differ", "task has a column extra only in the target"),
-        ("alter table project alter name type varchar(9)", "alter table project alter name type text", "tables_differ",
-         "project has a column name of another type: text and character varying(9)"),
-        ("alter type mood rename to temper", "alter type temper rename to mood", "tables_differ",
-         "task has a column moods of another type: mood[] and temper[]"),
-        ("alter table entry rename to line", "alter table line rename to entry", "tables_differ", "line exists only in the target"),
-        ("alter table project add check (name <> '')", "alter table project drop constraint project_name_check", "tables_differ",
-         "has a constraint only in the target: CHECK"),
+        (
+            "alter table task add extra text",
+            "alter table task drop extra",
+            "tables_differ",
+            "task has a column extra only in the target",
+        ),
+        (
+            "alter table project alter name type varchar(9)",
+            "alter table project alter name type text",
+            "tables_differ",
+            "project has a column name of another type: text and character varying(9)",
+        ),
+        (
+            "alter type mood rename to temper",
+            "alter type temper rename to mood",
+            "tables_differ",
+            "task has a column moods of another type: mood[] and temper[]",
+        ),
+        (
+            "alter table entry rename to line",
+            "alter table line rename to entry",
+            "tables_differ",
+            "line exists only in the target",
+        ),
+        (
+            "alter table project add check (name <> '')",
+            "alter table project drop constraint project_name_check",
+            "tables_differ",
+            "has a constraint only in the target: CHECK",
+        ),
         ("create table loose (tenant_id uuid not null)", "drop table loose", "table_unmovable", "select saas.fence("),
     ] {
         world.change(&schema, change).await;
@@ -79,10 +101,15 @@ async fn a_target_that_fails_leaves_the_source_serving_and_the_move_resumes_once
     let (pooled, database) = (Address::pooled("control"), world.make_database().await);
     let before = world.rows_at(&pooled, &world.acme).await;
     // As a full disk answers: at one of the last tables, when others have arrived.
-    world.change(&database, "create function full_disk() returns trigger language plpgsql as $$ begin
+    world
+        .change(
+            &database,
+            "create function full_disk() returns trigger language plpgsql as $$ begin
             raise exception 'no space left on device' using errcode = 'disk_full'; end $$;
         create trigger full_disk before insert on task for each row execute function full_disk();
-        alter table task enable always trigger full_disk").await;
+        alter table task enable always trigger full_disk",
+        )
+        .await;
     let error = world.try_move(&database).await;
     assert_eq!((error.code(), error.is_retryable()), ("target_refused", true), "{error}");
     assert!(error.to_string().starts_with("the target refused rows of task"), "{error}");
@@ -172,7 +199,13 @@ async fn a_tenant_has_one_move_at_a_time_and_only_what_fits_its_state_is_done() 
 async fn a_login_that_row_level_security_binds_copies_nothing() {
     let world = World::start().await;
     let schema = world.make_schema().await;
-    world.db.owner().await.execute("do $$ begin create role weak_mover login; exception when duplicate_object then null; end $$").await.unwrap();
+    world
+        .db
+        .owner()
+        .await
+        .execute("do $$ begin create role weak_mover login; exception when duplicate_object then null; end $$")
+        .await
+        .unwrap();
     let weak = std::sync::Arc::new(crate::world::Ways {
         control: world.ways.control.clone().username("weak_mover"),
         second: world.ways.second.clone(),

@@ -104,7 +104,13 @@ impl Work {
 }
 
 /// One transaction: a new project, another one renamed or deleted, a task counted up, a number drawn.
-async fn write(binding: &Binding, ctx: &RequestContext, ledger: &Ledger, writer: usize, turn: u64) -> Result<(), CoreError> {
+async fn write(
+    binding: &Binding,
+    ctx: &RequestContext,
+    ledger: &Ledger,
+    writer: usize,
+    turn: u64,
+) -> Result<(), CoreError> {
     let tenant = ctx.tenant().as_uuid();
     let mut tx = TenantTx::begin(binding, ctx).await?;
     let name = format!("work {writer} {turn}");
@@ -123,8 +129,12 @@ async fn write(binding: &Binding, ctx: &RequestContext, ledger: &Ledger, writer:
         // The key itself changes.
         _ => "update project set id = gen_random_uuid() where tenant_id = $1 and name = $2 returning id, name",
     };
-    let touched: Option<(Uuid, String)> =
-        sqlx::query_as(statement).bind(tenant).bind(&former).fetch_optional(&mut *tx).await.map_err(CoreError::from_database)?;
+    let touched: Option<(Uuid, String)> = sqlx::query_as(statement)
+        .bind(tenant)
+        .bind(&former)
+        .fetch_optional(&mut *tx)
+        .await
+        .map_err(CoreError::from_database)?;
     let task: Uuid = sqlx::query_scalar(
         "update task set \"Count\" = \"Count\" + 1
          where tenant_id = $1

@@ -122,7 +122,10 @@ impl Ways {
 impl Endpoints for Ways {
     async fn endpoint(&self, address: &Address) -> Result<Endpoint, CoreError> {
         if !["control", "second"].contains(&address.cluster.as_str()) {
-            return Err(CoreError::Misconfigured { what: format!("no cluster {}", address.cluster), remedy: "-".into() });
+            return Err(CoreError::Misconfigured {
+                what: format!("no cluster {}", address.cluster),
+                remedy: "-".into(),
+            });
         }
         let schema = address.schema.clone().unwrap_or_else(|| "public".into());
         Ok(Endpoint::new(self.login(address), schema).with_maintenance(self.second.clone()))
@@ -191,7 +194,6 @@ impl SessionBinding for Binding {
         self.known.lock().unwrap().remove(&tenant);
     }
 }
-
 
 impl World {
     pub(crate) async fn start() -> Self {
