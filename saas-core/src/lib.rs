@@ -124,6 +124,7 @@ pub static SCHEMA: Schema = schema!("core":
     5 "0005_idempotency",
     6 "0006_overview",
     7 "0007_placement",
+    8 "0008_fence_rows",
     9 "0009_tenant_status",
     10 "0010_search",
 );

@@ -9,7 +9,7 @@ use sqlx::postgres::PgRow;
 use uuid::Uuid;
 
 use super::{Place, guard::Guard, place::Access};
-use crate::{CoreError, InvalidInput, TenantId};
+use crate::{CoreError, InvalidInput, TenantContext};
 
 /// A value in a statement of [`read_once`](super::TenantWork::read_once).
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -67,8 +67,8 @@ pub(super) fn compose(statement: &'static str, values: &[Literal<'_>]) -> Result
 }
 
 /// Runs a composed statement.
-pub(super) async fn run(place: &Place, tenant: TenantId, statement: &str) -> Result<Vec<PgRow>, CoreError> {
-    let begin = place.begin(tenant, Access::Read);
+pub(super) async fn run(place: &Place, ctx: &dyn TenantContext, statement: &str) -> Result<Vec<PgRow>, CoreError> {
+    let begin = place.begin(ctx, Access::Read);
     Guard::read_once(&place.pool, &begin, statement).await
 }
 

@@ -88,10 +88,10 @@ impl<B: SessionBinding> TenantWork for B {
     ) -> Result<Vec<PgRow>, CoreError> {
         let statement = once::compose(statement, values)?;
         let place = self.place(ctx).await?;
-        let done = once::run(&place, ctx.tenant(), &statement).await;
+        let done = once::run(&place, ctx, &statement).await;
         let Err(CoreError::Moved { .. }) = done else { return done };
         drop(place);
         self.refused(ctx.tenant());
-        once::run(&self.place(ctx).await?, ctx.tenant(), &statement).await
+        once::run(&self.place(ctx).await?, ctx, &statement).await
     }
 }

@@ -105,7 +105,7 @@ join object o on o.oid = l.polrelid
 cross join lateral (
     select coalesce(pg_get_expr(l.polqual, l.polrelid), '') || ' ' || coalesce(pg_get_expr(l.polwithcheck, l.polrelid), '') as text
 ) expression
-where regexp_replace(expression.text, 'SELECT \(*(NULLIF\()?current_setting\(', '', 'g') ~ 'current_setting\('
+where regexp_replace(expression.text, 'SELECT \(*((NULLIF|split_part)\(+)*current_setting\(', '', 'g') ~ 'current_setting\('
 union all
 select 'extension-access', e.extname::text,
        'lets the application role leave the database or look into its files by the functions of an extension',

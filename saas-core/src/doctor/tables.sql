@@ -102,6 +102,20 @@ where p.privilege <> all (f.privileges)
   and case when t.nspname = 'saas' or p.privilege = 'delete' then has_table_privilege(app.oid, t.oid, p.privilege)
            else has_any_column_privilege(app.oid, t.oid, p.privilege) end
 union all
+select 'row-fence-open', t.name,
+       format('shows members only their own rows (%s), but the policy that does so is missing or is another one', r.owner_column),
+       format('select saas.fence_refresh(%L);', t.name)
+from tenant_table t
+join saas.row_fence r on r.name = t.name
+where not exists (
+    select from pg_policy p
+    where p.polrelid = t.oid and p.polname = 'saas_rows' and not p.polpermissive and p.polcmd = '*'
+      and ('saas_app'::regrole::oid = any(p.polroles) or 0 = any(p.polroles))
+      and pg_get_expr(p.polqual, p.polrelid) = pg_get_expr(p.polwithcheck, p.polrelid)
+      and position(format('(%I = ( SELECT (NULLIF(split_part(current_setting(''saas.member''', r.owner_column)
+                   in pg_get_expr(p.polqual, p.polrelid)) > 0
+      and position(quote_literal(r.sees_all::text) || '::text[]' in pg_get_expr(p.polqual, p.polrelid)) > 0)
+union all
 select 'inherited', t.name, format('inherits from %s, through which its rows are read by that table''s rules', i.inhparent::regclass),
        format('alter table %s no inherit %s;', t.name, i.inhparent::regclass)
 from tenant_table t join pg_inherits i on i.inhrelid = t.oid

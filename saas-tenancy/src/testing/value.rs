@@ -121,6 +121,7 @@ impl Maker {
                 }
                 let word = self.text(side, length(typmod));
                 guesses.push(format!("{word}@example.com"));
+                guesses.push(format!("{word}.example.com"));
                 guesses.push(format!("https://example.com/{word}"));
                 guesses.extend(
                     ["EUR", "eur", "en", "DE", "a", "A", "abc", "ABC", "1", "0", "+4930123456", "12345", "2026-01-01"]
