@@ -53,7 +53,8 @@ select saas.retain('saas.erasure', 'the record of the erasure itself'),
 -- By name: these tables are made later.
 insert into saas.retained_table (name, reason) values
     ('saas.move', 'the record of where the tenant''s rows were'),
-    ('saas.move_table', 'the record of where the tenant''s rows were');
+    ('saas.move_table', 'the record of where the tenant''s rows were'),
+    ('saas.move_change', 'the log of a move that is under way; empty when it is over');
 insert into saas.export_omission (name, column_name, reason) values
     ('saas.move', '', 'where the vendor keeps the tenant'),
     ('saas.move_table', '', 'where the vendor keeps the tenant');
