@@ -39,7 +39,9 @@ strays=$(grep -E '^sqlx[a-z-]* feature "(time|bigdecimal)"' "$scratch/tree" | so
 [ -z "$strays" ] || fail "$strays"
 
 step "formatted SQL only where it is argued for"
-strays=$(git grep -n AssertSqlSafe -- 'saas-*/src' ':!saas-core/src/db' ':!saas-core/src/testing' || :)
+# placement/ground/database.rs: CREATE and DROP DATABASE take no parameters, and no function may run them.
+strays=$(git grep -n AssertSqlSafe -- 'saas-*/src' ':!saas-core/src/db' ':!saas-core/src/testing' \
+    ':!saas-tenancy/src/placement/ground/database.rs' || :)
 [ -z "$strays" ] || fail "$strays"
 
 step "licences, bans and sources"

@@ -91,6 +91,40 @@ impl fmt::Display for InvalidInput {
 
 impl StdError for InvalidInput {}
 
+/// Why a binding does not serve a tenant, in the words and with the code of whoever made the binding.
+#[derive(Debug)]
+pub struct Refusal {
+    kind: ErrorKind,
+    code: &'static str,
+    error: Cause,
+}
+
+impl Refusal {
+    /// A refusal that reads as `error` does.
+    #[must_use]
+    pub fn new(kind: ErrorKind, code: &'static str, error: impl Into<Cause>) -> Self {
+        Self { kind, code, error: error.into() }
+    }
+
+    /// The binding's own error, to be taken apart by its type.
+    #[must_use]
+    pub fn error(&self) -> &(dyn StdError + Send + Sync + 'static) {
+        self.error.as_ref()
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.error.fmt(f)
+    }
+}
+
+impl StdError for Refusal {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.error.source()
+    }
+}
+
 /// Why an operation of `saas-core`, or of the database below any of the crates, failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -194,6 +228,9 @@ pub enum CoreError {
         #[source]
         cause: Cause,
     },
+    /// The binding that was asked for the tenant's place refused.
+    #[error(transparent)]
+    Refused(Refusal),
     /// A stored value that its type forbids.
     #[error("{table}.{column} holds a value that should not be possible")]
     Corrupt {
@@ -227,6 +264,7 @@ impl CoreError {
             Self::OutcomeUnknown { .. } => ErrorKind::OutcomeUnknown,
             Self::Unavailable { .. } | Self::Moved { .. } => ErrorKind::Unavailable,
             Self::Corrupt { .. } | Self::Statement { .. } => ErrorKind::Corrupt,
+            Self::Refused(refusal) => refusal.kind,
         }
     }
 
@@ -247,6 +285,7 @@ impl CoreError {
             Self::OutcomeUnknown { .. } => "outcome_unknown",
             Self::Unavailable { .. } => "unavailable",
             Self::Moved { .. } => "tenant_moved",
+            Self::Refused(refusal) => refusal.code,
             Self::Corrupt { .. } => "corrupt",
             Self::Statement { .. } => "statement",
         }

@@ -104,7 +104,7 @@ pub use clock::{Clock, SharedClock, SystemClock};
 pub use context::{RequestContext, TenantContext};
 #[cfg(feature = "postgres")]
 pub use db::{Schema, SessionBinding, SystemPool, SystemTx, TenantPool, TenantTx, migrate};
-pub use error::{Cause, CoreError, ErrorKind, InvalidInput};
+pub use error::{Cause, CoreError, ErrorKind, InvalidInput, Refusal};
 pub use id::{
     ApiKeyId, AuditId, DomainToken, ExportId, JobId, LeaseToken, OverrideId, RequestId, TenantId, UsageEventId, UserId,
 };

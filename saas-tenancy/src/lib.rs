@@ -27,6 +27,8 @@ pub mod export;
 #[cfg(feature = "postgres")]
 pub mod lifecycle;
 #[cfg(feature = "postgres")]
+pub mod placement;
+#[cfg(feature = "postgres")]
 mod postgres;
 #[cfg(feature = "postgres")]
 pub mod relocate;
@@ -51,5 +53,6 @@ pub static SCHEMA: saas_core::Schema = saas_core::schema!("tenancy":
     1 "0001_membership",
     2 "0002_custom_domain",
     3 "0003_erase",
+    4 "0004_fleet",
     5 "0005_move",
 );

@@ -69,13 +69,13 @@ impl TenantTx {
     }
 
     async fn open(binding: &dyn SessionBinding, ctx: &dyn TenantContext, access: Access) -> Result<Self, CoreError> {
-        match Self::open_at(&binding.place(ctx).await?, ctx, access).await {
-            Err(CoreError::Moved { .. }) => {
-                binding.refused(ctx.tenant());
-                Self::open_at(&binding.place(ctx).await?, ctx, access).await
-            }
-            opened => opened,
-        }
+        let place = binding.place(ctx).await?;
+        let opened = Self::open_at(&place, ctx, access).await;
+        let Err(CoreError::Moved { .. }) = opened else { return opened };
+        // What the old place holds, such as the tenant's only turn, is given back before the new one is asked for.
+        drop(place);
+        binding.refused(ctx.tenant());
+        Self::open_at(&binding.place(ctx).await?, ctx, access).await
     }
 
     async fn open_at(place: &Place, ctx: &dyn TenantContext, access: Access) -> Result<Self, CoreError> {

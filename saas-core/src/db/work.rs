@@ -87,12 +87,11 @@ impl<B: SessionBinding> TenantWork for B {
         values: &[Literal<'_>],
     ) -> Result<Vec<PgRow>, CoreError> {
         let statement = once::compose(statement, values)?;
-        match once::run(&self.place(ctx).await?, ctx.tenant(), &statement).await {
-            Err(CoreError::Moved { .. }) => {
-                self.refused(ctx.tenant());
-                once::run(&self.place(ctx).await?, ctx.tenant(), &statement).await
-            }
-            done => done,
-        }
+        let place = self.place(ctx).await?;
+        let done = once::run(&place, ctx.tenant(), &statement).await;
+        let Err(CoreError::Moved { .. }) = done else { return done };
+        drop(place);
+        self.refused(ctx.tenant());
+        once::run(&self.place(ctx).await?, ctx.tenant(), &statement).await
     }
 }
