@@ -37,6 +37,8 @@ pub mod resolve;
 pub mod role;
 #[cfg(feature = "postgres")]
 mod tenancy;
+#[cfg(feature = "testing")]
+pub mod testing;
 #[cfg(any(feature = "tower", feature = "actix"))]
 pub mod web;
 
