@@ -52,8 +52,10 @@ select saas.retain('saas.erasure', 'the record of the erasure itself'),
        saas.omit_from_export('saas.erasure_step', null, 'a record of the vendor''s operators');
 -- By name: these tables are made later.
 insert into saas.retained_table (name, reason) values
+    ('saas.fleet_site', 'how far a place is migrated; goes with the place'),
     ('saas.move', 'the record of where the tenant''s rows were'),
-    ('saas.move_table', 'the record of where the tenant''s rows were');
+    ('saas.move_table', 'the record of where the tenant''s rows were'),
+    ('saas.move_change', 'the log of a move that is under way; empty when it is over');
 insert into saas.export_omission (name, column_name, reason) values
     ('saas.move', '', 'where the vendor keeps the tenant'),
     ('saas.move_table', '', 'where the vendor keeps the tenant');

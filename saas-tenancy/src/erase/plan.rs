@@ -109,7 +109,10 @@ pub(crate) fn order(tables: &[TableFacts], references: &[ReferenceFacts]) -> (Ve
             obstacles.insert(Obstacle {
                 table: reference.from.clone(),
                 reason: format!("is kept, and its foreign key {} needs rows of {}", reference.name, reference.to),
-                remedy: format!("select saas.retain('{}', 'why'); or drop the foreign key", reference.to),
+                remedy: format!(
+                    "in a migration, select saas.retain('{}', 'why'); or drop the foreign key",
+                    reference.to
+                ),
             });
         } else if reference.from != reference.to {
             first.insert(reference.from.as_str());
@@ -142,11 +145,13 @@ pub(crate) fn order(tables: &[TableFacts], references: &[ReferenceFacts]) -> (Ve
 fn own_obstacle(table: &TableFacts) -> Option<Obstacle> {
     let name = &table.name;
     let (reason, remedy) = if !table.is_fenced {
-        ("has no fence: the system role may not see its rows", format!("select saas.fence('{name}');"))
+        ("has no fence: the system role may not see its rows", format!("in a migration, select saas.fence('{name}');"))
     } else if !table.may_delete {
         (
             "the system role may not delete from it",
-            format!("grant select, delete on {name} to saas_system; or select saas.retain('{name}', 'why');"),
+            format!(
+                "in a migration, grant select, delete on {name} to saas_system; or select saas.retain('{name}', 'why');"
+            ),
         )
     } else {
         return None;
