@@ -21,11 +21,15 @@ const ACROSS_TENANTS: &[&str] = &[
     "from saas.tenant_overview", // the operators' list of customers
     "where livemode = $1 and ($2::uuid is null or tenant_id > $2)", // all tenants, page by page, to derive them anew
     "from saas.billing_object where object_id", // an object whose owner is not known yet
+    "where mode <> 'pooled' and ($1::uuid is null or tenant_id > $1)", // all places, page by page, to migrate them
+    "select 'control' union select cluster from saas.placement", // the clusters whose shared tables are in use
+    "where state in ('provisioning', 'failed') and", // the operators' list of places that nobody finished
 ];
 
 /// Pieces of statements, and scripts of several: not to be prepared on their own.
 const NOT_A_STATEMENT: &[&str] = &[
     "select coalesce(max(version), 0) from saas._migrations_", // a piece of `schema!`
+    "select version, description, installed_on, execution_time from _sqlx_migrations", // in each place of the fleet
 ];
 
 #[tokio::test]
