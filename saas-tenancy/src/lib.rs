@@ -19,9 +19,13 @@
 
 #[cfg(feature = "postgres")]
 pub mod domain;
+#[cfg(feature = "postgres")]
+pub mod erase;
 mod error;
 #[cfg(feature = "postgres")]
 pub mod export;
+#[cfg(feature = "postgres")]
+pub mod lifecycle;
 #[cfg(feature = "postgres")]
 pub mod placement;
 #[cfg(feature = "postgres")]
@@ -33,6 +37,8 @@ pub mod resolve;
 pub mod role;
 #[cfg(feature = "postgres")]
 mod tenancy;
+#[cfg(feature = "testing")]
+pub mod testing;
 #[cfg(any(feature = "tower", feature = "actix"))]
 pub mod web;
 
@@ -48,6 +54,7 @@ pub use tenancy::{Created, Membership, Tenancy, VerifiedEmail};
 pub static SCHEMA: saas_core::Schema = saas_core::schema!("tenancy":
     1 "0001_membership",
     2 "0002_custom_domain",
+    3 "0003_erase",
     4 "0004_fleet",
     5 "0005_move",
 );

@@ -22,7 +22,7 @@ use sqlx_core::{sql_str::SqlSafeStr, transaction::TransactionManager};
 use crate::CoreError;
 
 /// One open transaction on one pooled connection.
-pub(super) struct Guard {
+pub(crate) struct Guard {
     /// `None` only while the guard is being taken apart.
     connection: Option<PoolConnection<Postgres>>,
     /// An answer is outstanding: what state the connection is in is not known.
@@ -32,7 +32,7 @@ pub(super) struct Guard {
 impl Guard {
     /// Takes a connection and opens a transaction with `begin`, which may hold several statements, in one round trip.
     #[expect(clippy::disallowed_methods, reason = "the one place that takes connections")]
-    pub(super) async fn begin(pool: &PgPool, begin: impl SqlSafeStr) -> Result<Self, CoreError> {
+    pub(crate) async fn begin(pool: &PgPool, begin: impl SqlSafeStr) -> Result<Self, CoreError> {
         let connection = pool.acquire().await.map_err(CoreError::from_database)?;
         let mut guard = Self { connection: Some(connection), suspect: true };
         PgTransactionManager::begin(guard.connection_mut(), Some(begin.into_sql_str()))
@@ -96,7 +96,7 @@ impl Guard {
     }
 
     /// Rolls back and waits for the answer.
-    pub(super) async fn rollback(mut self) -> Result<(), CoreError> {
+    pub(crate) async fn rollback(mut self) -> Result<(), CoreError> {
         self.suspect = true;
         self.expect_open()?;
         PgTransactionManager::rollback(self.connection_mut()).await.map_err(CoreError::from_database)?;
@@ -120,7 +120,7 @@ impl Guard {
     }
 
     #[expect(clippy::expect_used, reason = "the connection is only taken in `drop`")]
-    pub(super) fn connection_mut(&mut self) -> &mut PgConnection {
+    pub(crate) fn connection_mut(&mut self) -> &mut PgConnection {
         self.connection.as_mut().expect("a guard has its connection until it is dropped")
     }
 }

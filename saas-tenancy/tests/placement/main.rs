@@ -6,6 +6,7 @@
     reason = "a test fails by panicking, and sets databases up with statements of its own making"
 )]
 
+mod modes;
 mod binding;
 mod fleet;
 mod pools;
