@@ -92,7 +92,11 @@ grant execute on function saas.open_export(regclass, name[], uuid) to saas_app, 
 select saas.omit_from_export('saas.idempotency_key', 'response', 'an answer already given; the rows it tells of are here'),
        saas.omit_from_export('saas.idempotency_key', 'fingerprint', 'a hash of the request'),
        saas.omit_from_export('saas.outbox', 'payload', 'messages on their way may hold links that sign someone in'),
-       saas.omit_from_export('saas.outbox', 'lease', 'a token between workers');
+       saas.omit_from_export('saas.outbox', 'lease', 'a token between workers'),
+       saas.omit_from_export('saas.tenant_status', 'reason', 'a note of the vendor''s operators'),
+       saas.omit_from_export('saas.tenant_status', 'changed_by', 'one of the vendor''s operators'),
+       saas.omit_from_export('saas.placement', null, 'where the vendor keeps the tenant'),
+       saas.omit_from_export('saas.resident', null, 'where the vendor keeps the tenant');
 
 -- Which version each part of the schema is at, for exports: the tables of migrations are one per part.
 create function saas.schema_versions()
@@ -118,3 +122,76 @@ end
 $$;
 revoke all on function saas.schema_versions() from public;
 grant execute on function saas.schema_versions() to saas_app, saas_system;
+
+-- Erases one batch of a tenant's rows, and says how many; 0 means that none are left. Runs with the caller's rights.
+-- A row goes after the rows of its own table that refer to it. Rows that refer to each other in a circle go together.
+create function saas.erase_batch(target regclass, of_tenant uuid, batch integer)
+returns bigint
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    erased     bigint;
+    partition  oid;
+    is_leaf    text;
+begin
+    select string_agg(
+        format('not exists (select from %s c where c.tenant_id = $1 and (c.tableoid, c.ctid) <> (t.tableoid, t.ctid) and %s)',
+               target, (
+            select string_agg(format('c.%I = t.%I', mine.attname, theirs.attname), ' and ')
+            from unnest(k.conkey, k.confkey) as pair (mine, theirs)
+            join pg_attribute mine on mine.attrelid = k.conrelid and mine.attnum = pair.mine
+            join pg_attribute theirs on theirs.attrelid = k.confrelid and theirs.attnum = pair.theirs)), ' and ')
+    into is_leaf
+    from pg_constraint k
+    where k.contype = 'f' and k.conrelid = target and k.confrelid = target and k.conparentid = 0;
+    is_leaf := coalesce(is_leaf, 'true');
+    -- One partition at a time: a ctid means a row only together with its table.
+    execute format('select t.tableoid from %s t where t.tenant_id = $1 and %s limit 1', target, is_leaf)
+        into partition using of_tenant;
+    if partition is null then
+        execute format('delete from %s t where t.tenant_id = $1', target) using of_tenant;
+    else
+        execute format(
+            'delete from %1$s t where t.tenant_id = $1 and t.tableoid = $2 and t.ctid = any (array('
+            || 'select t.ctid from %1$s t where t.tenant_id = $1 and t.tableoid = $2 and %2$s limit $3))',
+            target, is_leaf)
+            using of_tenant, partition, batch;
+    end if;
+    get diagnostics erased = row_count;
+    return erased;
+end
+$$;
+revoke all on function saas.erase_batch(regclass, uuid, integer) from public;
+grant execute on function saas.erase_batch(regclass, uuid, integer) to saas_system;
+
+-- How many rows of a table are a tenant's; null when the caller may not read it.
+create function saas.count_rows(target regclass, of_tenant uuid)
+returns bigint
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    counted bigint;
+begin
+    if not has_table_privilege(target, 'select') then
+        return null;
+    end if;
+    execute format('select count(*) from %s where %I = $1', target,
+                   case when target = 'saas.tenant'::regclass then 'id' else 'tenant_id' end)
+        into counted using of_tenant;
+    return counted;
+end
+$$;
+revoke all on function saas.count_rows(regclass, uuid) from public;
+grant execute on function saas.count_rows(regclass, uuid) to saas_system;
+
+-- What the foundation's own tables are kept for. The audit log names people by ids, which mean nobody once their accounts
+-- are gone, so it is kept whole: a log with holes proves nothing.
+select saas.retain('saas.tenant', 'the tombstone: its id is never given again; its name is taken away'),
+       saas.retain('saas.tenant_slug', 'the tombstone: its address, unless the erasure freed it'),
+       saas.retain('saas.tenant_status', 'the tombstone: says that the tenant was erased'),
+       saas.retain('saas.placement', 'the tombstone: where it lived'),
+       saas.retain('saas.resident', 'the tombstone: closes the door to processes that remember the tenant'),
+       saas.retain('saas.audit', 'accountability: who did what, the erasure included');

@@ -70,6 +70,8 @@ mod context;
 #[cfg(feature = "postgres")]
 pub mod db;
 #[cfg(feature = "postgres")]
+pub mod dependents;
+#[cfg(feature = "postgres")]
 pub mod doctor;
 mod error;
 mod id;

@@ -2,7 +2,7 @@
 
 use tracing::{Span, field};
 
-use crate::TenantContext;
+use crate::{TenantContext, outbox::Job};
 
 /// The span of one request or job of a tenant, with the fields `tenant`, `request`, `actor` and, where there is one,
 /// `role`.
@@ -30,8 +30,21 @@ pub fn span(ctx: &dyn TenantContext) -> Span {
     span
 }
 
+/// The span around one try of a job, with the fields `tenant`, `job`, `topic` and `attempt`. The worker runs handlers in it.
+#[must_use]
+pub fn job_span(job: &Job) -> Span {
+    tracing::info_span!(
+        target: "saas.outbox",
+        "saas.outbox.job",
+        tenant = %job.tenant,
+        job = %job.id,
+        topic = %job.topic,
+        attempt = job.attempt,
+    )
+}
+
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::{
         collections::BTreeMap,
         fmt::Debug,
@@ -47,15 +60,15 @@ mod tests {
     use super::*;
     use crate::{Actor, RequestContext, RoleName, SystemClock, TenantId};
 
-    /// Keeps the fields of the spans that were opened, and the name of the span around each event.
+    /// Keeps the fields of the span that was opened last, and counts the events inside of it.
     #[derive(Debug, Clone, Default)]
-    struct Recorder(Arc<Mutex<Recorded>>);
+    pub(crate) struct Recorder(pub(crate) Arc<Mutex<Recorded>>);
 
     #[derive(Debug, Default)]
-    struct Recorded {
-        fields: BTreeMap<String, String>,
+    pub(crate) struct Recorded {
+        pub(crate) fields: BTreeMap<String, String>,
         entered: usize,
-        events_inside: usize,
+        pub(crate) events_inside: usize,
     }
 
     impl Visit for Recorded {
@@ -70,7 +83,9 @@ mod tests {
         }
 
         fn new_span(&self, span: &Attributes<'_>) -> Id {
-            span.record(&mut *self.0.lock().unwrap());
+            let mut recorded = self.0.lock().unwrap();
+            recorded.fields.clear();
+            span.record(&mut *recorded);
             Id::from_u64(1)
         }
 

@@ -27,7 +27,8 @@ create table saas.active_domain (
     proven_at    timestamptz not null check (isfinite(proven_at)),
     -- The start of the last look, whatever it found.
     checked_at   timestamptz not null check (isfinite(checked_at)),
-    foreign key (tenant_id, domain) references saas.custom_domain (tenant_id, domain) on delete restrict
+    -- What is not claimed leads nowhere, also when a tenant is erased.
+    foreign key (tenant_id, domain) references saas.custom_domain (tenant_id, domain) on delete cascade
 );
 -- The next to be looked at again.
 create index active_domain_by_check on saas.active_domain (checked_at, domain);

@@ -15,12 +15,18 @@
 //! let acme = tenancy.create_tenant(&NewTenant::new("acme".parse()?, "Acme Inc.")?, &ada).await?;
 //! let ctx = tenancy.enter(acme.tenant, acme.owner).await?; // what a request of the owner carries
 //! # Ok(()) }
+//! ```
 
 #[cfg(feature = "postgres")]
 pub mod domain;
+#[cfg(feature = "postgres")]
+pub mod erase;
 mod error;
 #[cfg(feature = "postgres")]
 pub mod export;
+#[cfg(feature = "postgres")]
+pub mod lifecycle;
+#[cfg(feature = "postgres")]
 pub mod placement;
 #[cfg(feature = "postgres")]
 mod postgres;
@@ -48,6 +54,7 @@ pub use tenancy::{Created, Membership, Tenancy, VerifiedEmail};
 pub static SCHEMA: saas_core::Schema = saas_core::schema!("tenancy":
     1 "0001_membership",
     2 "0002_custom_domain",
+    3 "0003_erase",
     4 "0004_fleet",
     5 "0005_move",
 );

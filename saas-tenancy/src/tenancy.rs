@@ -11,7 +11,11 @@ use saas_core::{
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::{Permission, Role, TenancyError, postgres as store};
+use crate::{
+    Permission, Role, TenancyError,
+    lifecycle::{self, State},
+    postgres as store,
+};
 
 /// A tenant that was just created.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -126,11 +130,41 @@ impl Tenancy {
     /// The context of a request by `user` in `tenant`, with the role that the membership gives.
     ///
     /// # Errors
-    /// [`NotMember`](TenancyError::NotMember) when there is no such tenant or the person is not in it.
+    /// - [`NotMember`](TenancyError::NotMember) when there is no such tenant or the person is not in it, and when the tenant
+    ///   is being erased.
+    /// - [`Suspended`](TenancyError::Suspended), [`InMaintenance`](TenancyError::InMaintenance): only members are told.
     pub async fn enter(&self, tenant: TenantId, user: UserId) -> Result<RequestContext, TenancyError> {
         let ctx = RequestContext::new(tenant, Actor::user(user), self.clock.as_ref());
         let mut tx = TenantTx::begin(&self.tenants, &ctx).await?;
-        let role = store::role_of(&mut tx, tenant, user).await?.ok_or(TenancyError::NotMember)?;
+        let (role, status) = store::entry_of(&mut tx, tenant, user).await?.ok_or(TenancyError::NotMember)?;
+        if let Some(status) = status {
+            status.state.admit(status.since)?;
+        }
+        Ok(ctx.with_role(role.name()))
+    }
+
+    /// The context of an operator who sees the tenant as `user` does, for support; also while the tenant is suspended or in
+    /// maintenance. It stands in the tenant's audit log, with both names. Whether the operator may is the caller's to check.
+    ///
+    /// # Errors
+    /// [`NotMember`](TenancyError::NotMember) as for [`enter`](Self::enter).
+    pub async fn enter_as_support(
+        &self,
+        tenant: TenantId,
+        operator: UserId,
+        user: UserId,
+    ) -> Result<RequestContext, TenancyError> {
+        let now = self.clock.now();
+        let actor = Actor::Impersonation { operator, user };
+        let ctx = RequestContext::new_at(tenant, actor.clone(), now);
+        let mut tx = SystemTx::begin(&self.system, actor, "enter a tenant for support").await?;
+        let (role, status) = store::entry_of(&mut tx, tenant, user).await?.ok_or(TenancyError::NotMember)?;
+        match status.map(|status| status.state) {
+            Some(State::Erasing | State::Erased) => return Err(TenancyError::NotMember),
+            Some(State::ReadOnly | State::Suspended | State::Maintenance) | None => {}
+        }
+        audit::record_for(&mut tx, &ctx, Entry::new("support.entered", user), now).await?;
+        tx.commit().await?;
         Ok(ctx.with_role(role.name()))
     }
 
@@ -229,6 +263,10 @@ impl Tenancy {
             CoreError::NotFound { .. } => TenancyError::NotMember,
             other => other.into(),
         })?;
+        // As the system, which no door stops.
+        if let Some(status) = lifecycle::store::find(&mut tx, ctx.tenant()).await? {
+            status.state.admit_change(status.since)?;
+        }
         Ok(tx)
     }
 }

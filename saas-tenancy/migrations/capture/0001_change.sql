@@ -168,24 +168,60 @@ return (select format('(select distinct c.key from %s c where %s c.table_name = 
                       touched, shape.definition, target, of_tenant, shape.matches)
         from saas.move_key(target) shape);
 
--- Deletes the rows that were touched at the source. What they are now comes afterwards: two rows that exchanged a unique
--- value would otherwise be in each other's way.
-create function saas.move_forget(target regclass, table_name text, of_tenant uuid)
-returns bigint
+-- Keys in the log of one table, each once.
+create function saas.move_keys(of_tenant uuid, of_move uuid, touched text)
+returns setof text
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+begin atomic
+    select distinct c.key::text from saas.move_change c
+    where c.tenant_id = of_tenant and c.move_id = of_move and c.table_name = touched;
+end;
+
+-- Deletes rows that were touched at the source, and remembers which. What they are now comes afterwards: two rows that
+-- exchanged a unique value would otherwise be in each other's way.
+create function saas.move_forget(target regclass, of_tenant uuid, touched text, keys text[])
+returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 declare
     shape  record;
-    gone   bigint;
 begin
     select * into strict shape from saas.move_key(target);
+    insert into pg_temp.saas_move_key (table_name, key) select touched, k::jsonb from unnest(keys) k;
     execute format(
-        'delete from %s t using (select key from pg_temp.saas_move_key where table_name = $2) k cross join lateral jsonb_to_record(k.key) as r(%s)
-         where t.tenant_id = $1 and %s', target, shape.definition, shape.matches)
-    using of_tenant, table_name;
-    get diagnostics gone = row_count;
-    return gone;
+        'delete from %s t using unnest($2::text[]) k (key) cross join lateral jsonb_to_record(k.key::jsonb) as r(%s) where t.tenant_id = $1 and %s',
+        target, shape.definition, shape.matches)
+    using of_tenant, keys;
+end
+$$;
+
+-- The touched rows that still exist, each as text with the given columns.
+create function saas.move_rows(target regclass, of_tenant uuid, touched text, of_move uuid, columns text)
+returns setof text
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return query execute format('select row(%s)::text from %s', columns, saas.move_touched(target, of_tenant, touched, of_move));
+end
+$$;
+
+-- Stores such rows. Their columns are those of the table here, in its order; computed ones come by themselves.
+create function saas.move_take(target regclass, columns text, rows text[])
+returns bigint
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    taken  bigint;
+begin
+    execute format('insert into %1$s (%2$s) overriding system value select %2$s from unnest($1::%1$s[]) r', target, columns) using rows;
+    get diagnostics taken = row_count;
+    return taken;
 end
 $$;
 
@@ -294,6 +330,17 @@ begin
 end
 $$;
 
+-- A place that was empty has no statistics, and plans without them are slow until somebody makes some.
+create function saas.move_analyze(target regclass)
+returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    execute format('analyze %s', target);
+end
+$$;
+
 -- A schema that one tenant had for itself.
 create function saas.move_drop_schema(named text)
 returns void
@@ -311,7 +358,8 @@ $$;
 revoke all on function
     saas.move_drop_schema(text), saas.move_capture(), saas.move_refuse_truncate(), saas.move_key(regclass), saas.move_trigger(uuid, text),
     saas.move_watch(regclass, uuid, uuid, bigint), saas.move_unwatch(regclass, uuid), saas.move_columns(regclass),
-    saas.move_checksum(regclass, uuid, text, uuid), saas.move_touched(regclass, uuid, text, uuid), saas.move_forget(regclass, text, uuid),
+    saas.move_checksum(regclass, uuid, text, uuid), saas.move_touched(regclass, uuid, text, uuid), saas.move_keys(uuid, uuid, text), saas.move_forget(regclass, uuid, text, text[]),
+    saas.move_rows(regclass, uuid, text, uuid, text), saas.move_take(regclass, text, text[]), saas.move_analyze(regclass),
     saas.move_orphan(regclass, uuid, regclass[], text), saas.move_empty(regclass, uuid, bigint),
     saas.move_has_rows(regclass, uuid, boolean), saas.move_raise_identity(regclass, uuid)
 from public;

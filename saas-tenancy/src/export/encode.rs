@@ -134,19 +134,24 @@ fn rfc3339(encoding: Encoding, text: &str) -> Option<String> {
 fn json_string(out: &mut Vec<u8>, text: &str) {
     const HEX: &[u8; 16] = b"0123456789abcdef";
     out.push(b'"');
-    for byte in text.bytes() {
-        match byte {
-            b'"' | b'\\' => out.extend_from_slice(&[b'\\', byte]),
+    let mut rest = text.as_bytes();
+    while let Some(at) = rest.iter().position(|byte| matches!(byte, b'"' | b'\\' | 0..=0x1f)) {
+        let (plain, special) = rest.split_at(at);
+        out.extend_from_slice(plain);
+        let Some((byte, after)) = special.split_first() else { break };
+        match *byte {
+            byte @ (b'"' | b'\\') => out.extend_from_slice(&[b'\\', byte]),
             b'\n' => out.extend_from_slice(b"\\n"),
             b'\r' => out.extend_from_slice(b"\\r"),
             b'\t' => out.extend_from_slice(b"\\t"),
-            0..=0x1f => {
+            byte => {
                 let (high, low) = (HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]);
                 out.extend_from_slice(&[b'\\', b'u', b'0', b'0', high, low]);
             }
-            _ => out.push(byte),
         }
+        rest = after;
     }
+    out.extend_from_slice(rest);
     out.push(b'"');
 }
 
@@ -165,11 +170,11 @@ fn csv_line<'v>(out: &mut Vec<u8>, cells: impl Iterator<Item = (bool, Option<&'v
         if is_formula {
             out.push(b'\'');
         }
-        for byte in text.bytes() {
-            if byte == b'"' {
-                out.push(b'"');
+        for (place, piece) in text.split('"').enumerate() {
+            if place > 0 {
+                out.extend_from_slice(b"\"\"");
             }
-            out.push(byte);
+            out.extend_from_slice(piece.as_bytes());
         }
         if needs_quotes {
             out.push(b'"');

@@ -1,10 +1,12 @@
 //! The ledger in the control database: which of the application's migrations stand applied where. Runs as the system.
 
+use std::{collections::HashMap, time::Duration};
+
 use chrono::{DateTime, Utc};
 use saas_core::{CoreError, TenantId, db::SchemaName, revision};
 use sqlx::PgConnection;
 
-use super::{DatabaseName, PlacementError, Site, ground::Applied};
+use super::{AppliedStep, DatabaseName, PlacementError, Site, ground::Applied, record};
 
 /// The key of a site's rows.
 fn key(site: &Site) -> (&str, &str, &str) {
@@ -143,4 +145,44 @@ pub(super) async fn forget_in(connection: &mut PgConnection, site: &Site) -> Res
         .await
         .map(drop)
         .map_err(CoreError::from_database)
+}
+
+/// At which migration the last try failed, and why.
+pub(super) type Failure = (Option<i64>, String);
+
+/// The sites where the last try failed.
+pub(super) async fn failures_in(connection: &mut PgConnection) -> Result<HashMap<Site, Failure>, CoreError> {
+    let rows: Vec<(String, String, String, Option<i64>, String)> = sqlx::query_as(
+        "select cluster, database_name, schema_name, failed_version, coalesce(error, '') from saas.fleet_site where failed",
+    )
+    .fetch_all(connection)
+    .await
+    .map_err(CoreError::from_database)?;
+    rows.into_iter()
+        .map(|(cluster, database, schema, version, error)| {
+            let named = |name: String| Some(name).filter(|name| !name.is_empty());
+            let site = record::site(&cluster, named(database).as_deref(), named(schema).as_deref())?;
+            Ok((site, (version, error)))
+        })
+        .collect()
+}
+
+/// What stands applied in a site, oldest first.
+pub(super) async fn history_in(connection: &mut PgConnection, site: &Site) -> Result<Vec<AppliedStep>, CoreError> {
+    let (cluster, database, schema) = key(site);
+    let rows: Vec<(i64, String, DateTime<Utc>, Option<i64>)> = sqlx::query_as(
+        "select version, description, applied_at, took_us
+         from saas.fleet_step
+         where cluster = $1 and database_name = $2 and schema_name = $3
+         order by version",
+    )
+    .bind(cluster)
+    .bind(database)
+    .bind(schema)
+    .fetch_all(connection)
+    .await
+    .map_err(CoreError::from_database)?;
+    let took = |micros: Option<i64>| micros.and_then(|us| u64::try_from(us).ok()).map(Duration::from_micros);
+    let step = |(version, description, at, micros)| AppliedStep { version, description, at, took: took(micros) };
+    Ok(rows.into_iter().map(step).collect())
 }

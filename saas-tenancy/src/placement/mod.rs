@@ -4,6 +4,7 @@
 //! - [`Placements`] is the binding that serves each tenant where it lives; [`Pools`] are its connections, under one budget.
 //!
 //! - [`Provisioner`] makes and removes a tenant's own schema or database.
+//! - [`Fleet`] runs the application's migrations in all places.
 //!
 //! Promises that no tenant is served at a wrong place, at a place that is not ready, or with tables that the binary does
 //! not know. Leaves moving a tenant with its rows to others.
@@ -12,6 +13,7 @@ mod cache;
 mod cluster;
 mod error;
 mod fairness;
+pub mod fleet;
 mod ground;
 mod ledger;
 mod limits;
@@ -26,6 +28,7 @@ pub use binding::{Placements, PlacementsBuilder};
 pub use cluster::{Cluster, ClusterName, Clusters, Database, DatabaseName, Login};
 pub use error::PlacementError;
 pub use fairness::Fairness;
+pub use fleet::{Canaries, Fleet, ProgressBar, Report};
 pub use ground::{AppliedStep, Timeouts};
 pub use limits::PoolLimits;
 pub use listener::PlacementListener;

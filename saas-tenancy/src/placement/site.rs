@@ -54,3 +54,10 @@ impl fmt::Display for Site {
         }
     }
 }
+
+/// As it is shown.
+impl serde::Serialize for Site {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}

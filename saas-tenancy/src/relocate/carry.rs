@@ -4,18 +4,22 @@
 //! snapshot: all touched rows go, and those that still exist come as they are now. It may be repeated, and a mover that is
 //! killed in the middle leaves the log as it was.
 
+use futures_util::{StreamExt as _, TryStreamExt as _};
 use saas_core::CoreError;
-use uuid::Uuid;
 
 use super::{
     MoveError,
     load::{check_foreign_keys, raise_identity, require_equal},
-    pipe::Pipe,
     record::Record,
     report::{Listener, Phase, tell},
     sides::{self, Sides},
     tables::Table,
 };
+
+/// Keys, or rows, in one statement.
+const KEYS_AT_ONCE: usize = 2_000;
+/// And no more than this many bytes of rows, but for one row that is larger.
+const BYTES_AT_ONCE: usize = 1024 * 1024;
 
 /// Carries over what is in the log; answers how many rows that were.
 pub(super) async fn round(
@@ -41,7 +45,7 @@ pub(super) async fn round(
         // A forged line of the log, or a table that was renamed: it is not among those that were found to fit.
         let table =
             table.ok_or_else(|| MoveError::Differs { table: name.clone(), what: "is in the log only".into() })?;
-        carry_table(sides, record, &table, phase, listener).await?;
+        carry_table(sides, record, &table).await?;
         total += u64::try_from(*keys).unwrap_or(0);
     }
     if !touched.is_empty() {
@@ -55,59 +59,69 @@ pub(super) async fn round(
     Ok(total)
 }
 
-async fn carry_table(
-    sides: &mut Sides,
-    record: &Record,
-    table: &Table,
-    phase: Phase,
-    listener: Listener<'_>,
-) -> Result<(), MoveError> {
+/// In a few round trips and without `COPY`: here it is the tenant that may be waiting, and each `COPY` ends with a small
+/// message that a connection without `TCP_NODELAY`, as the driver opens it, holds back for some 40 ms.
+async fn carry_table(sides: &mut Sides, record: &Record, table: &Table) -> Result<(), MoveError> {
     let moved: Vec<String> = sides.tables.iter().map(|table| table.target.clone()).collect();
     let (source, target) = (&mut sides.source, &mut sides.target);
-    let tenant = record.tenant;
-    let keys = Pipe {
-        table: &table.name,
-        out: format!(
-            "copy (select distinct table_name, key from saas.move_change
-                   where tenant_id = '{tenant}' and move_id = '{}' and table_name = {}) to stdout",
-            record.id,
-            literal(&table.name),
-        ),
-        into: "copy pg_temp.saas_move_key (table_name, key) from stdin".to_owned(),
-    };
-    keys.run(source, target, phase, listener).await?;
-    sqlx::query("select saas.move_forget($1::text::regclass, $2, $3)")
-        .bind(&table.target)
-        .bind(&table.name)
+    let (tenant, name) = (record.tenant, table.name.as_str());
+    let refused =
+        |error| MoveError::TargetRefused { table: table.name.clone(), cause: CoreError::from_database(error) };
+
+    let mut keys = sqlx::query_scalar::<_, String>("select key from saas.move_keys($1, $2, $3) as key")
         .bind(tenant.as_uuid())
-        .execute(&mut target.connection)
-        .await
-        .map_err(|error| refused(table, error))?;
-    let touched: String = sqlx::query_scalar("select saas.move_touched($1::text::regclass, $2, $3, $4)")
-        .bind(&table.source)
-        .bind(tenant.as_uuid())
-        .bind(&table.name)
         .bind(record.id)
-        .fetch_one(&mut source.connection)
-        .await
-        .map_err(CoreError::from_database)?;
-    let rows = Pipe { table: &table.name, out: table.copy_out(&touched), into: table.copy_in() };
-    rows.run(source, target, phase, listener).await?;
-    let name = Some(table.name.as_str());
+        .bind(name)
+        .fetch(&mut source.connection)
+        .chunks(KEYS_AT_ONCE);
+    while let Some(chunk) = keys.next().await {
+        let chunk: Vec<String> = chunk.into_iter().collect::<Result<_, _>>().map_err(CoreError::from_database)?;
+        sqlx::query("select saas.move_forget($1::text::regclass, $2, $3, $4)")
+            .bind(&table.target)
+            .bind(tenant.as_uuid())
+            .bind(name)
+            .bind(chunk)
+            .execute(&mut target.connection)
+            .await
+            .map_err(refused)?;
+    }
+    drop(keys);
+
+    let mut rows =
+        sqlx::query_scalar::<_, String>("select r from saas.move_rows($1::text::regclass, $2, $3, $4, $5) as r")
+            .bind(&table.source)
+            .bind(tenant.as_uuid())
+            .bind(name)
+            .bind(record.id)
+            .bind(&table.row)
+            .fetch(&mut source.connection);
+    let (mut chunk, mut bytes) = (Vec::new(), 0);
+    loop {
+        let row = rows.try_next().await.map_err(CoreError::from_database)?;
+        let is_last = row.is_none();
+        bytes += row.as_ref().map_or(0, String::len);
+        chunk.extend(row);
+        if bytes >= BYTES_AT_ONCE || chunk.len() >= KEYS_AT_ONCE || (is_last && !chunk.is_empty()) {
+            sqlx::query("select saas.move_take($1::text::regclass, $2, $3)")
+                .bind(&table.target)
+                .bind(table.columns.join(", "))
+                .bind(std::mem::take(&mut chunk))
+                .execute(&mut target.connection)
+                .await
+                .map_err(refused)?;
+            bytes = 0;
+        }
+        if is_last {
+            break;
+        }
+    }
+    drop(rows);
+
     let (here, there) = tokio::join!(
-        sides::checksum(source, &table.source, tenant, name, Some(record.id)),
-        sides::checksum(target, &table.target, tenant, name, None::<Uuid>),
+        sides::checksum(source, &table.source, tenant, Some(name), Some(record.id)),
+        sides::checksum(target, &table.target, tenant, Some(name), None),
     );
-    require_equal(&table.name, &here?, &there?)?;
-    check_foreign_keys(target, table, tenant, &moved, name).await?;
-    raise_identity(target, table, tenant).await?;
-    Ok(())
-}
-
-fn refused(table: &Table, error: sqlx::Error) -> MoveError {
-    MoveError::TargetRefused { table: table.name.clone(), cause: CoreError::from_database(error) }
-}
-
-fn literal(text: &str) -> String {
-    format!("'{}'", text.replace('\'', "''"))
+    require_equal(name, &here?, &there?)?;
+    check_foreign_keys(target, table, tenant, &moved, Some(name)).await?;
+    Ok(raise_identity(target, table, tenant).await?)
 }

@@ -3,7 +3,7 @@
 use saas_core::{CoreError, TenantId};
 
 use super::{
-    MoveError, Side, door,
+    Mode, MoveError, Side, door,
     pipe::Pipe,
     record::{Control, Record},
     report::{Listener, MovedTable, Phase, Progress, tell},
@@ -103,6 +103,13 @@ async fn copy_table(
     raise_identity(target, table, record.tenant).await?;
     target.commit().await.map_err(refused)?;
     source.rollback().await?;
+    if record.target.mode != Mode::Pooled {
+        sqlx::query("select saas.move_analyze($1::text::regclass)")
+            .bind(&table.target)
+            .execute(&mut target.connection)
+            .await
+            .map_err(CoreError::from_database)?;
+    }
     control.arrived(record, &table.name, carried, &here.sum).await
 }
 

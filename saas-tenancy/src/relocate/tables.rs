@@ -13,6 +13,8 @@ pub(super) struct Column {
     name: String,
     /// Quoted where PostgreSQL wants quotes.
     quoted: String,
+    /// Its place in the table, which may be another on the other side.
+    place: i16,
     kind: String,
     is_required: bool,
     /// What computes it; empty for a column that is stored as given.
@@ -42,6 +44,8 @@ pub(super) struct Table {
     pub(super) target: String,
     /// The columns to copy, quoted; generated ones come by themselves.
     pub(super) columns: Vec<String>,
+    /// A row of the source as one of the target: the target's columns in its order, null for a generated one.
+    pub(super) row: String,
     pub(super) has_identity: bool,
     pub(super) is_binary: bool,
 }
@@ -71,7 +75,7 @@ pub(super) struct Layout {
 }
 
 type TableRow = (String, String, bool, bool, bool);
-type ColumnRow = (String, String, String, String, bool, String, bool, bool);
+type ColumnRow = (String, String, String, String, bool, String, bool, i16);
 
 /// Reads the tables of a schema that belong to tenants.
 pub(super) async fn read(session: &mut Session, schema: &str) -> Result<Layout, MoveError> {
@@ -117,7 +121,7 @@ async fn read_columns(session: &mut Session, schema: &str, tables: &mut [Shape])
     let rows: Vec<ColumnRow> = sqlx::query_as(
         "select c.relname::text, a.attname::text, quote_ident(a.attname), format_type(a.atttypid, a.atttypmod), a.attnotnull,
                 case when a.attgenerated = '' then '' else pg_get_expr(d.adbin, d.adrelid) end,
-                a.attidentity <> '', a.attgenerated <> ''
+                a.attidentity <> '', a.attnum
          from pg_class c
          join pg_namespace n on n.oid = c.relnamespace
          join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
@@ -129,9 +133,9 @@ async fn read_columns(session: &mut Session, schema: &str, tables: &mut [Shape])
     .fetch_all(&mut session.connection)
     .await
     .map_err(CoreError::from_database)?;
-    for (table, name, quoted, kind, is_required, generated, is_identity, _) in rows {
+    for (table, name, quoted, kind, is_required, generated, is_identity, place) in rows {
         if let Some(shape) = tables.iter_mut().find(|shape| shape.name == table) {
-            shape.columns.push(Column { name, quoted, kind, is_required, generated, is_identity });
+            shape.columns.push(Column { name, quoted, place, kind, is_required, generated, is_identity });
         }
     }
     Ok(())
@@ -238,11 +242,22 @@ pub(super) fn compare(source: &Layout, target: &Layout) -> Result<Vec<Table>, Mo
             source: here.qualified.clone(),
             target: there.qualified.clone(),
             columns: here.columns.iter().filter(|c| c.generated.is_empty()).map(|c| c.quoted.clone()).collect(),
+            row: row(there),
             has_identity: there.columns.iter().any(|c| c.is_identity),
             is_binary: here.is_plain && there.is_plain && source.release == target.release,
         });
     }
     Ok(tables)
+}
+
+fn row(of: &Shape) -> String {
+    let mut columns: Vec<&Column> = of.columns.iter().collect();
+    columns.sort_by_key(|column| column.place);
+    let cells = columns.into_iter().map(|column| match column.generated.as_str() {
+        "" => format!("t.{}", column.quoted),
+        _ => "null".to_owned(),
+    });
+    cells.collect::<Vec<_>>().join(", ")
 }
 
 fn difference(here: &Shape, there: &Shape) -> Option<String> {
@@ -274,8 +289,9 @@ mod tests {
     use super::*;
 
     fn shape(name: &str, columns: &[(&str, &str)]) -> Shape {
-        let columns = columns.iter().map(|(name, kind)| Column {
+        let columns = columns.iter().zip(1..).map(|((name, kind), place)| Column {
             name: (*name).into(),
+            place,
             quoted: (*name).into(),
             kind: (*kind).into(),
             is_required: true,
@@ -299,6 +315,11 @@ mod tests {
         project.columns[1].generated = "1 + 1".into();
         let tables = compare(&layout(vec![project.clone()]), &layout(vec![project.clone()])).unwrap();
         assert_eq!((tables[0].columns.join(","), tables[0].is_binary), ("id,tenant_id".into(), true));
+        assert_eq!(tables[0].row, "t.id, null, t.tenant_id");
+        let mut turned = project.clone();
+        turned.columns[0].place = 9;
+        let tables = compare(&layout(vec![project.clone()]), &layout(vec![turned])).unwrap();
+        assert_eq!(tables[0].row, "null, t.tenant_id, t.id", "in the order of the target");
         let newer = Layout { tables: vec![project.clone()], release: 16 };
         assert!(!compare(&layout(vec![project]), &newer).unwrap()[0].is_binary, "another release");
     }

@@ -37,6 +37,7 @@ use crate::resolve::{Claims, Entrance, Header, Headers, RequestView, SignedIn};
 ///
 /// # Errors
 /// Those of the inner service; a request that is not let in is answered.
+#[expect(clippy::future_not_send, reason = "actix-web keeps a request on one thread")]
 pub async fn enter<B: MessageBody + 'static>(
     request: ServiceRequest,
     next: Next<B>,

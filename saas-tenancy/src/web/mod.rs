@@ -7,7 +7,7 @@
 use saas_core::ErrorKind;
 use serde_json::json;
 
-use crate::resolve::ResolveError;
+use crate::{TenancyError, resolve::ResolveError};
 
 #[cfg(feature = "actix")]
 pub mod actix;
@@ -28,7 +28,7 @@ pub struct Refusal {
 }
 
 impl From<&ResolveError> for Refusal {
-    /// Logs what only an operator can mend: this is where such an error ends.
+    /// Logs what an operator can mend: this is where such an error ends.
     fn from(error: &ResolveError) -> Self {
         let kind = error.kind();
         let status = kind.http_status();
@@ -41,7 +41,8 @@ impl From<&ResolveError> for Refusal {
             headers.push(("retry-after", "1"));
         }
         let message = if status < 500 { error.to_string() } else { "try again later".to_owned() };
-        if status >= 500 {
+        // A tenant that may not be entered for now is no fault.
+        if matches!(error, ResolveError::Tenancy(TenancyError::Core(_))) {
             tracing::error!(target: "saas.web", error = error as &dyn std::error::Error, code = error.code(), "no tenant for a request");
         }
         Self { status, headers, body: json!({ "code": error.code(), "message": message }).to_string() }
@@ -49,6 +50,7 @@ impl From<&ResolveError> for Refusal {
 }
 
 /// The answer where a handler asks for a tenant that no adapter resolved: a fault of the set-up.
+#[cfg(any(feature = "axum", feature = "actix"))]
 pub(crate) fn not_resolved(remedy: &'static str) -> Refusal {
     tracing::error!(target: "saas.web", remedy, "a handler asks for a tenant that nothing resolved");
     let body = json!({ "code": "misconfigured", "message": "try again later" }).to_string();
@@ -60,7 +62,6 @@ mod tests {
     use saas_core::CoreError;
 
     use super::*;
-    use crate::TenancyError;
 
     #[test]
     fn what_went_wrong_inside_is_not_for_the_client() {

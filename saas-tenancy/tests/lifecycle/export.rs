@@ -180,7 +180,7 @@ async fn an_export_is_of_one_instant_whatever_is_written_meanwhile() {
 
 #[test]
 fn memory_does_not_grow_with_the_table() {
-    const ROWS: i32 = 40_000;
+    const ROWS: i32 = 10_000;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let stage = runtime.block_on(async {
         let stage = Stage::start().await;
@@ -199,7 +199,7 @@ fn memory_does_not_grow_with_the_table() {
         assert_eq!(project.rows, 3 + ROWS as u64);
     });
     let (longest, written) = *target.counted.lock().unwrap();
-    assert!(written > 80 << 20, "{written} bytes");
+    assert!(written > 20_000_000, "{written} bytes");
     assert!(longest < 66 * 1024, "a chunk of {longest} bytes");
     assert!(heap.bytes_max < 1 << 20, "{} bytes of heap at once", heap.bytes_max);
     runtime.block_on(async move { drop(stage) });

@@ -248,6 +248,19 @@ async fn two_tenants_who_take_domains_from_each_other_at_once_do_not_wait_for_ea
 }
 
 #[tokio::test]
+async fn what_is_deleted_with_its_tenant_leads_nowhere() {
+    let setup = Setup::start().await;
+    setup.activate(setup.acme, "app.acme.net").await;
+    setup.activate(setup.globex, "app.globex.net").await;
+    let mut tx = SystemTx::begin(setup.db.system(), Actor::system("test"), "erase a tenant").await.unwrap();
+    let delete = sqlx::query("delete from saas.custom_domain where tenant_id = $1").bind(setup.acme.tenant.as_uuid());
+    assert_eq!(delete.execute(&mut *tx).await.unwrap().rows_affected(), 1);
+    tx.commit().await.unwrap();
+    assert_eq!(setup.holder(&domain("app.acme.net")).await, None);
+    assert_eq!(setup.holder(&domain("app.globex.net")).await, Some(setup.globex.tenant.as_uuid()));
+}
+
+#[tokio::test]
 async fn an_unanswered_look_changes_nothing() {
     let setup = Setup::start().await;
     setup.activate(setup.acme, "app.acme.net").await;

@@ -12,6 +12,7 @@ use saas_tenancy::{
     resolve::{Claims, Entrance, Memory, RequestView, ResolveError, Resolver, SignedIn},
 };
 use serde_json::{Value, json};
+use sqlx::Connection as _;
 
 use crate::Setup;
 
@@ -270,6 +271,41 @@ async fn a_domain_that_leads_elsewhere_is_forgotten_by_its_notification() {
     setup.db.clock().advance(TimeDelta::seconds(1));
     setup.activate(setup.globex, "app.acme.net").await;
     until(async || leads_to().await == setup.globex.tenant).await;
+}
+
+#[tokio::test]
+async fn a_look_up_that_was_overtaken_by_an_announcement_is_not_remembered() {
+    let setup = Setup::start().await;
+    setup.activate(setup.acme, "app.acme.net").await;
+    let entrance = Entrance::new(setup.tenancy.clone(), everything()).unwrap();
+    let _listener = entrance.listen(setup.db.options("saas_app"));
+    until(async || entrance.stats().flushes == 1).await;
+    let mut owner = setup.db.owner().await;
+    let mut locked = owner.begin().await.unwrap();
+    sqlx::query("lock table saas.active_domain in access exclusive mode").execute(&mut *locked).await.unwrap();
+    let entering = {
+        let (entrance, user) = (entrance.clone(), setup.acme.owner);
+        tokio::spawn(async move { ask(&entrance, "app.acme.net", "/", None, user).await })
+    };
+    let mut watcher = setup.db.owner().await;
+    until(async || {
+        let waiting = "select exists (
+            select from pg_locks l join pg_database d on d.oid = l.database
+            where not l.granted and d.datname = current_database() and l.relation = 'saas.active_domain'::regclass)";
+        sqlx::query_scalar(waiting).fetch_one(&mut watcher).await.unwrap()
+    })
+    .await;
+    // The second message is heard after the first.
+    for payload in [format!("{}:99", setup.globex.tenant), "x".to_owned()] {
+        let notify = sqlx::query("select pg_notify($1, $2)").bind(revision::CHANNEL).bind(payload);
+        notify.execute(&mut watcher).await.unwrap();
+    }
+    until(async || entrance.stats().unreadable_announcements == 1).await;
+    locked.rollback().await.unwrap();
+    assert_eq!(entering.await.unwrap().unwrap(), setup.acme.tenant);
+    assert_eq!(entrance.stats().names, 0);
+    ask(&entrance, "app.acme.net", "/", None, setup.acme.owner).await.unwrap();
+    assert_eq!(entrance.stats().names, 1);
 }
 
 #[tokio::test]

@@ -226,7 +226,7 @@ impl Provisioner {
             let mut books = Books { tx: &mut tx, now: self.clock.now() };
             books.note(placement, step).await?;
             if let Some(applied) = &applied {
-                ledger::record_in(books.tx, site, Some(tenant), applied, books.now).await?;
+                ledger::record_in(books.tx, site, owner_of(placement), applied, books.now).await?;
             }
             tx.commit().await?;
         }
@@ -250,9 +250,10 @@ impl Provisioner {
         self.ground.register(&placement.site.database, &stub, placement.generation).await
     }
 
-    /// Shared tables are migrated by the fleet.
+    /// The shared tables of the control cluster are the fleet's, or the application's own affair; those of another cluster
+    /// may be used for the first time.
     async fn migrate(&self, site: &Site) -> Result<Option<super::ground::Applied>, PlacementError> {
-        if site.is_shared() {
+        if site.is_shared() && site.database.is_control() {
             return Ok(None);
         }
         let applying = Applying { ground: &self.ground, blueprint: &self.blueprint };
@@ -305,7 +306,7 @@ impl Provisioner {
         self.examine(&placement.site).await?;
         let Some(applied) = applied else { return Ok(None) };
         let mut tx = self.begin("note a place's migrations").await?;
-        ledger::record_in(&mut tx, &placement.site, Some(placement.tenant), &applied, self.clock.now()).await?;
+        ledger::record_in(&mut tx, &placement.site, owner_of(placement), &applied, self.clock.now()).await?;
         tx.commit().await?;
         Ok(applied.version())
     }
@@ -404,6 +405,11 @@ impl Provisioner {
             observer(tenant, step, done);
         }
     }
+}
+
+/// Whose place it is in the ledger: shared tables are nobody's.
+fn owner_of(placement: &Placement) -> Option<TenantId> {
+    (!placement.site.is_shared()).then_some(placement.tenant)
 }
 
 impl fmt::Debug for Provisioner {
