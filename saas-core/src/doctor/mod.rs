@@ -48,21 +48,34 @@ const SNAPSHOT: &str = "begin isolation level repeatable read read only; set loc
 /// statement that runs as another role, or SQL injection, is outside its sight.
 ///
 /// # Errors
-/// When the database does not answer, or the schema `saas` is not there.
+/// [`Misconfigured`](CoreError::Misconfigured) when the schema `saas` is missing or older than this binary;
+/// [`Unavailable`](CoreError::Unavailable) when the database does not answer.
 pub async fn examine(pool: &PgPool) -> Result<Vec<Finding>, CoreError> {
     let mut snapshot = Guard::begin(pool, SNAPSHOT).await?;
     let accepted: Vec<(String, String)> = sqlx::query_as("select code, object from saas.accepted_finding")
         .fetch_all(snapshot.connection_mut())
         .await
-        .map_err(CoreError::from_database)?;
+        .map_err(refused)?;
     let mut findings = Vec::new();
     for question in QUESTIONS {
         let rows: Vec<(String, String, String, String)> =
-            sqlx::query_as(*question).fetch_all(snapshot.connection_mut()).await.map_err(CoreError::from_database)?;
+            sqlx::query_as(*question).fetch_all(snapshot.connection_mut()).await.map_err(refused)?;
         let open =
             rows.into_iter().filter(|(code, object, ..)| !accepted.iter().any(|a| a.0 == *code && a.1 == *object));
         findings.extend(open.map(|(code, object, reason, mend)| Finding { code, object, reason, mend }));
     }
     snapshot.rollback().await?;
     Ok(findings)
+}
+
+/// What the questions look into is made by migrations.
+fn refused(error: sqlx::Error) -> CoreError {
+    const NO_SUCH_TABLE: &str = "42P01";
+    if error.as_database_error().and_then(|e| e.code()).as_deref() == Some(NO_SUCH_TABLE) {
+        return CoreError::Misconfigured {
+            what: "the schema `saas` of this database is missing, or older than this binary".into(),
+            remedy: "run `saas_core::migrate` first".into(),
+        };
+    }
+    CoreError::from_database(error)
 }

@@ -10,9 +10,9 @@ use saas_core::CoreError;
 use super::{
     catalogue::{Kind, Relation},
     report::Attack,
-    seed::insert,
-    session::literal,
+    session::{Session, literal},
     stage::{Stage, script},
+    statement::insert,
     value::Side,
 };
 
@@ -54,8 +54,11 @@ impl Stage {
                 }
             }
         }
-        let union = |parts: Vec<String>| (!parts.is_empty()).then(|| parts.join(" union all "));
-        Ok(Watch { versions: union(versions), counters: union(counters), marks: union(marks) })
+        Ok(Watch {
+            versions: prepare(&mut self.owner, "versions", &versions).await?,
+            counters: prepare(&mut self.app, "counters", &counters).await?,
+            marks: prepare(&mut self.app, "marks", &marks).await?,
+        })
     }
 
     /// The tables that store a table's rows: itself, or its leaf partitions.
@@ -142,6 +145,15 @@ impl Stage {
             None => Ok(Vec::new()),
         }
     }
+}
+
+/// Plans a long question once. Everything that runs it is A, or the owner.
+async fn prepare(session: &mut Session, name: &str, parts: &[String]) -> Result<Option<String>, CoreError> {
+    if parts.is_empty() {
+        return Ok(None);
+    }
+    session.must(&format!("prepare {name} as {}", parts.join(" union all "))).await?;
+    Ok(Some(format!("execute {name}")))
 }
 
 /// Tables with more rows than before in which B is named.

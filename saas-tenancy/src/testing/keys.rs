@@ -5,8 +5,9 @@ use saas_core::CoreError;
 use super::{
     catalogue::{ForeignKey, Key, Kind, Relation},
     report::Attack,
-    seed::{Row, Values, insert, typed},
+    seed::{Row, Values},
     stage::{Stage, script},
+    statement::{insert, typed},
     value::Side,
 };
 

@@ -24,6 +24,7 @@
 
 mod catalogue;
 mod effects;
+mod graph;
 mod infer;
 mod keys;
 mod partition;
@@ -34,6 +35,7 @@ mod seed;
 mod server;
 mod session;
 mod stage;
+mod statement;
 mod value;
 
 use saas_core::{CoreError, SystemClock, TenantId, testing::TestDatabase};

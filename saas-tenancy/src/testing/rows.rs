@@ -4,10 +4,12 @@ use saas_core::CoreError;
 
 use super::{
     catalogue::{Audience, Column, Kind, Relation},
+    graph::linked,
     report::Attack,
-    seed::{Values, insert, linked, typed},
+    seed::Values,
     session::{Who, literal},
     stage::{Stage, script},
+    statement::{insert, typed},
     value::Side,
 };
 

@@ -8,10 +8,12 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use saas_core::{CoreError, TenantId};
 
 use super::{
-    catalogue::{Catalogue, Column, Key, Relation},
+    catalogue::{Catalogue, Column, Relation},
+    graph::{drafted, is_required, linked, needed, unique_columns},
     partition,
     report::Report,
     session::{Answer, Refusal, Session, Who, literal},
+    statement::{image, insert_returning, row},
     value::{Maker, Side},
 };
 
@@ -389,102 +391,6 @@ impl Seeds {
         );
         Ok(owner.read(&question).await?.ok().and_then(|answer| row(relation, &answer)))
     }
-}
-
-/// Tables that hold tenants' rows, and whatever those point at.
-fn needed(catalogue: &Catalogue) -> Vec<i64> {
-    let is_root = |r: &&Relation| r.kind.is_table() && r.parent.is_none();
-    let mut needed: Vec<i64> = catalogue
-        .relations
-        .iter()
-        .filter(is_root)
-        .filter(|r| r.audience.is_none() && (r.tenant().is_some() || r.is_reachable))
-        .map(|r| r.oid)
-        .collect();
-    loop {
-        let missing: Vec<i64> = catalogue
-            .foreign_keys
-            .iter()
-            .flat_map(|key| {
-                let is_declared = |oid| catalogue.relation(oid).is_none_or(|r| r.audience.is_some());
-                let parent = needed.contains(&key.table).then_some(key.parent);
-                // A child of a tenant's row is the tenant's too, whether or not it says so.
-                let child = (needed.contains(&key.parent) && !is_declared(key.table) && !is_declared(key.parent))
-                    .then_some(key.table);
-                parent.into_iter().chain(child)
-            })
-            .filter(|oid| !needed.contains(oid) && catalogue.relation(*oid).is_some_and(|r| is_root(&r)))
-            .collect();
-        if missing.is_empty() {
-            return needed;
-        }
-        needed.extend(missing);
-        needed.sort_unstable();
-        needed.dedup();
-    }
-}
-
-fn is_required(catalogue: &Catalogue, table: i64, pairs: &[(i16, i16)]) -> bool {
-    let relation = catalogue.relation(table);
-    pairs.iter().all(|(mine, _)| relation.and_then(|r| r.column(*mine)).is_some_and(|c| c.not_null))
-}
-
-/// Columns whose value another row or the tenant gives.
-pub(super) fn linked(catalogue: &Catalogue, relation: &Relation) -> HashSet<i16> {
-    let keys = catalogue.foreign_keys_of(relation.oid).flat_map(|key| key.pairs.iter().map(|(mine, _)| *mine));
-    keys.chain(relation.tenant().map(|c| c.att)).collect()
-}
-
-fn unique_columns(catalogue: &Catalogue, relation: &Relation, root: &Relation) -> HashSet<i16> {
-    let of_root = catalogue.keys_of(root.oid);
-    // A partition's column numbers may differ from its parent's; its names do not.
-    let of_partition = catalogue.keys_of(relation.oid).filter(|_| relation.oid != root.oid);
-    let by_name = |att: &i16| {
-        let name = &relation.column(*att)?.name;
-        root.columns.iter().find(|c| c.name == *name).map(|c| c.att)
-    };
-    let names = of_partition.flat_map(|key: &Key| key.reads.iter().filter_map(by_name)).collect::<Vec<_>>();
-    of_root.flat_map(|key| key.reads.iter().copied()).chain(names).collect()
-}
-
-fn drafted(relation: &Relation) -> impl Iterator<Item = &Column> {
-    relation.columns.iter().filter(|c| !c.is_generated && !c.is_identity && !c.has_default)
-}
-
-/// `insert into t (…) values (…)`, with the columns of `root`, whose numbers the values carry.
-pub(super) fn insert(into: &str, root: &Relation, values: &Values) -> String {
-    let columns: Vec<&Column> = values.keys().filter_map(|att| root.column(*att)).collect();
-    if columns.is_empty() {
-        return format!("insert into {into} default values");
-    }
-    let names: Vec<&str> = columns.iter().map(|c| c.name.as_str()).collect();
-    let values: Vec<String> = columns.iter().map(|c| typed(c, values)).collect();
-    format!("insert into {into} ({}) values ({})", names.join(", "), values.join(", "))
-}
-
-/// A column's value as SQL of its type.
-pub(super) fn typed(column: &Column, values: &Values) -> String {
-    match values.get(&column.att).and_then(Option::as_deref) {
-        Some(text) => format!("{}::{}", literal(Some(text)), column.type_name),
-        None => "null".to_owned(),
-    }
-}
-
-/// Where a row is, and all that is in it, as one JSON text.
-fn image(relation: &Relation) -> String {
-    let columns: Vec<String> = relation.columns.iter().map(|c| format!("t.{}::text", c.name)).collect();
-    format!("json_build_array(t.tableoid::bigint, array[{}]::text[])::text", columns.join(", "))
-}
-
-fn insert_returning(relation: &Relation, values: &Values) -> String {
-    let into = format!("{} as t", relation.name);
-    format!("{} returning {}", insert(&into, relation, values), image(relation))
-}
-
-fn row(relation: &Relation, answer: &[String]) -> Option<Row> {
-    let (holder, texts): (i64, Vec<Option<String>>) = serde_json::from_str(answer.first()?).ok()?;
-    let values = relation.columns.iter().map(|c| c.att).zip(texts).collect();
-    Some(Row { holder, values })
 }
 
 fn nothing_stored() -> Refusal {

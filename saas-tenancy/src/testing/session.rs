@@ -59,13 +59,15 @@ pub(super) type Answer<T> = Result<T, Refusal>;
 #[derive(Debug)]
 pub(super) struct Session {
     connection: PgConnection,
+    /// A transaction that failed is still to be ended: with the next message, so that a refusal costs one round trip.
+    failed: bool,
 }
 
 impl Session {
     pub(super) async fn open(options: &PgConnectOptions) -> Result<Self, CoreError> {
         let options = options.clone().options([("standard_conforming_strings", "on"), ("statement_timeout", "60s")]);
         let connection = PgConnection::connect_with(&options).await.map_err(CoreError::from_database)?;
-        Ok(Self { connection })
+        Ok(Self { connection, failed: false })
     }
 
     /// For the catalogue's questions, which take parameters.
@@ -75,26 +77,28 @@ impl Session {
 
     /// Tries a change; answers how many rows it touched. Nothing of it stays.
     pub(super) async fn change(&mut self, who: Who, statement: &str) -> Result<Answer<u64>, CoreError> {
-        let answer = self.step(&format!("{}; {statement}", who.binding())).await;
-        self.rollback().await?;
-        answer
+        let answer = self.step(&format!("{}; {statement}; rollback", who.binding())).await?;
+        self.failed = answer.is_err();
+        Ok(answer)
     }
 
     /// Tries a question whose answer is one column of text. Nothing of it stays.
     pub(super) async fn ask(&mut self, who: Who, question: &str) -> Result<Answer<Vec<String>>, CoreError> {
-        let answer = self.read(&format!("{}; {question}", who.binding())).await;
-        self.rollback().await?;
-        answer
+        let answer = self.read(&format!("{}; {question}; rollback", who.binding())).await?;
+        self.failed = answer.is_err();
+        Ok(answer)
     }
 
     /// Runs statements as they are; answers how many rows they touched.
     pub(super) async fn step(&mut self, script: &str) -> Result<Answer<u64>, CoreError> {
+        let script = self.begun(script);
         let result = sqlx::raw_sql(formatted(script)).execute(&mut self.connection).await;
         answer(result.map(|done| done.rows_affected()))
     }
 
     /// Runs statements as they are; answers the first column, text, of every row. A null reads as an empty text.
     pub(super) async fn read(&mut self, script: &str) -> Result<Answer<Vec<String>>, CoreError> {
+        let script = self.begun(script);
         let result = sqlx::raw_sql(formatted(script)).fetch_all(&mut self.connection).await;
         let rows = answer(result)?;
         Ok(rows.map(|rows| {
@@ -104,7 +108,13 @@ impl Session {
         }))
     }
 
+    /// The script, after the end of a transaction that failed before it.
+    fn begun(&mut self, script: &str) -> String {
+        if std::mem::take(&mut self.failed) { format!("rollback; {script}") } else { script.to_owned() }
+    }
+
     pub(super) async fn rollback(&mut self) -> Result<(), CoreError> {
+        self.failed = false;
         sqlx::raw_sql("rollback").execute(&mut self.connection).await.map(drop).map_err(CoreError::from_database)
     }
 
@@ -158,6 +168,6 @@ pub(super) fn literal(value: Option<&str>) -> String {
     clippy::disallowed_types,
     reason = "a test's own statements on a test database: quoted by the catalogue (%I) or by `literal`"
 )]
-fn formatted(script: &str) -> sqlx::AssertSqlSafe<String> {
-    sqlx::AssertSqlSafe(script.to_owned())
+fn formatted(script: String) -> sqlx::AssertSqlSafe<String> {
+    sqlx::AssertSqlSafe(script)
 }
