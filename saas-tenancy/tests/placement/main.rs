@@ -6,9 +6,9 @@
     reason = "a test fails by panicking, and sets databases up with statements of its own making"
 )]
 
-mod modes;
 mod binding;
 mod fleet;
+mod modes;
 mod pools;
 mod provision;
 mod stage;
