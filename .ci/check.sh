@@ -39,7 +39,9 @@ strays=$(grep -E '^sqlx[a-z-]* feature "(time|bigdecimal)"' "$scratch/tree" | so
 [ -z "$strays" ] || fail "$strays"
 
 step "formatted SQL only where it is argued for"
-strays=$(git grep -n AssertSqlSafe -- 'saas-*/src' ':!saas-core/src/db' ':!saas-core/src/testing' || :)
+# relocate/clear.rs: DROP DATABASE runs in no function of the database, where the mover's other names are quoted.
+strays=$(git grep -n AssertSqlSafe -- 'saas-*/src' ':!saas-core/src/db' ':!saas-core/src/testing' \
+    ':!saas-tenancy/src/relocate/clear.rs' || :)
 [ -z "$strays" ] || fail "$strays"
 
 step "licences, bans and sources"

@@ -11,8 +11,13 @@ use proc_macro2::{TokenStream, TokenTree};
 use saas_core::{Schema, doctor, testing::TestDatabase};
 use sqlx::{AssertSqlSafe, Executor, SqlSafeStr};
 
-const ALL: [&Schema; 4] =
-    [&saas_core::SCHEMA, &saas_tenancy::SCHEMA, &saas_entitlements::SCHEMA, &saas_billing::SCHEMA];
+const ALL: [&Schema; 5] = [
+    &saas_core::SCHEMA,
+    &saas_tenancy::SCHEMA,
+    &saas_tenancy::relocate::CAPTURE,
+    &saas_entitlements::SCHEMA,
+    &saas_billing::SCHEMA,
+];
 
 /// Statements that see several tenants on purpose: workers and operators, as the system role. Named by a part of their
 /// text; an entry that fits nothing fails the test.
@@ -20,12 +25,14 @@ const ACROSS_TENANTS: &[&str] = &[
     "where state = 'dead'",      // the operators' list of dead letters
     "from saas.tenant_overview", // the operators' list of customers
     "where livemode = $1 and ($2::uuid is null or tenant_id > $2)", // all tenants, page by page, to derive them anew
+    "from saas.move -- of every tenant", // moves that a process resumes when it starts
     "from saas.billing_object where object_id", // an object whose owner is not known yet
 ];
 
 /// Pieces of statements, and scripts of several: not to be prepared on their own.
 const NOT_A_STATEMENT: &[&str] = &[
     "select coalesce(max(version), 0) from saas._migrations_", // a piece of `schema!`
+    "select 1; commit",                                        // a mover's end of a transaction
 ];
 
 #[tokio::test]
