@@ -6,11 +6,14 @@ use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 use actix_web::{HttpServer, dev::ServerHandle};
 use async_trait::async_trait;
 use saas_billing::{Billing, BillingConfig, Mode, SigningSecrets, StripeSecret};
-use saas_core::{PlanCatalog, SharedClock, SystemClock, TenantContext, TenantId, TenantTx, testing::TestDatabase};
+use saas_core::{
+    Actor, PlanCatalog, SharedClock, SystemClock, TenantContext, TenantId, TenantTx, testing::TestDatabase,
+};
 use saas_entitlements::{Entitlements, Meter, PostgresCounters, PostgresSource};
 use saas_tenancy::{
     Created, NewTenant, Tenancy, VerifiedEmail,
     domain::{DomainName, DomainProof, Domains, ProofError, Verification, value_for},
+    lifecycle::Lifecycle,
     resolve::Entrance,
 };
 use sqlx::Executor;
@@ -21,7 +24,7 @@ use tokio::{
 
 /// Both applications on one database.
 struct Served {
-    _db: TestDatabase,
+    db: TestDatabase,
     axum: SocketAddr,
     actix: SocketAddr,
     actix_server: ServerHandle,
@@ -84,7 +87,7 @@ impl Served {
         let server = server.run();
         let actix_server = server.handle();
         tokio::spawn(server);
-        Self { _db: db, axum, actix, actix_server, acme, globex }
+        Self { db, axum, actix, actix_server, acme, globex }
     }
 
     /// What both answer, once it was seen that they answer the same.
@@ -288,6 +291,30 @@ async fn both_frameworks_answer_every_request_alike() {
             assert!(answer.body.starts_with(r#"{"code":"bad_host","message":"host "#), "{what}: {}", answer.body);
         }
     }
+    served.actix_server.stop(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_members_are_told_that_their_tenant_is_suspended_or_in_maintenance() {
+    let served = Served::start().await;
+    let clock: SharedClock = Arc::new(served.db.clock().clone());
+    let lifecycle = Lifecycle::new(served.db.system().clone(), clock);
+    let actor = Actor::system("test");
+    let get = |user: Created| request("GET /projects", "acme.example.com").by(user);
+    lifecycle.suspend(served.acme.tenant, &actor, "unpaid").await.unwrap();
+    let told = served.answer(&get(served.acme)).await;
+    assert_eq!(told.status, 403);
+    assert!(told.body.starts_with(r#"{"code":"tenant_suspended""#) && !told.body.contains("unpaid"), "{}", told.body);
+    let stranger = served.answer(&get(served.globex)).await;
+    assert_eq!((stranger.status, stranger.body.contains("unknown_tenant")), (404, true));
+
+    lifecycle.resume(served.acme.tenant, &actor).await.unwrap();
+    assert_eq!(served.answer(&get(served.acme)).await.status, 200);
+    lifecycle.start_maintenance(served.acme.tenant, &actor, "moving").await.unwrap();
+    let told = served.answer(&get(served.acme)).await;
+    assert_eq!((told.status, told.headers["retry-after"].as_str()), (503, "1"));
+    assert!(told.body.starts_with(r#"{"code":"tenant_in_maintenance""#), "{}", told.body);
+    assert_eq!(served.answer(&get(served.globex)).await, stranger);
     served.actix_server.stop(false).await;
 }
 

@@ -90,6 +90,11 @@ impl Place {
         self
     }
 
+    /// Whether a session may have lost by now what it prepared.
+    pub(super) fn forgets_statements(&self) -> bool {
+        self.sessions == Sessions::Shared
+    }
+
     /// Opens a transaction and binds the tenant, in one round trip.
     ///
     /// `SET LOCAL`, not `set_config()`: distributed PostgreSQL passes only the former on to its workers.

@@ -189,14 +189,17 @@ async fn maintenance_begins_when_everyone_has_left() {
     let inside = TenantTx::begin(&AtTheDoor(stage.db.tenants().clone()), &stage.a).await.unwrap();
     let who = operator();
     let mut starting = Box::pin(lifecycle.start_maintenance(tenant, &who, "why"));
-    // Whoever comes now is refused already, and the call waits all the same.
+    // Until it is seen to wait for the door; it must not be ready before.
+    let mut owner = stage.db.owner().await;
     loop {
         assert!(futures_util::poll!(starting.as_mut()).is_pending(), "someone is still inside");
-        if stage.tenancy.enter(tenant, stage.acme.owner).await.is_err() {
+        let waits = "select exists (select from pg_locks where locktype = 'advisory' and not granted)";
+        if sqlx::query_scalar(waits).fetch_one(&mut owner).await.unwrap() {
             break;
         }
     }
-    assert!(futures_util::poll!(starting.as_mut()).is_pending(), "someone is still inside");
+    let refused = stage.tenancy.enter(tenant, stage.acme.owner).await.unwrap_err();
+    assert_eq!(refused.code(), "tenant_in_maintenance", "whoever comes now is refused already");
     inside.rollback().await.unwrap();
     starting.await.unwrap();
 }

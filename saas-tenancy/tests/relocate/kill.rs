@@ -1,6 +1,10 @@
 //! Movers that end in the middle: dropped at any of their awaits, or with their connections cut at any of their steps.
 
-use std::{future::poll_fn, sync::Mutex, task::Poll};
+use std::{
+    future::poll_fn,
+    sync::{Mutex, atomic::Ordering},
+    task::Poll,
+};
 
 use saas_core::{TenantContext, TenantTx};
 use saas_tenancy::relocate::{Address, MoveError, Phase, Report, State};
@@ -63,7 +67,7 @@ async fn cut(
     }
 }
 
-/// A mover is dropped at its first await, its fourth, its seventh …, and each time another one goes on or goes back. One
+/// A mover is dropped at its first await, its eighth, its fifteenth …, and each time another one goes on or goes back. One
 /// writer is at work all the while.
 async fn drop_everywhere(world: &World, place: impl AsyncFn() -> Address) -> (usize, usize) {
     let pooled = Address::pooled("control");
@@ -107,7 +111,7 @@ async fn drop_everywhere(world: &World, place: impl AsyncFn() -> Address) -> (us
         if is_through {
             break;
         }
-        polls += 3;
+        polls += 7;
     }
     work.finish(world, &home).await;
     for state in [State::Planned, State::Copying, State::CatchingUp, State::Switched] {
@@ -128,7 +132,9 @@ async fn a_mover_dropped_at_any_await_is_resumed_or_rolled_back_within_one_datab
 #[tokio::test(flavor = "multi_thread")]
 async fn a_mover_dropped_at_any_await_is_resumed_or_rolled_back_between_two_servers() {
     let world = World::start().await;
-    let (polls, unserved) = drop_everywhere(&world, async || world.make_database().await).await;
+    world.ways.keeps_databases.store(true, Ordering::Relaxed);
+    let database = world.make_database().await;
+    let (polls, unserved) = drop_everywhere(&world, async || database.clone()).await;
     println!("dropped after up to {polls} polls; {unserved} of them between the doors");
 }
 
@@ -170,8 +176,9 @@ async fn a_mover_whose_connections_are_cut_at_any_step_leaves_the_tenant_served_
         Phase::Switched,
         Phase::Audit,
     ];
+    world.ways.keeps_databases.store(true, Ordering::Relaxed);
+    let database = world.make_database().await;
     for phase in phases {
-        let database = world.make_database().await;
         let result = world.move_and_cut(&database, phase, "saas mover%").await;
         assert!(world.is_served().await, "{phase:?}: {result:?}");
         work.go_on(5).await;

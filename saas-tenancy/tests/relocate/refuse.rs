@@ -209,6 +209,7 @@ async fn a_login_that_row_level_security_binds_copies_nothing() {
     let weak = std::sync::Arc::new(crate::world::Ways {
         control: world.ways.control.clone().username("weak_mover"),
         second: world.ways.second.clone(),
+        keeps_databases: false.into(),
     });
     let clock = std::sync::Arc::new(world.db.clock().clone());
     let mover = saas_tenancy::relocate::Mover::new(world.db.system().clone(), weak, clock);

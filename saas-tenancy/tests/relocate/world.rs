@@ -4,7 +4,10 @@
 use std::{
     collections::HashMap,
     hash::{DefaultHasher, Hash, Hasher},
-    sync::{Arc, Mutex, OnceLock},
+    sync::{
+        Arc, Mutex, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use async_trait::async_trait;
@@ -99,6 +102,7 @@ pub(crate) struct World {
 pub(crate) struct Ways {
     pub(crate) control: PgConnectOptions,
     pub(crate) second: PgConnectOptions,
+    pub(crate) keeps_databases: AtomicBool,
 }
 
 impl Ways {
@@ -128,7 +132,13 @@ impl Endpoints for Ways {
             });
         }
         let schema = address.schema.clone().unwrap_or_else(|| "public".into());
-        Ok(Endpoint::new(self.login(address), schema).with_maintenance(self.second.clone()))
+        let endpoint = Endpoint::new(self.login(address), schema);
+        // A database that is to be used again keeps standing, without the tenant's rows.
+        Ok(if self.keeps_databases.load(Ordering::Relaxed) {
+            endpoint
+        } else {
+            endpoint.with_maintenance(self.second.clone())
+        })
     }
 }
 
@@ -204,7 +214,8 @@ impl World {
         let (acme, other) = (db.create_tenant("acme").await, db.create_tenant("other").await);
         let admin: PgConnectOptions = second().admin_url().parse().unwrap();
         let (name,): (String,) = sqlx::query_as("select current_user::text").fetch_one(&mut owner).await.unwrap();
-        let ways = Arc::new(Ways { control: db.options(&name), second: admin });
+        let ways =
+            Arc::new(Ways { control: db.options(&name), second: admin, keeps_databases: AtomicBool::new(false) });
         let binding = Arc::new(Binding {
             system: db.system().clone(),
             control: db.tenants().clone(),

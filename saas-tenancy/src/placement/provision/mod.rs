@@ -199,13 +199,23 @@ impl Provisioner {
             bookkeeping::Taken::ToDo(placement, step) => (placement, step),
         };
         let made = self.make(&placement, step).await;
-        if let Err(error) = &made {
-            // Should this fail as well, the place stays as being made, which can be resumed just as well.
-            let mut tx = self.begin("note why a place was not made").await?;
-            Books { tx: &mut tx, now: self.clock.now() }.fail(&placement, &error.in_full()).await?;
-            tx.commit().await?;
+        if let Err(error) = &made
+            && let Err(unnoted) = self.note_failure(&placement, error).await
+        {
+            // The place stays as being made, which can be resumed just as well.
+            tracing::warn!(
+                target: "saas.tenancy.provisioner", %tenant, error = &unnoted as &dyn std::error::Error,
+                "cannot note why a tenant's place was not made"
+            );
         }
         made
+    }
+
+    async fn note_failure(&self, placement: &Placement, error: &PlacementError) -> Result<(), PlacementError> {
+        let mut tx = self.begin("note why a place was not made").await?;
+        Books { tx: &mut tx, now: self.clock.now() }.fail(placement, &error.in_full()).await?;
+        tx.commit().await?;
+        Ok(())
     }
 
     /// Takes the remaining steps and activates.
