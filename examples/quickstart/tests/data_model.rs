@@ -1,5 +1,4 @@
 //! The diagram of the data model, drawn from the migrated database; the one in the documentation must agree.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{env, fmt::Write as _, fs, path::Path};
 

@@ -210,11 +210,12 @@ async fn jobs(stage: &Stage, mode: &Mode, tenants: &[RequestContext]) {
     }
     let worker = Worker::new(stage.db.system().clone(), Arc::new(stage.db.clock().clone()))
         .with_handler(RENAME, Arc::new(Renamer(Arc::clone(&mode.binding))));
-    worker.run_once().await.unwrap();
+    let pass = worker.run_once().await.unwrap();
+    assert_eq!(pass.done, tenants.len(), "{}: {pass:?}", mode.name);
     let mut all = BTreeSet::new();
     for ctx in tenants {
         let expected = format!("renamed for {}", ctx.tenant());
-        assert_eq!(names(&*mode.binding, ctx).await.unwrap(), [expected.clone()], "{}", mode.name);
+        assert_eq!(names(&*mode.binding, ctx).await.unwrap(), std::slice::from_ref(&expected), "{}", mode.name);
         all.insert(expected);
     }
     assert_eq!(all.len(), tenants.len());
