@@ -38,8 +38,10 @@ const QUESTIONS: &[&str] = &[
     include_str!("roles.sql"),
 ];
 
-/// All questions see the database at one instant, and name every object with its schema.
-const SNAPSHOT: &str = "begin isolation level repeatable read read only; set local search_path = pg_catalog, pg_temp";
+/// All questions see the database at one instant, name every object with its schema, and read `\` as it stands.
+const SNAPSHOT: &str = "begin isolation level repeatable read read only;
+    set local search_path = pg_catalog, pg_temp;
+    set local standard_conforming_strings = on";
 
 /// Looks for every known leak of the database that `pool` is connected to.
 ///
