@@ -2,6 +2,8 @@
 //!
 //! Durable server, both contenders on the same one; the results are ratios within this run.
 
+#![expect(clippy::disallowed_types, reason = "names databases that it numbers itself")]
+
 use std::{
     sync::Arc,
     time::{Duration, Instant},
