@@ -39,8 +39,11 @@ strays=$(grep -E '^sqlx[a-z-]* feature "(time|bigdecimal)"' "$scratch/tree" | so
 [ -z "$strays" ] || fail "$strays"
 
 step "formatted SQL only where it is argued for"
-# relocate/clear.rs: DROP DATABASE runs in no function of the database, where the mover's other names are quoted.
+# placement/ground/database.rs: CREATE and DROP DATABASE take no parameters, and no function may run them.
+# testing/session.rs: attacks are made of names that the catalogue quotes.
+# relocate/clear.rs: DROP DATABASE again.
 strays=$(git grep -n AssertSqlSafe -- 'saas-*/src' ':!saas-core/src/db' ':!saas-core/src/testing' \
+    ':!saas-tenancy/src/placement/ground/database.rs' ':!saas-tenancy/src/testing/session.rs' \
     ':!saas-tenancy/src/relocate/clear.rs' || :)
 [ -z "$strays" ] || fail "$strays"
 

@@ -72,6 +72,8 @@ mod apply;
 mod billing;
 #[cfg(feature = "postgres")]
 mod config;
+#[cfg(feature = "postgres")]
+mod dependents;
 pub mod derive;
 mod error;
 pub mod event;
@@ -102,6 +104,8 @@ pub use apply::Applied;
 pub use billing::Billing;
 #[cfg(feature = "postgres")]
 pub use config::{BillingConfig, Mode};
+#[cfg(feature = "postgres")]
+pub use dependents::LiveBilling;
 pub use derive::GracePolicy;
 pub use error::BillingError;
 #[cfg(feature = "postgres")]
@@ -116,4 +120,5 @@ pub use signature::{SIGNATURE_HEADER, SignatureError, SigningSecrets, StripeSecr
 
 /// The tables of this crate. Migrate [`saas_core::SCHEMA`] first.
 #[cfg(feature = "postgres")]
-pub static SCHEMA: saas_core::Schema = saas_core::schema!("billing": 1 "0001_inbox", 2 "0002_state");
+pub static SCHEMA: saas_core::Schema =
+    saas_core::schema!("billing": 1 "0001_inbox", 2 "0002_state", 3 "0003_retention");

@@ -46,6 +46,16 @@ impl Actor {
         Self::System { name: Cow::Borrowed(name) }
     }
 
+    /// The member in whose name something is done: the one signed in, or the one an operator looks through.
+    #[must_use]
+    pub const fn person(&self) -> Option<UserId> {
+        match self {
+            Self::User { id } => Some(*id),
+            Self::Impersonation { user, .. } => Some(*user),
+            Self::ApiKey { .. } | Self::Operator { .. } | Self::System { .. } => None,
+        }
+    }
+
     /// A member of the tenant.
     #[must_use]
     pub const fn user(id: UserId) -> Self {

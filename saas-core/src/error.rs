@@ -8,6 +8,8 @@ use std::{borrow::Cow, error::Error as StdError, fmt};
 pub enum ErrorKind {
     /// The input is wrong; the same call will fail again (400).
     Invalid,
+    /// Nobody is signed in (401).
+    Unauthenticated,
     /// The actor may not do this (403; 404 where existence must stay hidden).
     Forbidden,
     /// No such thing in this tenant (404).
@@ -25,11 +27,12 @@ pub enum ErrorKind {
 }
 
 impl ErrorKind {
-    /// The HTTP status that says so: 400, 403, 404, 409, 500 or 503. What a 500 says is not for the client.
+    /// The HTTP status that says so: 400, 401, 403, 404, 409, 500 or 503. What a 500 says is not for the client.
     #[must_use]
     pub const fn http_status(self) -> u16 {
         match self {
             Self::Invalid => 400,
+            Self::Unauthenticated => 401,
             Self::Forbidden => 403,
             Self::NotFound => 404,
             Self::Conflict => 409,
@@ -87,6 +90,40 @@ impl fmt::Display for InvalidInput {
 }
 
 impl StdError for InvalidInput {}
+
+/// Why a binding does not serve a tenant, in the words and with the code of whoever made the binding.
+#[derive(Debug)]
+pub struct Refusal {
+    kind: ErrorKind,
+    code: &'static str,
+    error: Cause,
+}
+
+impl Refusal {
+    /// A refusal that reads as `error` does.
+    #[must_use]
+    pub fn new(kind: ErrorKind, code: &'static str, error: impl Into<Cause>) -> Self {
+        Self { kind, code, error: error.into() }
+    }
+
+    /// The binding's own error, to be taken apart by its type.
+    #[must_use]
+    pub fn error(&self) -> &(dyn StdError + Send + Sync + 'static) {
+        self.error.as_ref()
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.error.fmt(f)
+    }
+}
+
+impl StdError for Refusal {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.error.source()
+    }
+}
 
 /// Why an operation of `saas-core`, or of the database below any of the crates, failed.
 #[derive(Debug, thiserror::Error)]
@@ -191,6 +228,9 @@ pub enum CoreError {
         #[source]
         cause: Cause,
     },
+    /// The binding that was asked for the tenant's place refused.
+    #[error(transparent)]
+    Refused(Refusal),
     /// A stored value that its type forbids.
     #[error("{table}.{column} holds a value that should not be possible")]
     Corrupt {
@@ -224,6 +264,7 @@ impl CoreError {
             Self::OutcomeUnknown { .. } => ErrorKind::OutcomeUnknown,
             Self::Unavailable { .. } | Self::Moved { .. } => ErrorKind::Unavailable,
             Self::Corrupt { .. } | Self::Statement { .. } => ErrorKind::Corrupt,
+            Self::Refused(refusal) => refusal.kind,
         }
     }
 
@@ -244,6 +285,7 @@ impl CoreError {
             Self::OutcomeUnknown { .. } => "outcome_unknown",
             Self::Unavailable { .. } => "unavailable",
             Self::Moved { .. } => "tenant_moved",
+            Self::Refused(refusal) => refusal.code,
             Self::Corrupt { .. } => "corrupt",
             Self::Statement { .. } => "statement",
         }

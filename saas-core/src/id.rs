@@ -80,6 +80,8 @@ ids! {
     UserId by uuid_v4,
     /// A machine credential of one tenant.
     ApiKeyId by uuid_v7,
+    /// What a tenant publishes to show that a domain is theirs. Random: nobody can publish it before they were told.
+    DomainToken by uuid_v4,
     /// One request of the adopter's application.
     RequestId by uuid_v7,
     /// One row of the audit log.
@@ -92,6 +94,8 @@ ids! {
     UsageEventId by uuid_v7,
     /// One manual exception to a plan.
     OverrideId by uuid_v7,
+    /// One export of a tenant's data; also the name of its folder.
+    ExportId by uuid_v7,
 }
 
 /// 122 random bits.

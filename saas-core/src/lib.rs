@@ -70,6 +70,8 @@ mod context;
 #[cfg(feature = "postgres")]
 pub mod db;
 #[cfg(feature = "postgres")]
+pub mod dependents;
+#[cfg(feature = "postgres")]
 pub mod doctor;
 mod error;
 mod id;
@@ -87,10 +89,13 @@ pub mod revision;
 pub mod subscription;
 #[cfg(feature = "postgres")]
 pub mod tenant;
+mod tenant_key;
 #[cfg(feature = "testing")]
 pub mod testing;
 #[cfg(feature = "postgres")]
 pub mod timeline;
+#[cfg(feature = "postgres")]
+pub mod trace;
 
 pub use actor::Actor;
 #[cfg(feature = "testing")]
@@ -99,12 +104,15 @@ pub use clock::{Clock, SharedClock, SystemClock};
 pub use context::{RequestContext, TenantContext};
 #[cfg(feature = "postgres")]
 pub use db::{Schema, SessionBinding, SystemPool, SystemTx, TenantPool, TenantTx, migrate};
-pub use error::{Cause, CoreError, ErrorKind, InvalidInput};
-pub use id::{ApiKeyId, AuditId, JobId, LeaseToken, OverrideId, RequestId, TenantId, UsageEventId, UserId};
+pub use error::{Cause, CoreError, ErrorKind, InvalidInput, Refusal};
+pub use id::{
+    ApiKeyId, AuditId, DomainToken, ExportId, JobId, LeaseToken, OverrideId, RequestId, TenantId, UsageEventId, UserId,
+};
 pub use name::{EmailAddress, FeatureKey, IdempotencyKey, MeterKey, PlanKey, RoleName, Slug, Topic};
 pub use page::{Page, PageSize};
 pub use plan::{CatalogError, Limit, PlanCatalog, PlanVersionRef};
 pub use revision::Revision;
+pub use tenant_key::{MAX_TENANT_KEY, TenantKey};
 
 /// The tables of this crate.
 #[cfg(feature = "postgres")]
@@ -116,4 +124,7 @@ pub static SCHEMA: Schema = schema!("core":
     5 "0005_idempotency",
     6 "0006_overview",
     7 "0007_placement",
+    8 "0008_fence_rows",
+    9 "0009_tenant_status",
+    10 "0010_search",
 );

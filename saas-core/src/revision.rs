@@ -2,8 +2,13 @@
 //!
 //! A process that has heard of revision *n* accepts nothing older, whatever a cache or a slow read brings.
 
+#[cfg(feature = "postgres")]
+mod listener;
+
 use std::fmt;
 
+#[cfg(feature = "postgres")]
+pub use listener::{Holder, Listener};
 use serde::{Deserialize, Serialize};
 
 use crate::{InvalidInput, TenantId};

@@ -17,14 +17,30 @@
 //! # Ok(()) }
 //! ```
 
+#[cfg(feature = "postgres")]
+pub mod domain;
+#[cfg(feature = "postgres")]
+pub mod erase;
 mod error;
+#[cfg(feature = "postgres")]
+pub mod export;
+#[cfg(feature = "postgres")]
+pub mod lifecycle;
+#[cfg(feature = "postgres")]
+pub mod placement;
 #[cfg(feature = "postgres")]
 mod postgres;
 #[cfg(feature = "postgres")]
 pub mod relocate;
+#[cfg(feature = "postgres")]
+pub mod resolve;
 pub mod role;
 #[cfg(feature = "postgres")]
 mod tenancy;
+#[cfg(feature = "testing")]
+pub mod testing;
+#[cfg(any(feature = "tower", feature = "actix"))]
+pub mod web;
 
 pub use error::TenancyError;
 pub use role::{Permission, Role};
@@ -37,5 +53,8 @@ pub use tenancy::{Created, Membership, Tenancy, VerifiedEmail};
 #[cfg(feature = "postgres")]
 pub static SCHEMA: saas_core::Schema = saas_core::schema!("tenancy":
     1 "0001_membership",
+    2 "0002_custom_domain",
+    3 "0003_erase",
+    4 "0004_fleet",
     5 "0005_move",
 );

@@ -5,7 +5,10 @@ use saas_core::{CoreError, EmailAddress, PageSize, TenantId, UserId};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use crate::{Membership, Role};
+use crate::{
+    Membership, Role,
+    lifecycle::{Status, store as status},
+};
 
 const CORRUPT_ROLE: CoreError = CoreError::Corrupt { table: "saas.membership", column: "role" };
 
@@ -62,6 +65,35 @@ pub(crate) async fn role_of(
             .await
             .map_err(CoreError::from_database)?;
     role.map(|text| text.parse().map_err(|_| CORRUPT_ROLE)).transpose()
+}
+
+type Entry = (String, Option<String>, Option<String>, Option<String>, Option<DateTime<Utc>>);
+
+/// A member's role and, unless the tenant is active, what it is.
+pub(crate) async fn entry_of(
+    connection: &mut PgConnection,
+    tenant: TenantId,
+    user: UserId,
+) -> Result<Option<(Role, Option<Status>)>, CoreError> {
+    let row: Option<Entry> = sqlx::query_as(
+        "select m.role, s.state, s.reason, s.changed_by, s.since
+         from saas.membership m
+         left join saas.tenant_status s on s.tenant_id = $1
+         where m.tenant_id = $1 and m.user_id = $2",
+    )
+    .bind(tenant.as_uuid())
+    .bind(user.as_uuid())
+    .fetch_optional(connection)
+    .await
+    .map_err(CoreError::from_database)?;
+    let Some((role, state, reason, changed_by, since)) = row else { return Ok(None) };
+    let status = match (state, reason, changed_by, since) {
+        (Some(state), Some(reason), Some(changed_by), Some(since)) => {
+            Some(status::read((state, reason, changed_by, since))?)
+        }
+        _ => None,
+    };
+    Ok(Some((role.parse().map_err(|_| CORRUPT_ROLE)?, status)))
 }
 
 pub(crate) async fn set_role(

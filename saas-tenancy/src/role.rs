@@ -68,14 +68,16 @@ names! {
         ManageApiKeys = "manage API keys",
         /// Rename and configure the tenant.
         ManageTenant = "manage the tenant",
+        /// Take everything the tenant has, as files.
+        ExportData = "export all data",
         /// Delete the tenant.
         DeleteTenant = "delete the tenant",
     }
 }
 
 use Permission::{
-    DeleteTenant, ManageApiKeys, ManageBilling, ManageMembers, ManageTenant, ReadAudit, ReadBilling, ReadData,
-    ReadMembers, WriteData,
+    DeleteTenant, ExportData, ManageApiKeys, ManageBilling, ManageMembers, ManageTenant, ReadAudit, ReadBilling,
+    ReadData, ReadMembers, WriteData,
 };
 
 /// Who may do what. Deny by default: what is not here is not allowed.
@@ -99,6 +101,7 @@ pub const MATRIX: &[(Role, &[Permission])] = &[
             ReadAudit,
             ManageApiKeys,
             ManageTenant,
+            ExportData,
             DeleteTenant,
         ],
     ),

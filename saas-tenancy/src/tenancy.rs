@@ -11,7 +11,11 @@ use saas_core::{
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::{Permission, Role, TenancyError, postgres as store};
+use crate::{
+    Permission, Role, TenancyError,
+    lifecycle::{self, State},
+    postgres as store,
+};
 
 /// A tenant that was just created.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,9 +61,9 @@ impl VerifiedEmail {
 /// Tenants and the people in them.
 #[derive(Debug, Clone)]
 pub struct Tenancy {
-    tenants: TenantPool,
-    system: SystemPool,
-    clock: SharedClock,
+    pub(crate) tenants: TenantPool,
+    pub(crate) system: SystemPool,
+    pub(crate) clock: SharedClock,
 }
 
 impl Tenancy {
@@ -126,11 +130,41 @@ impl Tenancy {
     /// The context of a request by `user` in `tenant`, with the role that the membership gives.
     ///
     /// # Errors
-    /// [`NotMember`](TenancyError::NotMember) when there is no such tenant or the person is not in it.
+    /// - [`NotMember`](TenancyError::NotMember) when there is no such tenant or the person is not in it, and when the tenant
+    ///   is being erased.
+    /// - [`Suspended`](TenancyError::Suspended), [`InMaintenance`](TenancyError::InMaintenance): only members are told.
     pub async fn enter(&self, tenant: TenantId, user: UserId) -> Result<RequestContext, TenancyError> {
         let ctx = RequestContext::new(tenant, Actor::user(user), self.clock.as_ref());
         let mut tx = TenantTx::begin(&self.tenants, &ctx).await?;
-        let role = store::role_of(&mut tx, tenant, user).await?.ok_or(TenancyError::NotMember)?;
+        let (role, status) = store::entry_of(&mut tx, tenant, user).await?.ok_or(TenancyError::NotMember)?;
+        if let Some(status) = status {
+            status.state.admit(status.since)?;
+        }
+        Ok(ctx.with_role(role.name()))
+    }
+
+    /// The context of an operator who sees the tenant as `user` does, for support; also while the tenant is suspended or in
+    /// maintenance. It stands in the tenant's audit log, with both names. Whether the operator may is the caller's to check.
+    ///
+    /// # Errors
+    /// [`NotMember`](TenancyError::NotMember) as for [`enter`](Self::enter).
+    pub async fn enter_as_support(
+        &self,
+        tenant: TenantId,
+        operator: UserId,
+        user: UserId,
+    ) -> Result<RequestContext, TenancyError> {
+        let now = self.clock.now();
+        let actor = Actor::Impersonation { operator, user };
+        let ctx = RequestContext::new_at(tenant, actor.clone(), now);
+        let mut tx = SystemTx::begin(&self.system, actor, "enter a tenant for support").await?;
+        let (role, status) = store::entry_of(&mut tx, tenant, user).await?.ok_or(TenancyError::NotMember)?;
+        match status.map(|status| status.state) {
+            Some(State::Erasing | State::Erased) => return Err(TenancyError::NotMember),
+            Some(State::ReadOnly | State::Suspended | State::Maintenance) | None => {}
+        }
+        audit::record_for(&mut tx, &ctx, Entry::new("support.entered", user), now).await?;
+        tx.commit().await?;
         Ok(ctx.with_role(role.name()))
     }
 
@@ -217,15 +251,22 @@ impl Tenancy {
         Ok(())
     }
 
-    /// Opens a transaction that changes memberships: one at a time per tenant, so that two owners cannot demote each
-    /// other at once.
-    async fn begin_change(&self, ctx: &dyn TenantContext, reason: &'static str) -> Result<SystemTx, TenancyError> {
+    /// Opens a transaction that changes the tenant: one at a time, so that two owners cannot demote each other at once.
+    pub(crate) async fn begin_change(
+        &self,
+        ctx: &dyn TenantContext,
+        reason: &'static str,
+    ) -> Result<SystemTx, TenancyError> {
         person(ctx)?;
         let mut tx = SystemTx::begin(&self.system, ctx.actor().clone(), reason).await?;
         tenant::lock_in(&mut tx, ctx.tenant()).await.map_err(|error| match error {
             CoreError::NotFound { .. } => TenancyError::NotMember,
             other => other.into(),
         })?;
+        // As the system, which no door stops.
+        if let Some(status) = lifecycle::store::find(&mut tx, ctx.tenant()).await? {
+            status.state.admit_change(status.since)?;
+        }
         Ok(tx)
     }
 }
@@ -233,7 +274,7 @@ impl Tenancy {
 const SIGN_UP: Actor = Actor::system("sign-up");
 
 /// The person behind a request. Impersonators, machines and jobs do not change who is in a tenant.
-fn person(ctx: &dyn TenantContext) -> Result<UserId, TenancyError> {
+pub(crate) fn person(ctx: &dyn TenantContext) -> Result<UserId, TenancyError> {
     match ctx.actor() {
         Actor::User { id } => Ok(*id),
         other
@@ -244,7 +285,7 @@ fn person(ctx: &dyn TenantContext) -> Result<UserId, TenancyError> {
 }
 
 /// Reads the actor's role from the database, in the caller's transaction: a role in the context may be out of date.
-async fn authorize(
+pub(crate) async fn authorize(
     connection: &mut sqlx::PgConnection,
     ctx: &dyn TenantContext,
     permission: Permission,

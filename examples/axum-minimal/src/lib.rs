@@ -1,9 +1,9 @@
-//! The four crates wired into axum: a webhook route on raw bytes, a tenant middleware, a gated route, a metered route.
+//! The four crates wired into axum: a webhook route on raw bytes, a tenant's routes, one of them gated, one metered.
 
 use std::sync::Arc;
 
 use axum::{
-    Extension, Json, Router,
+    Json, Router,
     body::Bytes,
     extract::{DefaultBodyLimit, Request, State},
     http::{HeaderMap, StatusCode},
@@ -12,9 +12,13 @@ use axum::{
     routing::{get, post},
 };
 use saas_billing::{BillingError, SIGNATURE_HEADER, WebhookProcessor};
-use saas_core::{ErrorKind, FeatureKey, IdempotencyKey, MeterKey, RequestContext, TenantContext, TenantPool, TenantTx};
+use saas_core::{ErrorKind, FeatureKey, IdempotencyKey, MeterKey, TenantContext, TenantPool, TenantTx};
 use saas_entitlements::{Consumption, Entitlements, EntitlementsError, Meter};
-use saas_tenancy::{Tenancy, TenancyError};
+use saas_tenancy::{
+    Tenancy,
+    resolve::{Entrance, Resolver, SignedIn},
+    web::{axum::Tenant, tower::TenantLayer},
+};
 
 /// A feature of the plan.
 pub const EXPORT: FeatureKey = FeatureKey::from_static("csv-export");
@@ -28,6 +32,8 @@ pub struct App {
     pub tenants: TenantPool,
     /// Who is in which tenant.
     pub tenancy: Tenancy,
+    /// Which tenant a request is for.
+    pub entrance: Entrance,
     /// Where Stripe's deliveries go.
     pub webhooks: Arc<dyn WebhookProcessor>,
     /// What a tenant may do.
@@ -36,16 +42,28 @@ pub struct App {
     pub meter: Meter,
 }
 
+/// Where a request names its tenant: `acme.example.com`, `app.customer.com`, `/t/acme/…` or `x-tenant: acme`.
+pub fn resolver() -> Resolver {
+    Resolver::subdomain("example.com")
+        .or(Resolver::custom_domain())
+        .with_own_host("localhost")
+        .or(Resolver::path("/t/{tenant}"))
+        .or(Resolver::header("x-tenant"))
+}
+
 /// The application.
 pub fn router(app: App) -> Router {
-    let tenant = Router::new()
+    let routes = Router::new()
         .route("/projects", get(projects))
         .route("/export", get(export))
         .route("/calls", post(call))
-        .route_layer(middleware::from_fn_with_state(app.clone(), enter));
+        .route("/t/{tenant}/projects", get(projects));
+    // The layer that is added last is met first.
+    let tenant = routes.layer(TenantLayer::new(app.entrance.clone())).layer(middleware::from_fn(sign_in));
     // Bytes, not Json: the signature is over what Stripe sent, not over what a parser made of it.
     let stripe = Router::new().route("/webhooks/stripe", post(webhook)).layer(DefaultBodyLimit::max(4 << 20));
-    Router::new().merge(tenant).merge(stripe).with_state(app)
+    // A fallback of its own: otherwise the layers of a merged router lie around what no route has.
+    Router::new().merge(stripe).merge(tenant).fallback(async || StatusCode::NOT_FOUND).with_state(app)
 }
 
 async fn webhook(State(app): State<App>, headers: HeaderMap, body: Bytes) -> Result<StatusCode, Failure> {
@@ -54,36 +72,23 @@ async fn webhook(State(app): State<App>, headers: HeaderMap, body: Bytes) -> Res
     Ok(StatusCode::OK)
 }
 
-/// Lets a member in. The user comes from the session that your identity provider verified; here, a header that your proxy
-/// sets stands for it. A tenant that is unknown looks like one that the user is not in.
-async fn enter(
-    State(app): State<App>,
-    headers: HeaderMap,
-    mut request: Request,
-    next: Next,
-) -> Result<Response, Failure> {
-    let header = |name| headers.get(name).and_then(|value| value.to_str().ok());
-    let (Some(tenant), Some(user)) = (header("x-tenant"), header("x-user")) else {
-        return Ok(StatusCode::UNAUTHORIZED.into_response());
-    };
-    let (Ok(tenant), Ok(user)) = (tenant.parse(), user.parse()) else {
-        return Ok(StatusCode::NOT_FOUND.into_response());
-    };
-    let ctx = app.tenancy.enter(tenant, user).await?;
-    request.extensions_mut().insert(ctx);
-    Ok(next.run(request).await)
+/// Says who is signed in. Your session says so, or the token that your identity provider signed; here, a header that your
+/// proxy sets stands for it.
+async fn sign_in(mut request: Request, next: Next) -> Response {
+    let user = request.headers().get("x-user").and_then(|value| value.to_str().ok()?.parse().ok());
+    if let Some(user) = user {
+        request.extensions_mut().insert(SignedIn(user));
+    }
+    next.run(request).await
 }
 
-async fn projects(
-    State(app): State<App>,
-    Extension(ctx): Extension<RequestContext>,
-) -> Result<Json<Vec<String>>, Failure> {
+async fn projects(State(app): State<App>, Tenant(ctx): Tenant) -> Result<Json<Vec<String>>, Failure> {
     let mut tx = TenantTx::begin(&app.tenants, &ctx).await?;
     let names = sqlx::query_scalar("select name from project order by name").fetch_all(&mut *tx).await;
     names.map(Json).map_err(|error| saas_core::CoreError::from_database(error).into())
 }
 
-async fn export(State(app): State<App>, Extension(ctx): Extension<RequestContext>) -> Result<Response, Failure> {
+async fn export(State(app): State<App>, Tenant(ctx): Tenant) -> Result<Response, Failure> {
     if app.entitlements.is_feature_enabled(ctx.tenant(), &EXPORT).await {
         return Ok("name\nApollo\n".into_response());
     }
@@ -91,11 +96,7 @@ async fn export(State(app): State<App>, Extension(ctx): Extension<RequestContext
     Ok((StatusCode::PAYMENT_REQUIRED, why.to_string()).into_response())
 }
 
-async fn call(
-    State(app): State<App>,
-    Extension(ctx): Extension<RequestContext>,
-    headers: HeaderMap,
-) -> Result<Response, Failure> {
+async fn call(State(app): State<App>, Tenant(ctx): Tenant, headers: HeaderMap) -> Result<Response, Failure> {
     let key = headers.get("idempotency-key").and_then(|value| value.to_str().ok()).unwrap_or_default();
     let key: IdempotencyKey =
         key.parse().map_err(|error: saas_core::InvalidInput| Failure(ErrorKind::Invalid, error.to_string()))?;
@@ -134,7 +135,7 @@ macro_rules! failures {
     )+};
 }
 
-failures!(saas_core::CoreError, TenancyError, EntitlementsError, BillingError);
+failures!(saas_core::CoreError, EntitlementsError, BillingError);
 
 /// The code of the README compiles.
 #[cfg(doctest)]

@@ -2,11 +2,11 @@
 
 use std::{error::Error, sync::Arc};
 
-use axum_minimal::{App, router};
+use axum_minimal::{App, resolver, router};
 use saas_billing::{Billing, BillingConfig, Mode, SigningSecrets, StripeSecret};
 use saas_core::{PlanCatalog, SharedClock, SystemClock, TenantContext, TenantTx, testing::DevDatabase};
 use saas_entitlements::{Entitlements, Meter, PostgresCounters, PostgresSource, RevisionListener};
-use saas_tenancy::{NewTenant, Tenancy, VerifiedEmail};
+use saas_tenancy::{NewTenant, Tenancy, VerifiedEmail, resolve::Entrance};
 use sqlx::Executor;
 
 #[tokio::main]
@@ -25,9 +25,13 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let entitlements = Entitlements::new(catalog, Arc::new(source), clock.clone());
     let _clock = entitlements.start_clock();
     let _listener = RevisionListener::start(entitlements.clone(), db.options("saas_app"));
+    let tenancy = Tenancy::new((*tenants).clone(), system, clock);
+    let entrance = Entrance::new(tenancy.clone(), resolver())?;
+    let _names = entrance.listen(db.options("saas_app"));
     let app = App {
         tenants: (*tenants).clone(),
-        tenancy: Tenancy::new((*tenants).clone(), system, clock),
+        tenancy,
+        entrance,
         webhooks: Arc::new(billing),
         meter: Meter::new(entitlements.clone(), Arc::new(PostgresCounters::new(tenants))),
         entitlements,
@@ -42,7 +46,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     tx.commit().await?;
 
     let listener = tokio::net::TcpListener::bind("127.0.0.1:3000").await?;
-    println!("curl -H 'x-tenant: {}' -H 'x-user: {}' http://127.0.0.1:3000/projects", acme.tenant, acme.owner);
+    println!("curl -H 'x-user: {}' http://127.0.0.1:3000/t/acme/projects", acme.owner);
     axum::serve(listener, router(app)).await?;
     Ok(())
 }

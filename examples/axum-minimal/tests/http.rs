@@ -3,7 +3,7 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
-use axum_minimal::{App, router};
+use axum_minimal::{App, resolver, router};
 use saas_billing::{
     Billing, BillingConfig, Mode, SigningSecrets,
     object::Interval,
@@ -11,7 +11,7 @@ use saas_billing::{
 };
 use saas_core::{PlanCatalog, SharedClock, TenantContext, TenantTx, testing::TestDatabase};
 use saas_entitlements::{Entitlements, Meter, PostgresCounters, PostgresSource};
-use saas_tenancy::{Created, NewTenant, Tenancy, VerifiedEmail};
+use saas_tenancy::{Created, NewTenant, Tenancy, VerifiedEmail, resolve::Entrance};
 use sqlx::Executor;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -41,9 +41,11 @@ impl Served {
         let billing = Billing::new(config, tenants.clone(), system.clone(), clock.clone());
         let source = PostgresSource::new(tenants.clone(), Arc::new(billing.clone()));
         let entitlements = Entitlements::new(catalog, Arc::new(source), clock.clone());
+        let tenancy = Tenancy::new((*tenants).clone(), system, clock);
         let app = App {
             tenants: (*tenants).clone(),
-            tenancy: Tenancy::new((*tenants).clone(), system, clock),
+            entrance: Entrance::new(tenancy.clone(), resolver()).unwrap(),
+            tenancy,
             webhooks: Arc::new(billing.clone()),
             meter: Meter::new(entitlements.clone(), Arc::new(PostgresCounters::new(tenants))),
             entitlements,
@@ -75,7 +77,7 @@ impl Served {
     async fn send(&self, line: &str, headers: &[(&str, &str)], body: &[u8]) -> (u16, String) {
         let mut stream = TcpStream::connect(self.address).await.unwrap();
         let mut request =
-            format!("{line} HTTP/1.1\r\nhost: test\r\nconnection: close\r\ncontent-length: {}\r\n", body.len());
+            format!("{line} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: {}\r\n", body.len());
         for (name, value) in headers {
             request += &format!("{name}: {value}\r\n");
         }

@@ -11,12 +11,13 @@ use proc_macro2::{TokenStream, TokenTree};
 use saas_core::{Schema, doctor, testing::TestDatabase};
 use sqlx::{AssertSqlSafe, Executor, SqlSafeStr};
 
+/// Those of the four crates, and the one that a mover puts into a source.
 const ALL: [&Schema; 5] = [
     &saas_core::SCHEMA,
     &saas_tenancy::SCHEMA,
-    &saas_tenancy::relocate::CAPTURE,
     &saas_entitlements::SCHEMA,
     &saas_billing::SCHEMA,
+    &saas_tenancy::relocate::CAPTURE,
 ];
 
 /// Statements that see several tenants on purpose: workers and operators, as the system role. Named by a part of their
@@ -25,14 +26,21 @@ const ACROSS_TENANTS: &[&str] = &[
     "where state = 'dead'",      // the operators' list of dead letters
     "from saas.tenant_overview", // the operators' list of customers
     "where livemode = $1 and ($2::uuid is null or tenant_id > $2)", // all tenants, page by page, to derive them anew
-    "from saas.move -- of every tenant", // moves that a process resumes when it starts
     "from saas.billing_object where object_id", // an object whose owner is not known yet
+    "where mode <> 'pooled' and ($1::uuid is null or tenant_id > $1)", // all places of tenants, page by page, to migrate them
+    "select cluster from saas.placement where mode = 'pooled'", // the clusters whose shared tables serve somebody
+    "where state in ('provisioning', 'failed') and ($1::uuid is null or tenant_id > $1)", // places to be finished
+    "from saas.move -- of every tenant",                        // moves to be resumed
+    "to_regclass('saas.resident') is not null",                 // whether the table is there
+    "hashtextextended('saas.move:'",                            // the name of a lock
 ];
 
 /// Pieces of statements, and scripts of several: not to be prepared on their own.
 const NOT_A_STATEMENT: &[&str] = &[
     "select coalesce(max(version), 0) from saas._migrations_", // a piece of `schema!`
-    "select 1; commit",                                        // a mover's end of a transaction
+    "select saas.fence('{",                                    // a remedy, to be read
+    "select version, description, installed_on, execution_time from _sqlx_migrations", // a table of the application
+    "select 1; commit",                                        // two statements in one message
 ];
 
 #[tokio::test]

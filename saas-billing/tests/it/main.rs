@@ -4,6 +4,7 @@
 
 mod apply;
 mod crash;
+mod dependents;
 mod fence;
 mod fetch;
 mod intake;

@@ -19,10 +19,11 @@ use sqlx::{
 };
 use sqlx_core::{sql_str::SqlSafeStr, transaction::TransactionManager};
 
+use super::once::Once;
 use crate::CoreError;
 
 /// One open transaction on one pooled connection.
-pub(super) struct Guard {
+pub(crate) struct Guard {
     /// `None` only while the guard is being taken apart.
     connection: Option<PoolConnection<Postgres>>,
     /// An answer is outstanding: what state the connection is in is not known.
@@ -32,7 +33,7 @@ pub(super) struct Guard {
 impl Guard {
     /// Takes a connection and opens a transaction with `begin`, which may hold several statements, in one round trip.
     #[expect(clippy::disallowed_methods, reason = "the one place that takes connections")]
-    pub(super) async fn begin(pool: &PgPool, begin: impl SqlSafeStr) -> Result<Self, CoreError> {
+    pub(crate) async fn begin(pool: &PgPool, begin: impl SqlSafeStr) -> Result<Self, CoreError> {
         let connection = pool.acquire().await.map_err(CoreError::from_database)?;
         let mut guard = Self { connection: Some(connection), suspect: true };
         PgTransactionManager::begin(guard.connection_mut(), Some(begin.into_sql_str()))
@@ -63,40 +64,57 @@ impl Guard {
         Ok(())
     }
 
-    /// Runs one reading statement between `begin` and a commit, all in one message, and returns its rows.
+    /// Runs one reading statement between `begin` and a commit, all in one message, and returns its rows. Where the session
+    /// has not prepared it yet, that takes one message more; where sessions forget, it is prepared in the same one.
     #[expect(clippy::disallowed_methods, reason = "the one place that takes connections")]
-    pub(super) async fn read_once(pool: &PgPool, begin: &str, statement: &str) -> Result<Vec<PgRow>, CoreError> {
+    pub(super) async fn read_once(
+        pool: &PgPool,
+        begin: &str,
+        once: &Once,
+        forgets: bool,
+    ) -> Result<Vec<PgRow>, CoreError> {
+        const NOT_PREPARED: &str = "26000";
         let connection = pool.acquire().await.map_err(CoreError::from_database)?;
         let mut guard = Self { connection: Some(connection), suspect: true };
         let nonce = next_nonce();
-        let all = format!("{begin}; {statement}; select {nonce}::bigint; commit");
-        // The statement's rows are those of the third answer from the end: before the nonce and the commit.
-        let mut answers_so_far: Vec<Vec<PgRow>> = vec![Vec::new()];
-        {
-            let mut stream = sqlx::raw_sql(sqlx::AssertSqlSafe(all)).fetch_many(guard.connection_mut());
-            while let Some(part) = stream.try_next().await.map_err(CoreError::from_database)? {
-                match part {
-                    Either::Left(_) => answers_so_far.push(Vec::new()),
-                    Either::Right(row) => {
-                        if let Some(rows) = answers_so_far.last_mut() {
-                            rows.push(row);
-                        }
-                    }
-                }
+        let (prepare, execute) = (once.prepare(), once.execute(nonce));
+        let first = if forgets {
+            format!("{begin}; {prepare}; {execute}; commit")
+        } else {
+            format!("{begin}; {execute}; commit")
+        };
+        let rows = match guard.ask_once(first, nonce).await {
+            Err(error)
+                if error.as_database_error().is_some_and(|e| e.code().is_some_and(|code| code == NOT_PREPARED)) =>
+            {
+                guard.ask_once(format!("rollback; {begin}; {prepare}; {execute}; commit"), nonce).await
+            }
+            answered => answered,
+        };
+        let rows = rows.map_err(CoreError::from_database)?;
+        let rows =
+            rows.ok_or_else(|| CoreError::Unavailable { cause: "the connection answered another question".into() })?;
+        guard.suspect = false;
+        Ok(rows)
+    }
+
+    /// The rows of the last statement but two, when the last but one answers the nonce.
+    async fn ask_once(&mut self, message: String, nonce: u64) -> Result<Option<Vec<PgRow>>, sqlx::Error> {
+        let mut done: Vec<Vec<PgRow>> = Vec::new();
+        let mut rows = Vec::new();
+        let mut stream = sqlx::raw_sql(sqlx::AssertSqlSafe(message)).fetch_many(self.connection_mut());
+        while let Some(part) = stream.try_next().await? {
+            match part {
+                Either::Left(_) => done.push(std::mem::take(&mut rows)),
+                Either::Right(row) => rows.push(row),
             }
         }
-        // begin …, statement, nonce, commit, and the empty rest.
-        let count = answers_so_far.len();
-        let nonce_answer = count.checked_sub(3).and_then(|at| answers_so_far.get(at)).and_then(|rows| rows.first());
-        if !answers(nonce_answer, nonce) {
-            return Err(CoreError::Unavailable { cause: "the connection answered another question".into() });
-        }
-        guard.suspect = false;
-        Ok(count.checked_sub(4).map(|at| answers_so_far.swap_remove(at)).unwrap_or_default())
+        let (_commit, echo, answer) = (done.pop(), done.pop(), done.pop());
+        Ok(answer.filter(|_| answers(echo.as_ref().and_then(|rows| rows.first()), nonce)))
     }
 
     /// Rolls back and waits for the answer.
-    pub(super) async fn rollback(mut self) -> Result<(), CoreError> {
+    pub(crate) async fn rollback(mut self) -> Result<(), CoreError> {
         self.suspect = true;
         self.expect_open()?;
         PgTransactionManager::rollback(self.connection_mut()).await.map_err(CoreError::from_database)?;
@@ -120,7 +138,7 @@ impl Guard {
     }
 
     #[expect(clippy::expect_used, reason = "the connection is only taken in `drop`")]
-    pub(super) fn connection_mut(&mut self) -> &mut PgConnection {
+    pub(crate) fn connection_mut(&mut self) -> &mut PgConnection {
         self.connection.as_mut().expect("a guard has its connection until it is dropped")
     }
 }

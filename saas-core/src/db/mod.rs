@@ -14,6 +14,8 @@ mod place;
 mod tx;
 mod work;
 
+pub(crate) use guard::Guard;
+
 pub use binding::{SessionBinding, SystemPool, TenantPool, pool_options};
 pub use migrate::{Migration, Schema, migrate, pending};
 pub use once::Literal;

@@ -1,15 +1,18 @@
 //! One reading statement of a tenant in one round trip: begin, bind, read and commit as a single message.
 //!
-//! PostgreSQL takes several statements in one message only as text, so the values have to be written into it. Promises
-//! that no value can end its literal, under any setting of the server: numbers are digits, everything else is
-//! hexadecimal.
+//! PostgreSQL takes several statements in one message only as text, so the statement is prepared by name and executed with
+//! literals. Promises that no value can end its literal, under any setting of the server: numbers are digits, everything
+//! else is hexadecimal.
+
+use std::fmt::Write as _;
 
 use chrono::{DateTime, Utc};
+use sha2::{Digest, Sha256};
 use sqlx::postgres::PgRow;
 use uuid::Uuid;
 
 use super::{Place, guard::Guard, place::Access};
-use crate::{CoreError, InvalidInput, TenantId};
+use crate::{CoreError, InvalidInput, TenantContext};
 
 /// A value in a statement of [`read_once`](super::TenantWork::read_once).
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -28,48 +31,78 @@ pub enum Literal<'a> {
 }
 
 impl Literal<'_> {
-    fn write(self, sql: &mut String) -> Result<(), InvalidInput> {
-        use std::fmt::Write;
-        let written = match self {
-            Self::Uuid(id) => write!(sql, "'{id}'::uuid"),
-            Self::Integer(number) => write!(sql, "({number})::bigint"),
-            Self::Boolean(truth) => write!(sql, "{truth}"),
+    const fn sql_type(self) -> &'static str {
+        match self {
+            Self::Uuid(_) => "uuid",
+            Self::Integer(_) => "bigint",
+            Self::Boolean(_) => "boolean",
+            Self::Timestamp(_) => "timestamptz",
+            Self::Text(_) => "text",
+        }
+    }
+
+    fn sql(self) -> Result<String, InvalidInput> {
+        Ok(match self {
+            Self::Uuid(id) => format!("'{id}'"),
+            Self::Integer(number) => format!("({number})"),
+            Self::Boolean(truth) => truth.to_string(),
             Self::Timestamp(at) => {
-                write!(sql, "(timestamptz 'epoch' + ({})::bigint * interval '1 microsecond')", at.timestamp_micros())
+                format!("timestamptz 'epoch' + ({})::bigint * interval '1 microsecond'", at.timestamp_micros())
             }
             Self::Text(text) if text.contains('\0') => {
                 return Err(InvalidInput::new("text value", "holds a NUL character", "remove it"));
             }
-            Self::Text(text) => write!(sql, "convert_from(decode('{}', 'hex'), 'UTF8')", hex::encode(text)),
-        };
-        written.map_err(|_| InvalidInput::new("value", "cannot be written", "pass another one"))
+            Self::Text(text) => format!("convert_from(decode('{}', 'hex'), 'UTF8')", hex::encode(text)),
+        })
     }
 }
 
-/// The statement with its values in place of `$1`, `$2`, ….
-pub(super) fn compose(statement: &'static str, values: &[Literal<'_>]) -> Result<String, InvalidInput> {
-    if statement.contains(';') {
-        return Err(InvalidInput::new("statement", "holds a semicolon", "pass a single statement without one"));
-    }
-    let mut pieces = statement.split('$');
-    let mut sql = pieces.next().unwrap_or_default().to_owned();
-    for piece in pieces {
-        let digits = piece.bytes().take_while(u8::is_ascii_digit).count();
-        let (number, rest) = piece.split_at(digits);
-        let value =
-            number.parse::<usize>().ok().and_then(|number| values.get(number.checked_sub(1)?)).ok_or_else(|| {
-                InvalidInput::new(format!("placeholder `${number}`"), "has no value", "number placeholders from $1")
-            })?;
-        value.write(&mut sql)?;
-        sql.push_str(rest);
-    }
-    Ok(sql)
+/// A statement and its values, ready to be sent.
+#[derive(Debug)]
+pub(super) struct Once {
+    statement: &'static str,
+    /// Of the prepared statement: the same text with the same types has the same name in every session.
+    name: String,
+    types: String,
+    values: String,
 }
 
-/// Runs a composed statement.
-pub(super) async fn run(place: &Place, tenant: TenantId, statement: &str) -> Result<Vec<PgRow>, CoreError> {
-    let begin = place.begin(tenant, Access::Read);
-    Guard::read_once(&place.pool, &begin, statement).await
+impl Once {
+    pub(super) fn new(statement: &'static str, values: &[Literal<'_>]) -> Result<Self, InvalidInput> {
+        if statement.contains(';') {
+            return Err(InvalidInput::new("statement", "holds a semicolon", "pass a single statement without one"));
+        }
+        let types: Vec<&str> = values.iter().map(|value| value.sql_type()).collect();
+        let types = types.join(", ");
+        let values = values.iter().map(|value| value.sql()).collect::<Result<Vec<_>, _>>()?.join(", ");
+        let digest = Sha256::new().chain_update(&types).chain_update([0]).chain_update(statement).finalize();
+        let mut name = String::from("saas_once_");
+        for byte in digest.iter().take(16) {
+            let _ = write!(name, "{byte:02x}");
+        }
+        Ok(Self { statement, name, types, values })
+    }
+
+    /// Prepares the statement, and the echo that shows whose answer it is.
+    pub(super) fn prepare(&self) -> String {
+        let Self { statement, name, types, .. } = self;
+        let types = if types.is_empty() { String::new() } else { format!(" ({types})") };
+        // The line break ends a comment that the statement may end with.
+        format!("prepare {name}{types} as {statement}\n; prepare {name}_echo (bigint) as select $1")
+    }
+
+    /// Executes what is prepared, and then the echo of `nonce`.
+    pub(super) fn execute(&self, nonce: u64) -> String {
+        let Self { name, values, .. } = self;
+        let values = if values.is_empty() { String::new() } else { format!(" ({values})") };
+        format!("execute {name}{values}; execute {name}_echo ({nonce})")
+    }
+}
+
+/// Runs a statement at a place.
+pub(super) async fn run(place: &Place, ctx: &dyn TenantContext, once: &Once) -> Result<Vec<PgRow>, CoreError> {
+    let begin = place.begin(ctx, Access::Read);
+    Guard::read_once(&place.pool, &begin, once, place.forgets_statements()).await
 }
 
 #[cfg(test)]
@@ -79,18 +112,25 @@ mod tests {
     #[test]
     fn values_cannot_end_their_literal() {
         let hostile = "'; drop table project; --\\' $2 $$";
-        let sql = compose("x $1, $2 where a = $10::text", &[Literal::Text(hostile); 10]).unwrap();
         let encoded = format!("convert_from(decode('{}', 'hex'), 'UTF8')", hex::encode(hostile));
-        assert_eq!(sql, format!("x {encoded}, {encoded} where a = {encoded}::text"));
-        assert_eq!(compose("$1", &[Literal::Integer(i64::MIN)]).unwrap(), "(-9223372036854775808)::bigint");
-        assert_eq!(compose("$1", &[Literal::Boolean(true)]).unwrap(), "true");
+        assert_eq!(Literal::Text(hostile).sql().unwrap(), encoded);
+        assert_eq!(Literal::Integer(i64::MIN).sql().unwrap(), "(-9223372036854775808)");
+        assert_eq!(Literal::Boolean(true).sql().unwrap(), "true");
     }
 
     #[test]
-    fn what_cannot_be_composed_is_refused() {
-        for statement in ["1; 2", "$1", "$0", "$", "$x"] {
-            assert!(compose(statement, &[]).is_err(), "{statement}");
-        }
-        assert!(compose("$1", &[Literal::Text("a\0b")]).is_err());
+    fn what_cannot_be_sent_is_refused() {
+        Once::new("a; b", &[]).unwrap_err();
+        Once::new("$1", &[Literal::Text("a\0b")]).unwrap_err();
+    }
+
+    #[test]
+    fn a_name_stands_for_one_statement_with_one_set_of_types() {
+        let name = |statement, values: &[Literal<'_>]| Once::new(statement, values).unwrap().name;
+        let one = name("$1", &[Literal::Integer(1)]);
+        assert_eq!(one, name("$1", &[Literal::Integer(2)]));
+        assert_ne!(one, name("$1", &[Literal::Text("1")]));
+        assert_ne!(one, name("$1 ", &[Literal::Integer(1)]));
+        assert!(one.len() < 58, "room for the echo below PostgreSQL's 63");
     }
 }

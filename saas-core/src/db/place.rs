@@ -5,7 +5,7 @@ use std::{any::Any, fmt, str::FromStr, sync::Arc, time::Duration};
 use sqlx::PgPool;
 
 use super::{TenantPool, binding::Sessions};
-use crate::{InvalidInput, TenantId};
+use crate::{InvalidInput, RoleName, TenantContext, TenantId};
 
 /// Where a tenant's rows live. Made only from a pool that was verified.
 #[derive(Clone)]
@@ -90,11 +90,22 @@ impl Place {
         self
     }
 
+    /// Whether a session may have lost by now what it prepared.
+    pub(super) fn forgets_statements(&self) -> bool {
+        self.sessions == Sessions::Shared
+    }
+
     /// Opens a transaction and binds the tenant, in one round trip.
     ///
     /// `SET LOCAL`, not `set_config()`: distributed PostgreSQL passes only the former on to its workers.
-    pub(super) fn begin(&self, tenant: TenantId, access: Access) -> String {
+    pub(super) fn begin(&self, ctx: &dyn TenantContext, access: Access) -> String {
+        let tenant = ctx.tenant();
         let mut sql = format!("{}; set local saas.tenant_id = '{tenant}'", access.begin());
+        if let Some(person) = ctx.actor().person() {
+            // For tables that show members their own rows only: `saas.fence_rows`.
+            let role = ctx.role().map_or("", RoleName::as_str);
+            sql.push_str(&format!("; set local saas.member = '{person} {role}'"));
+        }
         if self.sessions == Sessions::Shared {
             sql.push_str("; deallocate all");
         }
@@ -116,6 +127,8 @@ impl Place {
 pub(super) enum Access {
     Write,
     Read,
+    /// The door is then looked at with the eyes of that instant, too: what is read is what was at home there at the time.
+    Snapshot,
 }
 
 impl Access {
@@ -123,6 +136,7 @@ impl Access {
         match self {
             Self::Write => "begin",
             Self::Read => "begin read only",
+            Self::Snapshot => "begin isolation level repeatable read, read only",
         }
     }
 }

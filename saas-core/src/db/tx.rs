@@ -59,19 +59,28 @@ impl TenantTx {
         Self::open(binding, ctx, Access::Read).await
     }
 
+    /// As [`begin_read_only`](Self::begin_read_only), with statements that all see the state of one instant (repeatable
+    /// read), however long it lasts. While it is open, the server cannot clean up what it may still see.
+    ///
+    /// # Errors
+    /// As [`begin`](Self::begin).
+    pub async fn begin_snapshot(binding: &dyn SessionBinding, ctx: &dyn TenantContext) -> Result<Self, CoreError> {
+        Self::open(binding, ctx, Access::Snapshot).await
+    }
+
     async fn open(binding: &dyn SessionBinding, ctx: &dyn TenantContext, access: Access) -> Result<Self, CoreError> {
-        match Self::open_at(&binding.place(ctx).await?, ctx, access).await {
-            Err(CoreError::Moved { .. }) => {
-                binding.refused(ctx.tenant());
-                Self::open_at(&binding.place(ctx).await?, ctx, access).await
-            }
-            opened => opened,
-        }
+        let place = binding.place(ctx).await?;
+        let opened = Self::open_at(&place, ctx, access).await;
+        let Err(CoreError::Moved { .. }) = opened else { return opened };
+        // What the old place holds, such as the tenant's only turn, is given back before the new one is asked for.
+        drop(place);
+        binding.refused(ctx.tenant());
+        Self::open_at(&binding.place(ctx).await?, ctx, access).await
     }
 
     async fn open_at(place: &Place, ctx: &dyn TenantContext, access: Access) -> Result<Self, CoreError> {
         let tenant = ctx.tenant();
-        let guard = Guard::begin(&place.pool, sqlx::AssertSqlSafe(place.begin(tenant, access))).await?;
+        let guard = Guard::begin(&place.pool, sqlx::AssertSqlSafe(place.begin(ctx, access))).await?;
         Ok(Self { guard, tenant, actor: ctx.actor().clone(), request: ctx.request(), _held: place.held.clone() })
     }
 

@@ -2,7 +2,10 @@
 
 use sqlx::postgres::PgRow;
 
-use super::{SessionBinding, TenantTx, once, once::Literal};
+use super::{
+    SessionBinding, TenantTx,
+    once::{self, Literal, Once},
+};
 use crate::{CoreError, TenantContext};
 
 /// What every [`SessionBinding`] can do for a tenant: a unit of work that writes, one that reads, and a single read.
@@ -44,12 +47,12 @@ pub trait TenantWork: SessionBinding {
 
     /// Runs one reading statement in a transaction of its own, all in one round trip.
     ///
-    /// `statement` is a single statement without a semicolon; `$1` stands for the first of `values`. It is planned each
-    /// time: for a point look-up on a far server the saved round trips outweigh that by far. Values of the rows come in
-    /// the text format, which `Row::get` reads for numbers, text, booleans, uuids and timestamps.
+    /// `statement` is a single statement without a semicolon; `$1` stands for the first of `values`. A session that has not
+    /// seen it prepares it first, which takes one round trip more. Values of the rows come in the text format, which
+    /// `Row::get` reads for numbers, text, booleans, uuids and timestamps.
     ///
     /// # Errors
-    /// [`Invalid`](CoreError::Invalid) for a statement with a semicolon or a placeholder without a value; otherwise as
+    /// [`Invalid`](CoreError::Invalid) for a statement with a semicolon or a text with NUL; otherwise as
     /// [`begin_read_only`](TenantTx::begin_read_only).
     fn read_once(
         &self,
@@ -86,13 +89,12 @@ impl<B: SessionBinding> TenantWork for B {
         statement: &'static str,
         values: &[Literal<'_>],
     ) -> Result<Vec<PgRow>, CoreError> {
-        let statement = once::compose(statement, values)?;
-        match once::run(&self.place(ctx).await?, ctx.tenant(), &statement).await {
-            Err(CoreError::Moved { .. }) => {
-                self.refused(ctx.tenant());
-                once::run(&self.place(ctx).await?, ctx.tenant(), &statement).await
-            }
-            done => done,
-        }
+        let once = Once::new(statement, values)?;
+        let place = self.place(ctx).await?;
+        let done = once::run(&place, ctx, &once).await;
+        let Err(CoreError::Moved { .. }) = done else { return done };
+        drop(place);
+        self.refused(ctx.tenant());
+        once::run(&self.place(ctx).await?, ctx, &once).await
     }
 }

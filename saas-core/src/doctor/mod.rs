@@ -8,7 +8,7 @@ use std::fmt;
 use serde::Serialize;
 use sqlx::PgPool;
 
-use crate::CoreError;
+use crate::{CoreError, db::Guard};
 
 /// One way around the fence.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -38,6 +38,9 @@ const QUESTIONS: &[&str] = &[
     include_str!("roles.sql"),
 ];
 
+/// All questions see the database at one instant, and name every object with its schema.
+const SNAPSHOT: &str = "begin isolation level repeatable read read only; set local search_path = pg_catalog, pg_temp";
+
 /// Looks for every known leak of the database that `pool` is connected to.
 ///
 /// An empty answer means that none of the known ways is open, or that someone accepted what is, with a reason, by
@@ -45,19 +48,34 @@ const QUESTIONS: &[&str] = &[
 /// statement that runs as another role, or SQL injection, is outside its sight.
 ///
 /// # Errors
-/// When the database does not answer, or the schema `saas` is not there.
+/// [`Misconfigured`](CoreError::Misconfigured) when the schema `saas` is missing or older than this binary;
+/// [`Unavailable`](CoreError::Unavailable) when the database does not answer.
 pub async fn examine(pool: &PgPool) -> Result<Vec<Finding>, CoreError> {
+    let mut snapshot = Guard::begin(pool, SNAPSHOT).await?;
     let accepted: Vec<(String, String)> = sqlx::query_as("select code, object from saas.accepted_finding")
-        .fetch_all(pool)
+        .fetch_all(snapshot.connection_mut())
         .await
-        .map_err(CoreError::from_database)?;
+        .map_err(refused)?;
     let mut findings = Vec::new();
     for question in QUESTIONS {
         let rows: Vec<(String, String, String, String)> =
-            sqlx::query_as(*question).fetch_all(pool).await.map_err(CoreError::from_database)?;
+            sqlx::query_as(*question).fetch_all(snapshot.connection_mut()).await.map_err(refused)?;
         let open =
             rows.into_iter().filter(|(code, object, ..)| !accepted.iter().any(|a| a.0 == *code && a.1 == *object));
         findings.extend(open.map(|(code, object, reason, mend)| Finding { code, object, reason, mend }));
     }
+    snapshot.rollback().await?;
     Ok(findings)
+}
+
+/// What the questions look into is made by migrations.
+fn refused(error: sqlx::Error) -> CoreError {
+    const NO_SUCH_TABLE: &str = "42P01";
+    if error.as_database_error().and_then(|e| e.code()).as_deref() == Some(NO_SUCH_TABLE) {
+        return CoreError::Misconfigured {
+            what: "the schema `saas` of this database is missing, or older than this binary".into(),
+            remedy: "run `saas_core::migrate` first".into(),
+        };
+    }
+    CoreError::from_database(error)
 }

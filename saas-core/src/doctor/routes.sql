@@ -54,20 +54,26 @@ union all
 select 'definer-function', p.oid::regprocedure::text,
        'runs with its owner''s rights (SECURITY DEFINER), so the tenant''s policies may not apply inside; revoking it does not '
        || 'stop a view, a default or a trigger from calling it',
-       format('alter function %s security invoker;  -- or: select saas.accept_finding(''definer-function'', %L, ''why'');',
+       format('alter routine %s security invoker;  -- or: select saas.accept_finding(''definer-function'', %L, ''why'');',
               p.oid::regprocedure, p.oid::regprocedure::text)
 from routine p
 where p.prosecdef
 union all
+select 'definer-search-path', p.oid::regprocedure::text,
+       'runs with its owner''s rights and finds tables by its caller''s search path: the caller chooses which ones it means',
+       format('alter routine %s set search_path = %I, pg_temp;', p.oid::regprocedure, p.nspname)
+from routine p
+where p.prosecdef and not exists (select from unnest(p.proconfig) as c (setting) where setting ~ '^search_path=')
+union all
 select 'function-sets-tenant', p.oid::regprocedure::text,
        'sets saas.tenant_id, saas.system or the role for its own body, so it reads as someone else',
-       format('alter function %s reset all;', p.oid::regprocedure)
+       format('alter routine %s reset all;', p.oid::regprocedure)
 from routine p
 where exists (select from unnest(p.proconfig) as c (setting) where setting ~* '^(saas\.|role=|session_authorization=|row_security=)')
 union all
 select 'leakproof-function', p.oid::regprocedure::text,
        'is marked LEAKPROOF, so it is run on other tenants'' rows before the policy has removed them',
-       format('alter function %s not leakproof;', p.oid::regprocedure)
+       format('alter routine %s not leakproof;', p.oid::regprocedure)
 from routine p
 where p.proleakproof
 union all
@@ -79,4 +85,35 @@ from pg_policy l
 join pg_depend d on d.classid = 'pg_policy'::regclass and d.objid = l.oid and d.refclassid = 'pg_proc'::regclass
 join routine p on p.oid = d.refobjid
 group by l.polrelid, l.polname
+union all
+select 'policy-always-true', format('%s.%s', l.polrelid::regclass, l.polname),
+       'is true for every row: the table is open as soon as its restrictive policy is gone',
+       format('drop policy if exists %I on %s; select saas.fence_policies(%L);', l.polname, l.polrelid::regclass, l.polrelid::regclass::text)
+from pg_policy l
+join object o on o.oid = l.polrelid
+where l.polpermissive and 'true' in (pg_get_expr(l.polqual, l.polrelid), pg_get_expr(l.polwithcheck, l.polrelid))
+  and (0 = any(l.polroles) or exists (select from app where app.oid = any(l.polroles)))
+  and (o.oid = to_regclass('saas.tenant')
+       or exists (select from pg_attribute a where a.attrelid = o.oid and a.attname = 'tenant_id' and not a.attisdropped))
+  and not exists (select from saas.global_table g where g.name = o.name)
+union all
+select 'policy-per-row', format('%s.%s', l.polrelid::regclass, l.polname),
+       'reads its setting anew for every row, because it is not inside a sub-select: a large table is read slowly',
+       format('drop policy if exists %I on %s; select saas.fence_policies(%L);', l.polname, l.polrelid::regclass, l.polrelid::regclass::text)
+from pg_policy l
+join object o on o.oid = l.polrelid
+cross join lateral (
+    select coalesce(pg_get_expr(l.polqual, l.polrelid), '') || ' ' || coalesce(pg_get_expr(l.polwithcheck, l.polrelid), '') as text
+) expression
+where regexp_replace(expression.text, 'SELECT \(*((NULLIF|split_part)\(+)*current_setting\(', '', 'g') ~ 'current_setting\('
+union all
+select 'extension-access', e.extname::text,
+       'lets the application role leave the database or look into its files by the functions of an extension',
+       string_agg(format('revoke execute on function %s from public, saas_app;', p.oid::regprocedure), ' ')
+from pg_extension e
+join pg_depend d on d.refclassid = 'pg_extension'::regclass and d.refobjid = e.oid and d.classid = 'pg_proc'::regclass and d.deptype = 'e'
+join pg_proc p on p.oid = d.objid and p.prokind = 'f'
+where e.extname in ('dblink', 'adminpack', 'pageinspect', 'pg_walinspect', 'pg_surgery')
+  and exists (select from app where has_function_privilege(app.oid, p.oid, 'execute'))
+group by e.extname
 order by 1, 2

@@ -7,7 +7,8 @@ use crate::InvalidInput;
 
 /// The address of a tenant in URLs: a DNS label that nobody can mistake for one of the vendor's own.
 ///
-/// 3 to 63 of `a-z`, `0-9`, `-`; starts and ends with a letter or digit; not reserved, not punycode.
+/// 3 to 63 of `a-z`, `0-9`, `-`; starts and ends with a letter or digit; not reserved, not punycode, not a UUID: where an
+/// address and an id are both accepted, nobody can take the id of another tenant for their address.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Slug(String);
@@ -77,7 +78,10 @@ impl TryFrom<String> for Slug {
         if text.as_bytes().get(2..4) == Some(b"--") {
             return refuse(format!("{shown:?} looks like punycode"), "do not put -- in the third and fourth place");
         }
-        if RESERVED_SLUGS.contains(&text.as_str()) {
+        if uuid::Uuid::try_parse(&text).is_ok() {
+            return refuse(format!("{shown:?} looks like an id"), "choose a name");
+        }
+        if Self::is_reserved(&text) {
             return refuse(format!("{shown:?} is reserved"), "choose another");
         }
         Ok(Self(text))
@@ -85,6 +89,14 @@ impl TryFrom<String> for Slug {
 }
 
 plain_text!(Slug);
+
+impl Slug {
+    /// Whether the name is one of the vendor's own (`www`, `api`, …), which no tenant can have.
+    #[must_use]
+    pub fn is_reserved(text: &str) -> bool {
+        RESERVED_SLUGS.contains(&text)
+    }
+}
 
 #[cfg(test)]
 mod tests {
@@ -95,6 +107,9 @@ mod tests {
     fn a_slug_cannot_be_mistaken_for_the_vendor() {
         for bad in ["admin", "api", "www", "xn--pple-43d", "acme-", "-acme", "ab", "Acme", "acme.io", "аcme"] {
             assert!(bad.parse::<Slug>().is_err(), "{bad:?}");
+        }
+        for id in ["018f2d5e-0000-7000-8000-000000000001", "018f2d5e000070008000000000000001"] {
+            assert!(id.parse::<Slug>().is_err(), "{id:?}");
         }
         assert_eq!("acme-2".parse::<Slug>().unwrap().as_str(), "acme-2");
     }

@@ -5,12 +5,13 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use chrono::{DateTime, TimeDelta, Utc};
 use tokio::{
     sync::watch,
-    task::{JoinError, JoinSet},
+    task::{JoinError, JoinHandle, JoinSet},
 };
+use tracing::Instrument as _;
 use uuid::Uuid;
 
 use super::{Job, JobError, JobHandler};
-use crate::{Actor, CoreError, JobId, LeaseToken, SharedClock, SystemPool, SystemTx, TenantId, Topic};
+use crate::{Actor, CoreError, JobId, LeaseToken, SharedClock, SystemPool, SystemTx, TenantId, Topic, trace};
 
 /// How often and how far apart a failing job is tried.
 #[derive(Debug, Clone, Copy)]
@@ -269,8 +270,7 @@ impl Worker {
         let Some(handler) = self.handlers.get(&job.topic).cloned() else {
             return Err(JobError::retry("no handler for this topic"));
         };
-        let owned = job.clone();
-        let mut task = tokio::spawn(async move { handler.run(&owned).await });
+        let mut task = start(handler, job.clone());
         // Well within the lease, so that a job is given up here before it is taken over elsewhere.
         let patience = (self.lease * 4 / 5).to_std().unwrap_or_default();
         match tokio::time::timeout(patience, &mut task).await {
@@ -362,6 +362,12 @@ impl TryFrom<Claimed> for Job {
     }
 }
 
+/// Runs a handler in a task and under a span of the job's own, so that what it logs names the tenant.
+fn start(handler: Arc<dyn JobHandler>, job: Job) -> JoinHandle<Result<(), JobError>> {
+    let span = trace::job_span(&job);
+    tokio::spawn(async move { handler.run(&job).await }.instrument(span))
+}
+
 /// An error text that PostgreSQL can hold: no NUL, at most 2,000 characters.
 fn storable(reason: &str) -> String {
     reason.chars().take(2_000).map(|c| if c == '\0' { '\u{fffd}' } else { c }).collect()
@@ -381,5 +387,29 @@ mod tests {
         assert_eq!(policy.wait(3, 0.5).num_seconds(), 20);
         assert_eq!(policy.wait(200, 1.0), policy.cap);
         assert_eq!(policy.wait(1, 0.0), TimeDelta::zero());
+    }
+
+    #[derive(Debug)]
+    struct Logs;
+
+    #[async_trait::async_trait]
+    impl JobHandler for Logs {
+        async fn run(&self, _: &Job) -> Result<(), JobError> {
+            tracing::info!("at work");
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn what_a_handler_logs_stands_under_its_tenant_and_job() {
+        let recorder = trace::tests::Recorder::default();
+        let _guard = tracing::subscriber::set_default(recorder.clone());
+        let (tenant, id) = (TenantId::mint(&crate::SystemClock), JobId::mint(&crate::SystemClock));
+        let job = Job { tenant, id, topic: Topic::from_static("mail"), attempt: 2, payload: Vec::new() };
+        start(Arc::new(Logs), job).await.unwrap().unwrap();
+        let recorded = recorder.0.lock().unwrap();
+        let expected = [("attempt", "2"), ("job", &id.to_string()), ("tenant", &tenant.to_string()), ("topic", "mail")];
+        assert!(recorded.fields.iter().map(|(name, value)| (name.as_str(), value.as_str())).eq(expected));
+        assert_eq!(recorded.events_inside, 1);
     }
 }

@@ -148,6 +148,12 @@ impl TestDatabase {
         or_panic(self.admin.options(&self.name).connect().await.map_err(CoreError::from_database))
     }
 
+    /// How to connect as the superuser, for what an administrator does: migrating, creating databases.
+    #[must_use]
+    pub fn owner_options(&self) -> PgConnectOptions {
+        self.admin.options(&self.name)
+    }
+
     /// How to connect as `role`, for pools with settings of their own, or through a [`Proxy`](super::Proxy).
     #[must_use]
     pub fn options(&self, role: &str) -> PgConnectOptions {

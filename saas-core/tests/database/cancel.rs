@@ -106,3 +106,71 @@ async fn no_acknowledged_insert_is_lost_behind_a_dropped_begin_on_a_slow_network
     assert_eq!(stored, i64::from(INSERTS), "{dropped} begins were dropped");
     assert!(dropped > 100, "only {dropped} begins were dropped half-way: the test did not test");
 }
+
+// T17: a storm of 10,000 transactions of two tenants, each dropped at a poll drawn by lot, on a pool of four.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_storm_of_dropped_transactions_leaves_no_connection_bound_open_or_lost() {
+    const TASKS: u64 = 20;
+    const EACH: u64 = 500;
+    let fixture = Fixture::start().await;
+    let pool = PgPoolOptions::new()
+        .max_connections(4)
+        .acquire_timeout(Duration::from_secs(60))
+        .connect_with(fixture.db.options("saas_app"))
+        .await
+        .unwrap();
+    let tenants = TenantPool::open(pool, &[&saas_core::SCHEMA]).await.unwrap();
+    let storm = futures_util::future::join_all((0..TASKS).map(async |task| {
+        let mut lots = fastrand::Rng::with_seed(task);
+        let ctx = if task.is_multiple_of(2) { &fixture.a } else { &fixture.b };
+        let (mut kept, mut dropped) = (Vec::new(), 0);
+        for n in 0..EACH {
+            let name = format!("storm {task} {n}");
+            let life = async {
+                let mut tx = TenantTx::begin(&tenants, ctx).await.unwrap();
+                fixture.add_project(&mut tx, &name).await;
+                let seen: Vec<uuid::Uuid> = sqlx::query_scalar("select distinct tenant_id from public.project")
+                    .fetch_all(&mut *tx)
+                    .await
+                    .unwrap();
+                assert_eq!(seen, [ctx.tenant().as_uuid()]);
+                tx.commit().await.unwrap();
+            };
+            match cancel_after(lots.usize(1..40), life).await {
+                Some(()) => kept.push(name),
+                None => dropped += 1,
+            }
+        }
+        (kept, dropped)
+    }))
+    .await;
+    let kept: Vec<String> = storm.iter().flat_map(|(kept, _)| kept.clone()).collect();
+    let dropped: u64 = storm.iter().map(|(_, dropped)| dropped).sum();
+    assert!(kept.len() > 50 && dropped > 5_000, "{} kept, {dropped} dropped: the storm did not blow", kept.len());
+
+    // All four can be had at once, each at rest and bound to nobody.
+    let at_rest = "select coalesce(current_setting('saas.tenant_id', true), '') = ''
+                     and transaction_timestamp() = statement_timestamp()";
+    let mut held = Vec::new();
+    for _ in 0..4 {
+        let mut connection = tenants.pool().acquire().await.unwrap();
+        let row = sqlx::raw_sql(at_rest).fetch_one(&mut *connection).await.unwrap();
+        assert!(sqlx::Row::get::<bool, _>(&row, 0));
+        held.push(connection);
+    }
+    let mut owner = fixture.db.owner().await;
+    let open: i64 = sqlx::query_scalar(
+        "select count(*) from pg_stat_activity
+         where datname = current_database() and usename = 'saas_app' and state like 'idle in transaction%'",
+    )
+    .fetch_one(&mut owner)
+    .await
+    .unwrap();
+    assert_eq!(open, 0);
+    let stored: i64 = sqlx::query_scalar("select count(*) from public.project where name = any ($1)")
+        .bind(&kept)
+        .fetch_one(&mut owner)
+        .await
+        .unwrap();
+    assert_eq!(usize::try_from(stored).unwrap(), kept.len(), "every acknowledged one is stored");
+}

@@ -130,6 +130,24 @@ const LEAKS: &[(&str, &str, &str)] = &[
     ("alter function saas.bump_revision(uuid) owner to saas_app", "privileged-role", "saas_app"),
     ("alter table saas.audit owner to saas_admin", "wrong-owner", "saas.audit"),
     ("alter table public.project owner to saas_app", "privileged-role", "saas_app"),
+    (
+        "create procedure public.purge() language sql security definer as 'delete from public.project'",
+        "definer-search-path",
+        "public.purge()",
+    ),
+    ("create policy loose on public.project for select to saas_app using (true)", "policy-always-true", "public.project.loose"),
+    (
+        "create policy slow on public.project for select using (tenant_id = current_setting('saas.tenant_id', true)::uuid)",
+        "policy-per-row",
+        "public.project.slow",
+    ),
+    ("create extension dblink", "extension-access", "dblink"),
+    ("drop policy saas_tenant on public.project", "no-policy", "public.project"),
+    (
+        "select saas.fence('public.task', 'select'); grant update (title) on public.task to saas_app",
+        "excess-grant",
+        "public.task",
+    ),
 ];
 
 // T1 T4 T5 T6 T7 T8 T9 T10 T19 T21 T22 T23 T24 T26 T28 T31 T47 T49
@@ -195,12 +213,17 @@ async fn an_accepted_finding_is_silent_for_that_object_only() {
     let fixture = Fixture::start().await;
     let mut owner = fixture.db.owner().await;
     for name in ["one", "two"] {
-        let create = format!("create function public.{name}() returns int security definer language sql as 'select 1'");
+        let create = format!(
+            "create function public.{name}() returns int security definer set search_path = '' language sql as 'select 1'"
+        );
         owner.execute(AssertSqlSafe(create)).await.unwrap();
     }
-    owner.execute("select saas.accept_finding('definer-function', 'one()', 'returns a constant')").await.unwrap();
+    owner
+        .execute("select saas.accept_finding('definer-function', 'public.one()', 'returns a constant')")
+        .await
+        .unwrap();
     let findings = examine(&fixture).await;
-    assert_eq!(findings.iter().map(|f| f.object.as_str()).collect::<Vec<_>>(), ["two()"]);
+    assert_eq!(findings.iter().map(|f| f.object.as_str()).collect::<Vec<_>>(), ["public.two()"]);
 }
 
 #[tokio::test]

@@ -17,4 +17,6 @@ mod outbox;
 mod place;
 mod pooler;
 mod record;
+mod rows;
+mod search;
 mod transactions;

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use saas_core::{
     Actor, CoreError, OverrideId, RequestContext, Revision, SessionBinding, TenantId, TenantTx,
-    subscription::PlanSource,
+    subscription::{PlanSource, Standing},
 };
 use sqlx::types::Json;
 use uuid::Uuid;
@@ -28,13 +28,14 @@ impl PostgresSource {
     }
 }
 
-/// The tenant's revision, and one of its overrides: null for a tenant without any.
+/// The tenant's revision, and one of its overrides: null for a tenant without any. The last: since when it is not served.
 type Row = (
     i64,
     Option<Uuid>,
     Option<Json<OverrideGrant>>,
     Option<String>,
     Option<String>,
+    Option<DateTime<Utc>>,
     Option<DateTime<Utc>>,
     Option<DateTime<Utc>>,
 );
@@ -46,7 +47,9 @@ impl SnapshotSource for PostgresSource {
         let mut tx = TenantTx::begin(&*self.binding, &ctx).await?;
         // One statement, one snapshot: the overrides are exactly those of the revision.
         let rows: Vec<Row> = sqlx::query_as(
-            "select t.revision, o.id, o.granted, o.author, o.reason, o.created_at, o.expires_at
+            "select t.revision, o.id, o.granted, o.author, o.reason, o.created_at, o.expires_at,
+                    (select s.since from saas.tenant_status s
+                     where s.tenant_id = $1 and s.state in ('suspended', 'erasing', 'erased'))
              from saas.tenant t
              left join saas.override o on o.tenant_id = $1 and o.expires_at > $2
              where t.id = $1
@@ -61,9 +64,14 @@ impl SnapshotSource for PostgresSource {
         tx.rollback().await?;
         let Some(first) = rows.first() else { return Ok(None) };
         let revision = revision(first)?;
+        let not_served_since = first.7;
         let overrides = rows.into_iter().filter_map(stored_override).collect();
         // After the revision: the plan may be newer than it, never older.
-        let assignment = self.plans.plan_of(&ctx, now).await?;
+        let mut assignment = self.plans.plan_of(&ctx, now).await?;
+        // What was bought does not bring back a tenant that an operator has shut out, or that is gone.
+        if let Some(since) = not_served_since {
+            assignment.standing = Standing::Suspended { since };
+        }
         Ok(Some(TenantState { revision, assignment, overrides }))
     }
 }
@@ -73,7 +81,7 @@ fn revision((revision, ..): &Row) -> Result<Revision, CoreError> {
     u64::try_from(*revision).map(Revision::new).map_err(corrupt)
 }
 
-fn stored_override((_, id, granted, author, reason, created_at, expires_at): Row) -> Option<Override> {
+fn stored_override((_, id, granted, author, reason, created_at, expires_at, _): Row) -> Option<Override> {
     Some(Override {
         id: OverrideId::from_uuid(id?),
         grant: granted?.0,

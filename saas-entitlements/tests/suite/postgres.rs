@@ -5,8 +5,8 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use chrono::{DateTime, TimeDelta, Utc};
 use saas_core::{
-    Actor, Clock, CoreError, IdempotencyKey, Limit, MeterKey, OverrideId, RequestContext, SharedClock, TenantContext,
-    TenantPool, TenantTx, UserId, revision,
+    Actor, Clock, CoreError, IdempotencyKey, Limit, MeterKey, OverrideId, RequestContext, SharedClock, SystemTx,
+    TenantContext, TenantPool, TenantTx, UserId, revision,
     subscription::{PlanAssignment, PlanSource},
     testing::{Proxy, TestDatabase},
 };
@@ -485,4 +485,42 @@ async fn a_question_dropped_at_any_poll_leaves_the_gate_right() {
         assert_eq!(app.export(&acme).await, pro, "dropped after {polls} polls");
     }
     assert_eq!(app.open_transactions().await, 0);
+}
+
+// T51
+#[tokio::test]
+async fn a_tenant_that_is_shut_out_or_gone_is_denied_whatever_it_has_bought() {
+    let app = App::start().await;
+    let (acme, other) = (app.database.create_tenant("acme").await, app.database.create_tenant("other").await);
+    app.change_plan(&acme, "pro").await;
+    app.change_plan(&other, "pro").await;
+    assert!(app.export(&acme).await && app.export(&other).await);
+    let _listener = app.listen().await;
+    for state in ["suspended", "erasing", "erased"] {
+        let mut tx = SystemTx::begin(app.database.system(), Actor::system("test"), "shut a tenant out").await.unwrap();
+        sqlx::query(
+            "insert into saas.tenant_status (tenant_id, state, reason, changed_by, since)
+             values ($1, $2, 'why', 'test', $3)",
+        )
+        .bind(acme.tenant().as_uuid())
+        .bind(state)
+        .bind(app.now())
+        .execute(&mut *tx)
+        .await
+        .unwrap();
+        revision::bump_in(&mut tx, acme.tenant()).await.unwrap();
+        tx.commit().await.unwrap();
+        app.until(async || !app.export(&acme).await).await;
+        assert!(app.export(&other).await, "{state}");
+
+        let mut tx = SystemTx::begin(app.database.system(), Actor::system("test"), "let it in again").await.unwrap();
+        sqlx::query("delete from saas.tenant_status where tenant_id = $1")
+            .bind(acme.tenant().as_uuid())
+            .execute(&mut *tx)
+            .await
+            .unwrap();
+        revision::bump_in(&mut tx, acme.tenant()).await.unwrap();
+        tx.commit().await.unwrap();
+        app.until(async || app.export(&acme).await).await;
+    }
 }

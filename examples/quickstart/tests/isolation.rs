@@ -1,0 +1,11 @@
+//! The tables of all four crates under attack.
+
+use saas_core::testing::TestDatabase;
+
+#[tokio::test]
+async fn no_attack_on_the_tables_of_the_four_crates_succeeds() {
+    let schemas = [&saas_core::SCHEMA, &saas_tenancy::SCHEMA, &saas_entitlements::SCHEMA, &saas_billing::SCHEMA];
+    let database = TestDatabase::start(&schemas).await;
+    let report = saas_tenancy::assert_isolated!(&database);
+    assert!(report.probes > 500, "{report}");
+}
