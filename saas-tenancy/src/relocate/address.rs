@@ -63,6 +63,12 @@ impl Address {
         Self { mode: Mode::Database, database: Some(database.into()), ..Self::pooled(cluster) }
     }
 
+    /// The version of what is there is not part of where it is: migrations go on during a move and after it.
+    pub(super) fn is_same_place(&self, other: &Self) -> bool {
+        (self.mode, &self.cluster, &self.database, &self.schema)
+            == (other.mode, &other.cluster, &other.database, &other.schema)
+    }
+
     /// With the version of the application's migrations that was applied there.
     #[must_use]
     pub const fn at_version(mut self, version: i64) -> Self {

@@ -35,6 +35,7 @@
 mod address;
 mod carry;
 mod clear;
+mod clusters;
 mod door;
 mod error;
 mod load;

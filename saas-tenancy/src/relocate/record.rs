@@ -61,10 +61,7 @@ impl Control {
     pub(super) async fn begin(&self, tenant: TenantId, target: &Address, actor: &Actor) -> Result<Record, MoveError> {
         let mut tx = self.tx().await?;
         let Placement { address, generation } = placement_in(&mut tx, tenant).await?;
-        // The version is what was found there, not where it is.
-        let same =
-            Address { schema_version: None, ..address.clone() } == Address { schema_version: None, ..target.clone() };
-        if same {
+        if address.is_same_place(target) {
             return Err(MoveError::AlreadyThere { address: address.to_string() });
         }
         if let Some(state) = open_in(&mut tx, tenant).await?.map(|record| record.state) {
@@ -289,7 +286,9 @@ impl Control {
 impl Record {
     /// What the placement says about this move.
     pub(super) fn home(&self, placement: &Placement) -> Home {
-        let is = |address: &Address, generation| placement.generation == generation && placement.address == *address;
+        let is = |address: &Address, generation| {
+            placement.generation == generation && placement.address.is_same_place(address)
+        };
         if is(&self.source, self.generation) {
             Home::Source
         } else if is(&self.target, self.generation + 1) {

@@ -45,13 +45,13 @@ impl Work {
                     let mut turn = 0_u64;
                     while !stop.load(Ordering::Relaxed) {
                         turn += 1;
-                        match write(&binding, &ctx, &ledger, number, turn).await {
-                            Ok(()) => ledger.committed.fetch_add(1, Ordering::Relaxed),
-                            Err(error) if error.kind() == ErrorKind::Unavailable => {
-                                ledger.refused.fetch_add(1, Ordering::Relaxed)
-                            }
-                            Err(error) => panic!("{error}: {:?}", std::error::Error::source(&error)),
-                        };
+                        let written = write(&binding, &ctx, &ledger, number, turn).await;
+                        if written.as_ref().is_err_and(|error| error.kind() == ErrorKind::Unavailable) {
+                            ledger.refused.fetch_add(1, Ordering::Relaxed);
+                            continue;
+                        }
+                        written.unwrap();
+                        ledger.committed.fetch_add(1, Ordering::Relaxed);
                     }
                 })
             })
