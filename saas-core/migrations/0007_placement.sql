@@ -45,7 +45,12 @@ declare
     door    text;
     why     text;
 begin
-    perform pg_catalog.pg_advisory_xact_lock_shared(saas.door(of_tenant));
+    if pg_catalog.current_setting('transaction_isolation') = 'read committed' then
+        perform pg_catalog.pg_advisory_xact_lock_shared(saas.door(of_tenant));
+    elsif not pg_catalog.pg_try_advisory_xact_lock_shared(saas.door(of_tenant)) then
+        -- Its snapshot is older than the wait would be.
+        raise exception 'saas.enter: the tenant is being moved' using errcode = 'serialization_failure';
+    end if;
     -- A new snapshot, taken after the lock: what was committed meanwhile is seen.
     select r.generation, r.state, r.reason into home, door, why from saas.resident r where r.tenant_id = of_tenant;
     if coalesce(home, 0) <> at_generation then

@@ -162,7 +162,7 @@ async fn no_plan_of_one_schema_ever_serves_another() {
     let proxy = proxy_of(&fixture.db);
     let (mut a, mut b) = (own_schema(&fixture, &fixture.a).await, own_schema(&fixture, &fixture.b).await);
     for mode in ["auto", "force_generic_plan", "force_custom_plan"] {
-        let alter = format!("alter role saas_app set plan_cache_mode = {mode}");
+        let alter = format!("alter role saas_app in database {} set plan_cache_mode = {mode}", fixture.db.name());
         fixture.db.owner().await.execute(sqlx::AssertSqlSafe(alter)).await.unwrap();
         let one = through_proxy(&fixture.db, &proxy).await;
         (a.tenants, b.tenants) = (one.clone(), one);
@@ -282,7 +282,10 @@ async fn values_of_a_single_read_come_back_as_they_went() {
         Literal::Uuid(fixture.a.tenant().as_uuid()),
     ];
     for setting in ["on", "off"] {
-        let alter = format!("alter role saas_app set standard_conforming_strings = {setting}");
+        let alter = format!(
+            "alter role saas_app in database {} set standard_conforming_strings = {setting}",
+            fixture.db.name()
+        );
         fixture.db.owner().await.execute(sqlx::AssertSqlSafe(alter)).await.unwrap();
         let proxy = proxy_of(&fixture.db);
         let tenants = through_proxy(&fixture.db, &proxy).await;
