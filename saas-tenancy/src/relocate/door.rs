@@ -115,7 +115,8 @@ pub(super) async fn reopen(
     generation: i64,
     door: &Door,
 ) -> Result<(), CoreError> {
-    const SHUT: &str = "update saas.resident set state = 'closed', reason = 'it is being moved here'
+    // Back to the generation that it was shut at: nobody has ever been told of the next one.
+    const SHUT: &str = "update saas.resident set generation = $2, state = 'closed', reason = 'it is being moved here'
         where tenant_id = $1 and generation = $2 + 1";
     const BACK: &str = "update saas.resident set generation = $2, state = 'closed', reason = 'it has moved'
         where tenant_id = $1 and generation = $2 + 1";

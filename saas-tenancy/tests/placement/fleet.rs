@@ -137,7 +137,12 @@ async fn of_a_hundred_places_one_fails_and_the_others_are_served() {
 async fn a_run_that_is_killed_is_resumed() {
     let stage = Stage::start().await;
     let tenants = stage.schemas(8).await;
-    let fleet = stage.fleet(&NEW).with_shared(Shared::Excluded).with_canaries(Canaries::First(0));
+    // One place after the other, so that a run finishes no more than it tells of before it dies.
+    let fleet = stage
+        .fleet(&NEW)
+        .with_shared(Shared::Excluded)
+        .with_canaries(Canaries::First(0))
+        .with_parallelism(NonZeroUsize::MIN);
     for lives in 0..3 {
         let told = AtomicUsize::new(0);
         let mortal = fleet.clone().with_observer(Arc::new(move |event| {

@@ -7,7 +7,7 @@ use std::{
 };
 
 use saas_core::{TenantContext, TenantTx};
-use saas_tenancy::relocate::{Address, MoveError, Phase, Report, State};
+use saas_tenancy::relocate::{Address, MoveError, Phase, Progress, Report, State};
 use sqlx::{Connection, PgConnection};
 
 use crate::{
@@ -210,4 +210,29 @@ async fn a_gate_that_is_lost_lets_the_tenant_go_on_at_the_source_and_nothing_is_
     }
     world.mover.move_tenant(world.acme.tenant(), &database, &operator(), &|_| {}).await.unwrap();
     work.finish(&world, &database).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_target_whose_door_was_opened_for_nothing_can_be_moved_to_again() {
+    let world = World::start().await;
+    world.ways.keeps_databases.store(true, Ordering::Relaxed);
+    let database = world.make_database().await;
+    let (tenant, actor, opened) = (world.acme.tenant(), operator(), tokio::sync::Notify::new());
+    let listener = |told: Progress<'_>| {
+        if told.phase == Phase::Switch {
+            opened.notify_one();
+        }
+    };
+    let moving = world.mover.move_tenant(tenant, &database, &actor, &listener);
+    tokio::select! {
+        biased;
+        () = opened.notified() => {}
+        result = moving => panic!("it was not dropped between the doors: {result:?}"),
+    }
+    assert_eq!(world.state().await, Some(State::Switching));
+    world.mover.roll_back(tenant, &|_| {}).await.unwrap();
+    assert!(world.is_served().await);
+    world.mover.move_tenant(tenant, &database, &actor, &|_| {}).await.unwrap();
+    assert!(world.is_served().await);
+    assert_eq!(world.home().await.3, 1, "one move");
 }
