@@ -237,6 +237,10 @@ declare
     foreign_key  record;
     broken       boolean;
 begin
+    -- All rows of a table that has just been filled, of which the planner knows nothing: row by row could take for ever.
+    if touched is null then
+        perform set_config('enable_nestloop', 'off', true);
+    end if;
     for foreign_key in
         select c.conname, c.confrelid::regclass as parent,
                string_agg(format('p.%I = t.%I', p.attname, m.attname), ' and ') as matches,
@@ -253,10 +257,11 @@ begin
                        foreign_key.filled, foreign_key.parent, foreign_key.matches)
         into broken using of_tenant;
         if broken then
-            return foreign_key.conname;
+            exit;
         end if;
     end loop;
-    return null;
+    perform set_config('enable_nestloop', 'on', true);
+    return case when broken then foreign_key.conname end;
 end
 $$;
 
