@@ -108,7 +108,7 @@ pub use error::{Cause, CoreError, ErrorKind, InvalidInput, Refusal};
 pub use id::{
     ApiKeyId, AuditId, DomainToken, ExportId, JobId, LeaseToken, OverrideId, RequestId, TenantId, UsageEventId, UserId,
 };
-pub use name::{EmailAddress, FeatureKey, IdempotencyKey, MeterKey, PlanKey, RoleName, Slug, Topic};
+pub use name::{AddOnKey, EmailAddress, FeatureKey, IdempotencyKey, MeterKey, PlanKey, RoleName, Slug, Topic};
 pub use page::{Page, PageSize};
 pub use plan::{CatalogError, Limit, PlanCatalog, PlanVersionRef};
 pub use revision::Revision;

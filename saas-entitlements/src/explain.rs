@@ -81,8 +81,12 @@ impl Snapshot {
         };
         let enabled = self.is_enabled(handle(self, found));
         let target = match found.kind() {
-            FeatureKind::Metered { meter } => Target::Meter(meter),
-            FeatureKind::Boolean | FeatureKind::Integer | FeatureKind::Text => Target::Feature(found.id()),
+            FeatureKind::Metered { meter } => Target::Meter(self.catalog.paying(meter)),
+            FeatureKind::Boolean
+            | FeatureKind::Integer
+            | FeatureKind::Text
+            | FeatureKind::OneOf
+            | FeatureKind::Json => Target::Feature(found.id()),
         };
         let plan = self.plan_version();
         let reason = match (self.origin, plan) {

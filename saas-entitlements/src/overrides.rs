@@ -53,34 +53,43 @@ impl OverrideGrant {
     /// When the key is unknown, the value is of another kind, or a metered feature is switched (override its meter's
     /// limit instead).
     pub fn check(&self, catalog: &PlanCatalog) -> Result<(), EntitlementsError> {
-        let kind_of = |key: &FeatureKey| {
-            let found = catalog.feature(key).map(saas_core::plan::Feature::kind);
-            found.ok_or_else(|| EntitlementsError::UnknownFeature { key: key.clone() })
+        let find = |key: &FeatureKey| {
+            catalog.feature(key).ok_or_else(|| EntitlementsError::UnknownFeature { key: key.clone() })
         };
         let mismatch = |why: &'static str, remedy: &'static str| Err(InvalidInput::new("override", why, remedy).into());
         match self {
-            Self::Switch { feature, on } => match (kind_of(feature)?, on) {
+            Self::Switch { feature, on } => match (find(feature)?.kind(), on) {
                 (FeatureKind::Metered { .. }, _) => {
                     mismatch("switches a metered feature", "override the limit of its meter")
                 }
-                (FeatureKind::Integer | FeatureKind::Text, true) => {
+                (FeatureKind::Boolean, _) | (_, false) => Ok(()),
+                (FeatureKind::Integer | FeatureKind::Text | FeatureKind::OneOf | FeatureKind::Json, true) => {
                     mismatch("switches a static feature on without a value", "override its value")
                 }
-                (FeatureKind::Boolean, _) | (FeatureKind::Integer | FeatureKind::Text, false) => Ok(()),
             },
-            Self::Value { feature, value } => match (kind_of(feature)?, value) {
-                (FeatureKind::Integer, StaticValue::Integer(_)) => Ok(()),
-                (FeatureKind::Text, StaticValue::Text(text)) if text.contains('\0') => {
-                    mismatch("has a value with a NUL character", "remove it")
+            Self::Value { feature, value } => {
+                let feature = find(feature)?;
+                match (feature.kind(), value) {
+                    (FeatureKind::Boolean | FeatureKind::Metered { .. }, _) => mismatch(
+                        "gives a value to a feature without values",
+                        "switch it, or override its meter's limit",
+                    ),
+                    (_, StaticValue::Text(text)) if text.contains('\0') => {
+                        mismatch("has a value with a NUL character", "remove it")
+                    }
+                    (FeatureKind::OneOf, StaticValue::Text(text))
+                        if !feature.options().any(|option| *option == **text) =>
+                    {
+                        mismatch("has a value that is none of the feature's options", "pass one of them")
+                    }
+                    (FeatureKind::Integer, StaticValue::Integer(_))
+                    | (FeatureKind::Text | FeatureKind::OneOf, StaticValue::Text(_)) => Ok(()),
+                    (FeatureKind::Json, StaticValue::Json(value)) if value.is_object() || value.is_array() => Ok(()),
+                    (FeatureKind::Integer | FeatureKind::Text | FeatureKind::OneOf | FeatureKind::Json, _) => {
+                        mismatch("has a value of another kind than the feature", "pass a value of the feature's kind")
+                    }
                 }
-                (FeatureKind::Text, StaticValue::Text(_)) => Ok(()),
-                (FeatureKind::Integer | FeatureKind::Text, StaticValue::Integer(_) | StaticValue::Text(_)) => {
-                    mismatch("has a value of another kind than the feature", "pass a value of the feature's kind")
-                }
-                (FeatureKind::Boolean | FeatureKind::Metered { .. }, _) => {
-                    mismatch("gives a value to a feature without values", "switch it, or override its meter's limit")
-                }
-            },
+            }
             Self::Limit { meter, limit } => {
                 if catalog.meter(meter).is_none() {
                     return Err(EntitlementsError::UnknownMeter { key: meter.clone() });

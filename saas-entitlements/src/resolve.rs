@@ -10,11 +10,12 @@
 //! A metered feature follows the limit of its meter, override included: on where anything above zero may be used.
 
 use chrono::{DateTime, Utc};
+use chrono_tz::Tz;
 use saas_core::{
     Limit, Revision, TenantId,
     plan::{
-        FailPolicy, Feature, FeatureId, FeatureKind, MeterLimit, Overage, PlanCatalog, PlanVersion, VersionId, Window,
-        WindowAnchor,
+        FailPolicy, Feature, FeatureId, FeatureKind, MeterLimit, Overage, PlanCatalog, PlanChange, PlanVersion,
+        VersionId, Window, WindowAnchor,
     },
     subscription::{AccessLevel, Standing},
 };
@@ -136,7 +137,12 @@ pub(crate) fn overridden(planned: Option<&MeterLimit>, limit: Limit) -> MeterLim
             limit,
             window: Window::Month,
             anchor: WindowAnchor::Calendar,
+            time_zone: Tz::UTC,
             overage: Overage::Block,
+            overage_max: None,
+            rollover: None,
+            on_plan_change: PlanChange::Keep,
+            per_member: None,
             warn: warn(&[80, 100]),
         },
     }
@@ -177,7 +183,8 @@ fn settle(
 /// Whether plan and overrides give the feature, before the standing takes away.
 pub(crate) fn entitled(snapshot: &Snapshot, version: &PlanVersion, feature: &Feature) -> bool {
     if let FeatureKind::Metered { meter } = feature.kind() {
-        return snapshot.limit_of(meter).is_some_and(|rule| rule.limit != Limit::Max(0));
+        let paying = snapshot.catalog.paying(meter);
+        return snapshot.limit_of(paying).is_some_and(|rule| rule.limit != Limit::Max(0));
     }
     match snapshot.override_of(Target::Feature(feature.id())).map(|found| &found.grant) {
         Some(OverrideGrant::Switch { on, .. }) => *on,

@@ -133,7 +133,7 @@ impl Snapshot {
     pub fn integer(&self, feature: &FeatureKey) -> Option<i64> {
         match self.value(feature)? {
             StaticValue::Integer(number) => Some(*number),
-            StaticValue::Text(_) => None,
+            StaticValue::Text(_) | StaticValue::Json(_) => None,
         }
     }
 
@@ -142,7 +142,16 @@ impl Snapshot {
     pub fn text(&self, feature: &FeatureKey) -> Option<&str> {
         match self.value(feature)? {
             StaticValue::Text(text) => Some(text),
-            StaticValue::Integer(_) => None,
+            StaticValue::Integer(_) | StaticValue::Json(_) => None,
+        }
+    }
+
+    /// The structured data that a JSON feature has.
+    #[must_use]
+    pub fn json(&self, feature: &FeatureKey) -> Option<&serde_json::Value> {
+        match self.value(feature)? {
+            StaticValue::Json(value) => Some(value),
+            StaticValue::Integer(_) | StaticValue::Text(_) => None,
         }
     }
 

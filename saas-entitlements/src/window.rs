@@ -3,8 +3,9 @@
 //! A window anchored to billing has its boundaries at `anchor + n × window`, each counted from the anchor itself. Adding a
 //! month to the previous boundary instead would turn 31 January into 29 February and then 29 March for ever.
 
-use chrono::{DateTime, Datelike, Months, TimeDelta, Utc};
-use saas_core::plan::{Window, WindowAnchor};
+use chrono::{DateTime, Datelike, Days, Months, NaiveDate, NaiveTime, TimeDelta, TimeZone, Utc, Weekday};
+use chrono_tz::Tz;
+use saas_core::plan::{MeterLimit, Window, WindowAnchor};
 
 /// One window of counting: from `start`, inclusive, to `end`, exclusive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -15,32 +16,59 @@ pub struct Period {
     pub end: Option<DateTime<Utc>>,
 }
 
-/// The window that holds `now`.
+/// The window of a limit that holds `now`.
 ///
-/// `anchor` is the tenant's billing anchor; without one, windows anchored to billing follow the calendar. All boundaries
-/// are UTC.
+/// `anchor` is the tenant's billing anchor; without one, windows anchored to billing follow the calendar of the limit's time
+/// zone. An hour is 60 minutes and a billing window counts in UTC, as payment providers do, whatever the zone.
 #[must_use]
-pub fn period_at(window: Window, anchoring: WindowAnchor, anchor: Option<DateTime<Utc>>, now: DateTime<Utc>) -> Period {
-    let anchor = match anchoring {
-        WindowAnchor::Calendar => calendar_anchor(window),
-        WindowAnchor::Billing => anchor.unwrap_or_else(|| calendar_anchor(window)),
-    };
-    match window {
-        Window::Hour => by_time(anchor, TimeDelta::hours(1), now),
-        Window::Day => by_time(anchor, TimeDelta::days(1), now),
-        Window::Week => by_time(anchor, TimeDelta::weeks(1), now),
-        Window::Month => by_months(anchor, 1, now),
-        Window::Year => by_months(anchor, 12, now),
-        Window::Lifetime => Period { start: DateTime::UNIX_EPOCH, end: None },
+pub fn period_at(rule: &MeterLimit, anchor: Option<DateTime<Utc>>, now: DateTime<Utc>) -> Period {
+    let anchor = anchor.filter(|_| rule.anchor == WindowAnchor::Billing);
+    match (rule.window, anchor) {
+        (Window::Lifetime, _) => Period { start: DateTime::UNIX_EPOCH, end: None },
+        (Window::Hour, anchor) => by_time(anchor.unwrap_or(DateTime::UNIX_EPOCH), TimeDelta::hours(1), now),
+        (Window::Day, Some(anchor)) => by_time(anchor, TimeDelta::days(1), now),
+        (Window::Week, Some(anchor)) => by_time(anchor, TimeDelta::weeks(1), now),
+        (Window::Month, Some(anchor)) => by_months(anchor, 1, now),
+        (Window::Year, Some(anchor)) => by_months(anchor, 12, now),
+        (Window::Day | Window::Week | Window::Month | Window::Year, None) => {
+            by_calendar(rule.window, rule.time_zone, now)
+        }
     }
 }
 
-/// An instant at which every calendar window of that length starts. 5 January 1970 was a Monday.
-fn calendar_anchor(window: Window) -> DateTime<Utc> {
-    match window {
-        Window::Week => DateTime::UNIX_EPOCH + TimeDelta::days(4),
-        Window::Hour | Window::Day | Window::Month | Window::Year | Window::Lifetime => DateTime::UNIX_EPOCH,
+/// From midnight to midnight of a zone's clocks, so a day can have 23 or 25 hours.
+fn by_calendar(window: Window, zone: Tz, now: DateTime<Utc>) -> Period {
+    let today = now.with_timezone(&zone).date_naive();
+    let (first, next) = match window {
+        Window::Week => {
+            let monday = today.week(Weekday::Mon).checked_first_day();
+            (monday, monday.and_then(|day| day.checked_add_days(Days::new(7))))
+        }
+        Window::Month => (today.with_day(1), today.with_day(1).and_then(|day| day.checked_add_months(Months::new(1)))),
+        Window::Year => {
+            let first = today.with_ordinal(1);
+            (first, first.and_then(|day| day.checked_add_months(Months::new(12))))
+        }
+        Window::Hour | Window::Day | Window::Lifetime => (Some(today), today.succ_opt()),
+    };
+    // Out of chrono's 260,000 years: one endless window.
+    Period {
+        start: first.map_or(DateTime::<Utc>::MIN_UTC, |day| midnight(zone, day)),
+        end: Some(next.map_or(DateTime::<Utc>::MAX_UTC, |day| midnight(zone, day))),
     }
+}
+
+/// The first instant of a day: where clocks skip midnight, the instant at which they do; where they show it twice, the
+/// first.
+fn midnight(zone: Tz, day: NaiveDate) -> DateTime<Utc> {
+    /// A zone has skipped a whole day, once (Samoa, 2011).
+    const LONGEST_GAP: u32 = 26 * 60;
+    let midnight = day.and_time(NaiveTime::MIN);
+    let shown = (0..=LONGEST_GAP).find_map(|minutes| {
+        let clock = midnight.checked_add_signed(TimeDelta::minutes(i64::from(minutes)))?;
+        zone.from_local_datetime(&clock).earliest()
+    });
+    shown.map_or_else(|| midnight.and_utc(), |shown| shown.to_utc())
 }
 
 fn by_time(anchor: DateTime<Utc>, length: TimeDelta, now: DateTime<Utc>) -> Period {
@@ -79,12 +107,33 @@ fn day(year: i32, month: u32, day: u32) -> DateTime<Utc> {
 
 #[cfg(test)]
 mod tests {
+    use chrono_tz::{America, Europe, Pacific};
     use proptest::prelude::*;
+    use saas_core::plan::{Limit, Overage, PlanChange};
 
     use super::*;
 
+    fn rule(window: Window, anchor: WindowAnchor, time_zone: Tz) -> MeterLimit {
+        MeterLimit {
+            limit: Limit::Unlimited,
+            window,
+            anchor,
+            time_zone,
+            overage: Overage::Block,
+            overage_max: None,
+            rollover: None,
+            on_plan_change: PlanChange::Keep,
+            per_member: None,
+            warn: Box::default(),
+        }
+    }
+
     fn billed(window: Window, anchor: DateTime<Utc>, now: DateTime<Utc>) -> Period {
-        period_at(window, WindowAnchor::Billing, Some(anchor), now)
+        period_at(&rule(window, WindowAnchor::Billing, Tz::UTC), Some(anchor), now)
+    }
+
+    fn calendar(window: Window, zone: Tz, now: DateTime<Utc>) -> Period {
+        period_at(&rule(window, WindowAnchor::Calendar, zone), None, now)
     }
 
     // f-M8
@@ -117,41 +166,62 @@ mod tests {
         let midnight = day(2026, 3, 1);
         let just_before = midnight - TimeDelta::microseconds(1);
         for window in [Window::Hour, Window::Day, Window::Month] {
-            let calendar = |now| period_at(window, WindowAnchor::Calendar, None, now);
-            assert_eq!(calendar(midnight).start, midnight, "{window}");
-            assert_eq!(calendar(just_before).end, Some(midnight), "{window}");
+            assert_eq!(calendar(window, Tz::UTC, midnight).start, midnight, "{window}");
+            assert_eq!(calendar(window, Tz::UTC, just_before).end, Some(midnight), "{window}");
         }
     }
 
     #[test]
     fn calendar_weeks_start_on_monday() {
         let wednesday = day(2026, 11, 18);
-        let week = period_at(Window::Week, WindowAnchor::Calendar, None, wednesday);
+        let week = calendar(Window::Week, Tz::UTC, wednesday);
         assert_eq!((week.start, week.end), (day(2026, 11, 16), Some(day(2026, 11, 23))));
     }
 
     #[test]
     fn without_an_anchor_billing_windows_follow_the_calendar() {
         let now = day(2026, 5, 17);
-        let period = period_at(Window::Month, WindowAnchor::Billing, None, now);
+        let period = period_at(&rule(Window::Month, WindowAnchor::Billing, Tz::UTC), None, now);
         assert_eq!((period.start, period.end), (day(2026, 5, 1), Some(day(2026, 6, 1))));
-        assert_eq!(period_at(Window::Lifetime, WindowAnchor::Billing, Some(now), now).end, None);
+        assert_eq!(billed(Window::Lifetime, now, now).end, None);
+    }
+
+    #[test]
+    fn a_day_lasts_as_long_as_the_clocks_say() {
+        let hours = |zone, now: DateTime<Utc>| {
+            let period = calendar(Window::Day, zone, now);
+            (period.start, (period.end.unwrap() - period.start).num_hours())
+        };
+        let at = |text: &str| text.parse::<DateTime<Utc>>().unwrap();
+        let berlin = |text| hours(Europe::Berlin, at(text));
+        assert_eq!(berlin("2026-03-29T12:00:00Z"), (at("2026-03-28T23:00:00Z"), 23));
+        assert_eq!(berlin("2026-10-25T12:00:00Z"), (at("2026-10-24T22:00:00Z"), 25));
+        assert_eq!(berlin("2026-10-25T23:00:00Z"), (at("2026-10-25T23:00:00Z"), 24));
+        // Clocks that skip midnight, that show it twice, and that skipped a day.
+        assert_eq!(hours(America::Sao_Paulo, at("2018-11-04T12:00:00Z")), (at("2018-11-04T03:00:00Z"), 23));
+        assert_eq!(hours(America::Havana, at("2026-11-01T05:30:00Z")), (at("2026-11-01T04:00:00Z"), 25));
+        assert_eq!(hours(Pacific::Apia, at("2011-12-30T09:59:59Z")), (at("2011-12-29T10:00:00Z"), 24));
+        assert_eq!(hours(Pacific::Apia, at("2011-12-30T10:00:00Z")), (at("2011-12-30T10:00:00Z"), 24));
     }
 
     proptest! {
         #[test]
         fn windows_hold_their_instant_and_tile_the_time(
-            anchor in -2_000_000_000_i64..4_000_000_000,
-            now in -2_000_000_000_000_000_i64..4_000_000_000_000_000,
+            anchor in prop::option::of(-2_000_000_000_i64..4_000_000_000),
+            // 2024 to 2032, in microseconds.
+            now in 1_704_067_200_000_000_i64..1_988_150_400_000_000,
+            zone in prop::sample::select(chrono_tz::TZ_VARIANTS.to_vec()),
             window in prop::sample::select(vec![Window::Hour, Window::Day, Window::Week, Window::Month, Window::Year]),
         ) {
-            let anchor = DateTime::from_timestamp(anchor, 0).unwrap();
+            let anchor = anchor.map(|anchor| DateTime::from_timestamp(anchor, 0).unwrap());
             let now = DateTime::from_timestamp_micros(now).unwrap();
-            let period = billed(window, anchor, now);
+            let at = |now| period_at(&rule(window, WindowAnchor::Billing, zone), anchor, now);
+            let period = at(now);
             let end = period.end.unwrap();
             prop_assert!(period.start <= now && now < end, "{period:?} {now}");
-            prop_assert_eq!(billed(window, anchor, end).start, end);
-            prop_assert_eq!(billed(window, anchor, end - TimeDelta::microseconds(1)), period);
+            prop_assert_eq!(at(end).start, end);
+            prop_assert_eq!(at(end - TimeDelta::microseconds(1)), period);
+            prop_assert_eq!(at(period.start), period);
         }
     }
 }

@@ -102,6 +102,8 @@ keys! {
     MeterKey: "api-calls",
     /// A plan of the catalogue.
     PlanKey: "pro",
+    /// An add-on of the catalogue.
+    AddOnKey: "extra-storage",
     /// A role inside a tenant.
     RoleName: "owner",
     /// A kind of outbox job; one handler serves it.

@@ -3,10 +3,10 @@
 use std::{collections::HashMap, fmt::Write as _, sync::Arc};
 
 use super::{
-    CatalogError, Feature, FeatureId, Meter, MeterId, Plan, PlanVersion, PlanVersionRef, VersionId,
+    AddOn, CatalogError, Feature, FeatureId, Meter, MeterId, Plan, PlanVersion, PlanVersionRef, VersionId,
     compile::{Compiled, compile, compile_bytes},
 };
-use crate::{FeatureKey, MeterKey, PlanKey};
+use crate::{AddOnKey, FeatureKey, MeterKey, PlanKey};
 
 /// Everything that is sold, checked as a whole.
 ///
@@ -21,9 +21,12 @@ struct Inner {
     meters: Box<[Meter]>,
     /// Ascending by rank.
     plans: Box<[Plan]>,
+    /// Ascending by name.
+    addons: Box<[AddOn]>,
     /// The plan and the place in it, by version id.
     versions: Box<[(usize, usize)]>,
-    default_plan: usize,
+    /// The version of tenants that bought nothing.
+    default_version: VersionId,
     by_plan: HashMap<PlanKey, usize>,
     by_price: HashMap<Box<str>, PlanVersionRef>,
     fingerprint: u64,
@@ -97,7 +100,26 @@ impl PlanCatalog {
         self.0.plans.get(*self.0.by_plan.get(key)?)
     }
 
-    /// One version of a plan; the newest for `None`.
+    /// All add-ons by name.
+    #[must_use]
+    pub fn addons(&self) -> &[AddOn] {
+        &self.0.addons
+    }
+
+    /// The add-on of that name.
+    #[must_use]
+    pub fn addon(&self, key: &AddOnKey) -> Option<&AddOn> {
+        let at = self.0.addons.binary_search_by(|addon| addon.key().cmp(key)).ok()?;
+        self.0.addons.get(at)
+    }
+
+    /// The meter whose limit and counter a use of the meter falls under: the balance that it draws on, or itself.
+    #[must_use]
+    pub fn paying(&self, meter: MeterId) -> MeterId {
+        self.meter_by_id(meter).and_then(Meter::credit).map_or(meter, |credit| credit.of)
+    }
+
+    /// One version of a plan; the newest that is active for `None`.
     #[must_use]
     pub fn version(&self, plan: &PlanKey, version: Option<u32>) -> Option<&PlanVersion> {
         self.plan(plan)?.version(version)
@@ -110,17 +132,23 @@ impl PlanCatalog {
         self.0.plans.get(*plan)?.versions.get(*version)
     }
 
-    /// The plan of tenants that bought nothing, in its newest version.
+    /// The plan of tenants that bought nothing, in its newest active version.
     #[must_use]
     pub fn default_version(&self) -> &PlanVersion {
-        let plan = &self.0.plans[self.0.default_plan];
-        &plan.versions[plan.versions.len() - 1]
+        let (plan, version) = self.0.versions[self.0.default_version.index()];
+        &self.0.plans[plan].versions[version]
     }
 
     /// The plan version that a price of the payment provider buys. A price belongs to one version.
     #[must_use]
     pub fn plan_for_price(&self, price: &str) -> Option<PlanVersionRef> {
         self.0.by_price.get(price).cloned()
+    }
+
+    /// The add-on that a price of the payment provider buys.
+    #[must_use]
+    pub fn addon_for_price(&self, price: &str) -> Option<&AddOn> {
+        self.0.addons.iter().find(|addon| addon.prices().any(|own| own == price))
     }
 
     /// The newest version of the lowest-ranked offered plan of at least `min_rank` that has the feature: the upgrade
@@ -149,7 +177,7 @@ impl PlanCatalog {
     }
 
     fn new(compiled: Compiled) -> Self {
-        let Compiled { features, meters, mut plans, default_plan } = compiled;
+        let Compiled { features, meters, mut plans, addons, default_plan } = compiled;
         plans.sort_by_key(Plan::rank);
         let mut versions = Vec::new();
         for (at, plan) in plans.iter_mut().enumerate() {
@@ -162,14 +190,18 @@ impl PlanCatalog {
         let by_plan: HashMap<_, _> = plans.iter().enumerate().map(|(at, plan)| (plan.key().clone(), at)).collect();
         let all = plans.iter().flat_map(Plan::versions);
         let by_price = all.flat_map(|v| v.prices().map(|price| (price.into(), v.reference().clone()))).collect();
-        let default_plan = by_plan.get(&default_plan).copied().unwrap_or(0);
-        let fingerprint = fingerprint(&features, &meters, &plans, default_plan);
+        // That it has an active version was checked.
+        let bought_nothing =
+            by_plan.get(&default_plan).and_then(|at| plans.get(*at)).and_then(|plan| plan.version(None));
+        let default_version = bought_nothing.map_or(VersionId(0), PlanVersion::id);
+        let fingerprint = fingerprint(&features, &meters, &plans, &addons, default_version);
         Self(Arc::new(Inner {
             features: features.into(),
             meters: meters.into(),
             plans: plans.into(),
             versions: versions.into(),
-            default_plan,
+            addons: addons.into(),
+            default_version,
             by_plan,
             by_price,
             fingerprint,
@@ -190,24 +222,37 @@ impl std::fmt::Write for Fnv1a {
 }
 
 /// Hashes what the catalogue grants, in one fixed spelling.
-fn fingerprint(features: &[Feature], meters: &[Meter], plans: &[Plan], default_plan: usize) -> u64 {
+fn fingerprint(
+    features: &[Feature],
+    meters: &[Meter],
+    plans: &[Plan],
+    addons: &[AddOn],
+    default_version: VersionId,
+) -> u64 {
     let mut hash = Fnv1a(0xcbf2_9ce4_8422_2325);
     let mut write = |line: std::fmt::Arguments<'_>| {
         // Writing to a number cannot fail.
         let _ = hash.write_fmt(line);
     };
     for f in features {
-        write(format_args!("feature {} {:?} {:?} {:?}\n", f.key, f.kind, f.fail, f.min_access));
+        write(format_args!("feature {} {:?} {:?} {:?}", f.key, f.kind, f.fail, f.min_access));
+        write(format_args!(" {:?} {:?}\n", f.options, f.rollout));
     }
     for m in meters {
-        write(format_args!("meter {} {:?} {:?}\n", m.key, m.aggregation, m.min_access));
+        write(format_args!("meter {} {:?} {:?}", m.key, m.aggregation, m.min_access));
+        write(format_args!(" {:?} {}\n", m.credit, m.late_hours));
     }
-    for (at, plan) in plans.iter().enumerate() {
-        write(format_args!("plan {} {} {} {}\n", plan.key, plan.rank, plan.offered, at == default_plan));
+    for plan in plans {
+        write(format_args!("plan {} {} {}\n", plan.key, plan.rank, plan.offered));
         for v in plan.versions() {
-            write(format_args!("version {} {} {:?}\n", v.reference.version, v.trial_days, v.granted));
+            write(format_args!("version {} {:?} {}", v.reference.version, v.state, v.id == default_version));
+            write(format_args!(" {} {:?}\n", v.trial_days, v.granted));
             write(format_args!("{:?} {:?} {:?}\n", v.prices, v.values, v.limits));
         }
+    }
+    for a in addons {
+        write(format_args!("addon {} {:?} {} {:?}", a.key, a.mode, a.max_quantity, a.prices));
+        write(format_args!(" {:?} {:?} {:?}\n", a.granted, a.values, a.limits));
     }
     hash.0
 }

@@ -1,19 +1,19 @@
 //! Turns the text of a catalogue file into checked data, or into the list of everything that is wrong with it.
 
-use std::{collections::BTreeMap, ops::Range};
-
-use toml::{
-    Spanned,
-    de::{DeTable, DeValue},
+use std::{
+    collections::{BTreeMap, HashMap},
+    ops::Range,
 };
+
+use toml::de::DeTable;
 
 use super::{
-    Aggregation, CatalogError, FailPolicy, Feature, FeatureId, FeatureKind, Meter, MeterId, Plan, StaticValue,
-    document::{Section, shorten, type_of},
+    AddOn, CatalogError, Feature, Meter, MeterId, Plan, addons,
+    document::{Section, shorten},
     fault::Faults,
-    plans,
+    features, meters, plans,
 };
-use crate::{FeatureKey, MeterKey, PlanKey, subscription::AccessLevel};
+use crate::{PlanKey, subscription::AccessLevel};
 
 /// The largest file that is read.
 const MAX_BYTES: usize = 1 << 20;
@@ -28,6 +28,7 @@ pub(super) struct Compiled {
     pub(super) features: Vec<Feature>,
     pub(super) meters: Vec<Meter>,
     pub(super) plans: Vec<Plan>,
+    pub(super) addons: Vec<AddOn>,
     pub(super) default_plan: PlanKey,
 }
 
@@ -42,6 +43,11 @@ impl Names {
     pub(super) fn feature(&self, name: &str) -> Option<&Feature> {
         let at = self.features.binary_search_by(|feature| feature.key.as_str().cmp(name)).ok()?;
         self.features.get(at)
+    }
+
+    /// The meter whose limit a use of the meter falls under.
+    pub(super) fn paying(&self, meter: MeterId) -> MeterId {
+        self.meters.get(meter.index()).and_then(|meter| meter.credit).map_or(meter, |credit| credit.of)
     }
 
     pub(super) fn meter(&self, name: &str) -> Option<&Meter> {
@@ -80,16 +86,19 @@ pub(super) fn compile(text: &str) -> Result<Compiled, CatalogError> {
         return Err(faults.into_error());
     }
     let mut root = Section::root(document.get_ref());
-    let meters = read_meters(&mut root, &mut faults);
-    let features = read_features(&mut root, &meters, &mut faults);
+    let meters = meters::read_meters(&mut root, &mut faults);
+    let features = features::read_features(&mut root, &meters, &mut faults);
     let names = Names { features, meters };
-    let plans = plans::read_plans(&mut root, &names, &mut faults);
+    // A price names one thing that is sold, a plan's version or an add-on.
+    let mut prices = HashMap::new();
+    let plans = plans::read_plans(&mut root, &names, &mut prices, &mut faults);
+    let addons = addons::read_addons(&mut root, &names, &mut prices, &mut faults);
     let default_plan = read_default_plan(&mut root, &plans, &mut faults);
     root.finish(&mut faults);
     let plans = plans.into_values().map(|(_, plan)| plan).collect();
     match (faults.is_empty(), default_plan) {
         (true, Some(default_plan)) => {
-            Ok(Compiled { features: names.features, meters: names.meters, plans, default_plan })
+            Ok(Compiled { features: names.features, meters: names.meters, plans, addons, default_plan })
         }
         (_, _) => Err(faults.into_error()),
     }
@@ -107,139 +116,18 @@ fn read_default_plan(
         faults.add(name.span, "default_plan", format!("names {:?}, which is no plan", shorten(&name.value)), remedy);
         return None;
     };
+    if plan.version(None).is_none() {
+        let why = format!("names {:?}, which has no active version", shorten(&name.value));
+        faults.add(name.span, "default_plan", why, remedy);
+        return None;
+    }
     Some(plan.key.clone())
 }
 
-fn read_meters(root: &mut Section<'_, '_>, faults: &mut Faults<'_>) -> Vec<Meter> {
-    let mut meters = Vec::new();
-    for entry in limited(root.entries(faults, "meters"), "meters", faults) {
-        let key = key::<MeterKey>(&entry.path, entry.name, &entry.at, faults);
-        let Some(mut section) = Section::of(entry.path, entry.at, entry.value, faults) else { continue };
-        let aggregation = read_aggregation(&mut section, faults);
-        let min_access = read_min_access(&mut section, faults).unwrap_or(AccessLevel::Full);
-        section.finish(faults);
-        if let (Some(key), Some(aggregation), Ok(id)) = (key, aggregation, u16::try_from(meters.len())) {
-            meters.push(Meter { id: MeterId(id), key, aggregation, min_access });
-        }
-    }
-    meters
-}
-
-fn read_aggregation(section: &mut Section<'_, '_>, faults: &mut Faults<'_>) -> Option<Aggregation> {
-    /// Names of the field that this version would count wrongly, so it does not take them.
-    const LATER: [&str; 3] = ["max", "unique", "latest"];
-    let remedy = "write \"sum\" (amounts are added) or \"count\" (every use counts one)";
-    section.missing(faults, "aggregation", remedy);
-    let parse = |text: &str| match text {
-        "sum" => Ok(Aggregation::Sum),
-        "count" => Ok(Aggregation::Count),
-        text if LATER.contains(&text) => Err(format!("is {text:?}, which this version does not support")),
-        text => Err(format!("is {:?}, which is none of its values", shorten(text))),
-    };
-    Some(section.text(faults, "aggregation", remedy, parse)?.value)
-}
-
-fn read_features(root: &mut Section<'_, '_>, meters: &[Meter], faults: &mut Faults<'_>) -> Vec<Feature> {
-    let mut features = Vec::new();
-    for entry in limited(root.entries(faults, "features"), "features", faults) {
-        let key = key::<FeatureKey>(&entry.path, entry.name, &entry.at, faults);
-        let entry_at = entry.at.clone();
-        let Some(mut section) = Section::of(entry.path, entry.at, entry.value, faults) else { continue };
-        let kind = read_kind(&mut section, meters, faults);
-        let fail = [("open", FailPolicy::Open), ("closed", FailPolicy::Closed)];
-        section.missing(faults, "fail", "decide what it answers in an outage: \"open\" or \"closed\"");
-        let fail = section.choice(faults, "fail", &fail);
-        let declared = read_min_access(&mut section, faults);
-        if let (Some(FeatureKind::Metered { meter }), Some(declared)) = (kind, declared)
-            && meters.get(meter.index()).is_some_and(|meter| declared < meter.min_access)
-        {
-            let why = "lets it work where its meter denies every use";
-            faults.add(entry_at, section.path_of("min_access"), why, "give both the same `min_access`");
-        }
-        section.finish(faults);
-        if let (Some(key), Some(kind), Some(fail), Ok(id)) = (key, kind, fail, u16::try_from(features.len())) {
-            let min_access = declared.unwrap_or(match kind {
-                FeatureKind::Boolean | FeatureKind::Metered { .. } => AccessLevel::Full,
-                FeatureKind::Integer | FeatureKind::Text => AccessLevel::Suspended,
-            });
-            features.push(Feature { id: FeatureId(id), key, kind, fail: fail.value, min_access });
-        }
-    }
-    features
-}
-
-fn read_kind(section: &mut Section<'_, '_>, meters: &[Meter], faults: &mut Faults<'_>) -> Option<FeatureKind> {
-    /// The kinds, before the meter of a metered one is known.
-    const KINDS: [(&str, Option<FeatureKind>); 4] = [
-        ("boolean", Some(FeatureKind::Boolean)),
-        ("integer", Some(FeatureKind::Integer)),
-        ("text", Some(FeatureKind::Text)),
-        ("metered", None),
-    ];
-    section.missing(faults, "kind", "write \"boolean\", \"integer\", \"text\" or \"metered\"");
-    let kind = section.choice(faults, "kind", &KINDS)?.value;
-    let remedy = "name an entry of `meters`";
-    let meter = section.text(faults, "meter", remedy, |text| {
-        let known = meters.iter().find(|meter| meter.key.as_str() == text);
-        known.map(|meter| meter.id).ok_or_else(|| format!("names {:?}, which is no meter", shorten(text)))
-    });
-    match (kind, meter) {
-        (None, Some(meter)) => Some(FeatureKind::Metered { meter: meter.value }),
-        (None, None) => {
-            section.missing(faults, "meter", remedy);
-            None
-        }
-        (Some(_), Some(meter)) => {
-            let why = "is given for a feature that is not metered";
-            faults.add(meter.span, section.path_of("meter"), why, "remove it, or write kind = \"metered\"");
-            None
-        }
-        (Some(kind), None) => Some(kind),
-    }
-}
-
-fn read_min_access(section: &mut Section<'_, '_>, faults: &mut Faults<'_>) -> Option<AccessLevel> {
+pub(super) fn read_min_access(section: &mut Section<'_, '_>, faults: &mut Faults<'_>) -> Option<AccessLevel> {
     let levels =
         [("full", AccessLevel::Full), ("restricted", AccessLevel::Restricted), ("suspended", AccessLevel::Suspended)];
     Some(section.choice(faults, "min_access", &levels)?.value)
-}
-
-/// The value that a plan gives to a static or boolean feature; `None` where it was reported.
-pub(super) fn read_grant(
-    feature: &Feature,
-    path: &str,
-    value: &Spanned<DeValue<'_>>,
-    faults: &mut Faults<'_>,
-) -> Option<Grant> {
-    let mut refuse = |why: String, remedy: &str| {
-        faults.add(value.span(), path, why, remedy);
-        None
-    };
-    match (feature.kind, value.get_ref()) {
-        (FeatureKind::Boolean, DeValue::Boolean(on)) => Some(Grant::Switch(*on)),
-        (FeatureKind::Integer, DeValue::Integer(digits)) => {
-            match i64::from_str_radix(digits.as_str(), digits.radix()) {
-                Ok(number) => Some(Grant::Value(StaticValue::Integer(number))),
-                Err(_) => refuse("is out of range".to_owned(), "write a whole number of 64 bits"),
-            }
-        }
-        (FeatureKind::Text, DeValue::String(text)) => Some(Grant::Value(StaticValue::Text(text.as_ref().into()))),
-        (FeatureKind::Metered { .. }, _) => {
-            refuse("is metered, so its limit grants it".to_owned(), "remove it here and write an entry in `limits`")
-        }
-        (FeatureKind::Boolean, other) => refuse(format!("is {}, not a boolean", type_of(other)), "write true or false"),
-        (FeatureKind::Integer, other) => {
-            refuse(format!("is {}, not a whole number", type_of(other)), "write a whole number")
-        }
-        (FeatureKind::Text, other) => refuse(format!("is {}, not text", type_of(other)), "write text in quotes"),
-    }
-}
-
-/// What a plan's entry for a feature says.
-#[derive(Debug)]
-pub(super) enum Grant {
-    Switch(bool),
-    Value(StaticValue),
 }
 
 pub(super) fn key<K: std::str::FromStr>(

@@ -125,6 +125,37 @@ impl<'a, 'i> Section<'a, 'i> {
         Vec::new()
     }
 
+    /// A list of texts, each of them once and of 1 to 64 characters. Empty where it is absent or was reported.
+    pub(super) fn texts(&mut self, faults: &mut Faults<'_>, name: &'static str, remedy: &str) -> Box<[Box<str>]> {
+        let mut texts: Vec<Box<str>> = Vec::new();
+        for value in self.array(faults, name) {
+            let why = match value.get_ref() {
+                DeValue::String(text) if texts.iter().any(|seen| **seen == **text) => {
+                    format!("holds {:?} twice", shorten(text))
+                }
+                DeValue::String(text) if (1..=64).contains(&text.chars().count()) && !text.contains('\0') => {
+                    texts.push(text.as_ref().into());
+                    continue;
+                }
+                DeValue::String(text) => format!("holds {:?}, not 1 to 64 characters", shorten(text)),
+                other => format!("holds {}, not text", type_of(other)),
+            };
+            faults.add(value.span(), self.path_of(name), why, remedy);
+        }
+        texts.into()
+    }
+
+    /// A table with fields of its own. `None` where it is absent or was reported.
+    pub(super) fn table(&mut self, faults: &mut Faults<'_>, name: &'static str) -> Option<Section<'a, 'i>> {
+        self.known.push(name);
+        let value = self.table.get(name)?;
+        Section::of(self.path_of(name), value.span(), value, faults)
+    }
+
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.table.contains_key(name)
+    }
+
     /// The entries of a table whose keys people choose. Empty where it is absent or was reported.
     pub(super) fn entries(&mut self, faults: &mut Faults<'_>, name: &'static str) -> Vec<Entry<'a, 'i>> {
         let Some((span, value)) = self.field(name) else { return Vec::new() };

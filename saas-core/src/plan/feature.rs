@@ -52,6 +52,10 @@ pub enum FeatureKind {
     Integer,
     /// A text, such as a support level.
     Text,
+    /// One of the feature's [`options`](Feature::options), such as a region.
+    OneOf,
+    /// Structured data, such as the colours of a theme.
+    Json,
     /// On where the plan's limit for the meter lets anything through. Whether some is *left* is the meter's answer.
     Metered {
         /// What is counted.
@@ -65,8 +69,10 @@ pub enum FeatureKind {
 pub enum StaticValue {
     /// Of an integer feature.
     Integer(i64),
-    /// Of a text feature.
+    /// Of a text feature, or the option of a one-of feature.
     Text(Box<str>),
+    /// Of a JSON feature: an object or an array.
+    Json(serde_json::Value),
 }
 
 impl fmt::Display for StaticValue {
@@ -74,6 +80,7 @@ impl fmt::Display for StaticValue {
         match self {
             Self::Integer(number) => number.fmt(f),
             Self::Text(text) => write!(f, "{text:?}"),
+            Self::Json(value) => value.fmt(f),
         }
     }
 }
@@ -86,6 +93,17 @@ pub struct Feature {
     pub(super) kind: FeatureKind,
     pub(super) fail: FailPolicy,
     pub(super) min_access: AccessLevel,
+    pub(super) options: Box<[Box<str>]>,
+    pub(super) rollout: Option<Rollout>,
+}
+
+/// Who of those whose plan has a feature gets it, while it is rolled out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rollout {
+    /// Tenants in thousandths: 250 is a quarter of them. The same tenants stay in as it grows.
+    pub permille: u16,
+    /// Tenants in one of these cohorts get it whatever the share.
+    pub cohorts: Box<[Box<str>]>,
 }
 
 impl Feature {
@@ -113,6 +131,17 @@ impl Feature {
         self.fail
     }
 
+    /// The values that a one-of feature can have; empty for other kinds.
+    pub fn options(&self) -> impl Iterator<Item = &str> {
+        self.options.iter().map(AsRef::as_ref)
+    }
+
+    /// Who gets it; `None` for everyone whose plan has it.
+    #[must_use]
+    pub const fn rollout(&self) -> Option<&Rollout> {
+        self.rollout.as_ref()
+    }
+
     /// The lowest access level at which it works: `Full` unless the file says otherwise, `Suspended` (always) for
     /// static values, because a retention that falls to nothing deletes data.
     #[must_use]
@@ -124,12 +153,46 @@ impl Feature {
 /// How recorded uses become one number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-#[non_exhaustive]
 pub enum Aggregation {
     /// Amounts are added up.
     Sum,
     /// Every use counts one.
     Count,
+    /// The largest amount of the window, such as a peak of parallel jobs.
+    Max,
+    /// How many different items were used in the window, such as active users.
+    Unique,
+    /// The latest amount, such as gigabytes stored. It does not start again with a window.
+    Latest,
+}
+
+impl Aggregation {
+    /// The name in the file and in the database.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Sum => "sum",
+            Self::Count => "count",
+            Self::Max => "max",
+            Self::Unique => "unique",
+            Self::Latest => "latest",
+        }
+    }
+
+    /// Whether every use adds its amount: only such a meter can be reserved, leased or paid in credits.
+    #[must_use]
+    pub const fn is_additive(self) -> bool {
+        matches!(self, Self::Sum | Self::Count)
+    }
+}
+
+/// How a meter is paid for out of the balance of another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Credit {
+    /// The meter whose balance it is.
+    pub of: MeterId,
+    /// Units of that meter for one of this, from 1.
+    pub cost: u64,
 }
 
 /// One meter of the catalogue.
@@ -139,6 +202,8 @@ pub struct Meter {
     pub(super) key: MeterKey,
     pub(super) aggregation: Aggregation,
     pub(super) min_access: AccessLevel,
+    pub(super) credit: Option<Credit>,
+    pub(super) late_hours: u16,
 }
 
 impl Meter {
@@ -158,6 +223,18 @@ impl Meter {
     #[must_use]
     pub const fn aggregation(&self) -> Aggregation {
         self.aggregation
+    }
+
+    /// The balance that it draws on, in place of a limit of its own.
+    #[must_use]
+    pub const fn credit(&self) -> Option<Credit> {
+        self.credit
+    }
+
+    /// How many hours after the end of a window an event of that window still counts in it.
+    #[must_use]
+    pub const fn late_hours(&self) -> u16 {
+        self.late_hours
     }
 
     /// The lowest access level at which it may be consumed.

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use chrono_tz::Tz;
 use serde::{Deserialize, Serialize};
 
 /// The most that may be used in a window. "Unlimited" is its own case: neither 0, nor absent, nor a huge number.
@@ -89,7 +90,7 @@ impl fmt::Display for Window {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum WindowAnchor {
-    /// At the hour, midnight, Monday, the 1st, 1 January; UTC.
+    /// At the hour, midnight, Monday, the 1st, 1 January, by the clocks of the limit's time zone.
     Calendar,
     /// At the tenant's billing anchor; by the calendar while there is none.
     Billing,
@@ -107,6 +108,51 @@ pub enum Overage {
     Bill,
 }
 
+impl Overage {
+    /// The name in the file and in the database.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Block => "block",
+            Self::Allow => "allow",
+            Self::Bill => "bill",
+        }
+    }
+}
+
+/// What a change of plan in the middle of a window does to what was used in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PlanChange {
+    /// It counts against the new limit.
+    Keep,
+    /// The limits of both plans count by the share of the window in which each was in force.
+    Prorate,
+    /// Counting starts again from 0.
+    Reset,
+}
+
+impl PlanChange {
+    /// The name in the file and in the database.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Keep => "keep",
+            Self::Prorate => "prorate",
+            Self::Reset => "reset",
+        }
+    }
+}
+
+/// What is left at the end of a window and may still be used afterwards.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rollover {
+    /// The most units that are carried over, in all.
+    pub max: u64,
+    /// For how many windows; what was not used by then is gone.
+    pub windows: u16,
+}
+
 /// A plan's limit for one meter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MeterLimit {
@@ -116,8 +162,18 @@ pub struct MeterLimit {
     pub window: Window,
     /// From when.
     pub anchor: WindowAnchor,
+    /// By which clocks a calendar window starts.
+    pub time_zone: Tz,
     /// What happens beyond it.
     pub overage: Overage,
+    /// The most units beyond it that go through: the cap on what overage may cost. `None` for no cap.
+    pub overage_max: Option<u64>,
+    /// What happens to what is left at the end of a window; `None`: it is gone.
+    pub rollover: Option<Rollover>,
+    /// What a change of plan does to what was used.
+    pub on_plan_change: PlanChange,
+    /// The most units that one member may use of it in a window.
+    pub per_member: Option<u64>,
     /// Percentages of the limit whose crossing is announced, ascending, each 1 to 1000 (above 100 only where overage
     /// is let through).
     pub warn: Box<[u16]>,

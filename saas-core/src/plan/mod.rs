@@ -67,20 +67,29 @@
 //! # Ok::<_, saas_core::plan::CatalogError>(())
 //! ```
 
+mod addon;
+mod addons;
 mod catalog;
 mod compile;
 mod document;
 mod fault;
 mod feature;
+mod features;
+mod grants;
 mod limit;
+mod limits;
+mod meters;
 mod plans;
 mod version;
 
 #[cfg(test)]
 mod tests;
 
+pub use addon::{AddOn, AddOnMode};
 pub use catalog::PlanCatalog;
 pub use fault::{CatalogError, CatalogFault};
-pub use feature::{Aggregation, FailPolicy, Feature, FeatureId, FeatureKind, Meter, MeterId, StaticValue};
-pub use limit::{Limit, MeterLimit, Overage, Window, WindowAnchor};
-pub use version::{Plan, PlanVersion, PlanVersionRef, VersionId};
+pub use feature::{
+    Aggregation, Credit, FailPolicy, Feature, FeatureId, FeatureKind, Meter, MeterId, Rollout, StaticValue,
+};
+pub use limit::{Limit, MeterLimit, Overage, PlanChange, Rollover, Window, WindowAnchor};
+pub use version::{Plan, PlanVersion, PlanVersionRef, VersionId, VersionState};

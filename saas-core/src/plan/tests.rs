@@ -151,7 +151,7 @@ fn every_mistake_is_refused_with_its_line_and_its_remedy() {
         ),
         ("meter = \"calls\"", "meter = \"cals\"", 23, "names \"cals\", which is no meter"),
         ("[features.csv]", "[features.Csv]", 4, "is not a key"),
-        ("aggregation = \"sum\"", "aggregation = \"unique\"", 27, "which this version does not support"),
+        ("aggregation = \"sum\"", "aggregation = \"median\"", 27, "is \"median\", which is none of its values"),
         ("rank = 0", "rank = 10", 41, "which another plan has (line 34)"),
         ("rank = 0", "rank = -1", 34, "is -1, which is out of range"),
         ("rank = 0", "rank = 0.5", 34, "is a fraction, not a whole number"),
@@ -188,6 +188,131 @@ fn every_mistake_is_refused_with_its_line_and_its_remedy() {
         let place = format!("line {line}, column ");
         let hit = found.iter().any(|fault| fault.starts_with(&place) && fault.contains(words));
         assert!(hit, "{from:?} → {to:?}: expected line {line}: {words}; found {found:#?}");
+    }
+}
+
+/// Everything that the first file has not.
+const RICH: &str = r#"
+default_plan = "free"
+
+[features]
+region = { kind = "one-of", options = ["eu", "us"], fail = "closed" }
+theme = { kind = "json", fail = "open" }
+beta = { kind = "boolean", fail = "closed", rollout = { percent = 12.5, cohorts = ["friends"] } }
+images = { kind = "metered", meter = "image", fail = "closed" }
+
+[meters]
+ai-credits = { aggregation = "sum" }
+image = { aggregation = "sum", credit = { of = "ai-credits", cost = 40 } }
+seats = { aggregation = "latest" }
+users = { aggregation = "unique", late_hours = 24 }
+
+[plans.free]
+rank = 0
+[[plans.free.versions]]
+version = 1
+state = "archived"
+[[plans.free.versions]]
+version = 2
+grants = { region = "eu", theme = { accent = "red", sizes = [1, 2.5], dark = true }, beta = true }
+[[plans.free.versions]]
+version = 3
+state = "draft"
+
+[plans.pro]
+rank = 1
+[[plans.pro.versions]]
+version = 1
+[plans.pro.versions.limits.ai-credits]
+max = 1000
+window = "month"
+time_zone = "Europe/Berlin"
+overage = "bill"
+spend_cap = { unit_price = "0.03", max = 1000 }
+rollover = { max = 500, windows = 2 }
+on_plan_change = "prorate"
+per_member = 100
+warn = [80]
+
+[addons.more]
+mode = "stack"
+max_quantity = 5
+prices = ["price_more"]
+limits = { ai-credits = 100, users = "unlimited" }
+grants = { beta = true }
+"#;
+
+#[test]
+fn the_whole_language_is_read_as_written() {
+    let catalog = PlanCatalog::from_toml(RICH).unwrap();
+    let feature = |key: &'static str| catalog.feature(&FeatureKey::from_static(key)).unwrap();
+    let meter = |key: &'static str| catalog.meter(&MeterKey::from_static(key)).unwrap();
+    let free = catalog.default_version();
+    assert_eq!(free.reference().to_string(), "free@2", "neither the archived one nor the draft");
+    assert_eq!(free.value(feature("region").id()), Some(&StaticValue::Text("eu".into())));
+    let theme = serde_json::json!({"accent": "red", "sizes": [1, 2.5], "dark": true});
+    assert_eq!(free.value(feature("theme").id()), Some(&StaticValue::Json(theme)));
+    let rollout = Rollout { permille: 125, cohorts: Box::new(["friends".into()]) };
+    assert_eq!(feature("beta").rollout(), Some(&rollout));
+
+    let credits = meter("ai-credits").id();
+    assert_eq!(meter("image").credit(), Some(Credit { of: credits, cost: 40 }));
+    assert_eq!((catalog.paying(meter("image").id()), catalog.paying(credits)), (credits, credits));
+    assert_eq!((meter("users").late_hours(), meter("users").aggregation()), (24, Aggregation::Unique));
+    let pro = catalog.version(&PlanKey::from_static("pro"), None).unwrap();
+    assert!(pro.grants(feature("images").id()), "the balance that pays for it is there");
+    let rule = pro.limit(credits).unwrap();
+    assert_eq!((rule.time_zone, rule.overage_max), (chrono_tz::Europe::Berlin, Some(33_333)), "1000 / 0.03");
+    assert_eq!((rule.rollover, rule.per_member), (Some(Rollover { max: 500, windows: 2 }), Some(100)));
+    assert_eq!(rule.on_plan_change, PlanChange::Prorate);
+
+    let more = catalog.addon_for_price("price_more").unwrap();
+    assert_eq!((more.mode(), more.max_quantity()), (AddOnMode::Stack, 5));
+    assert_eq!((more.limit(credits), more.limit(meter("users").id())), (Some(Limit::Max(100)), Some(Limit::Unlimited)));
+    assert!(more.grants(feature("beta").id()) && !more.grants(feature("theme").id()));
+}
+
+#[test]
+fn mistakes_in_the_whole_language_are_refused_too() {
+    for (from, to, words) in [
+        ("options = [\"eu\", \"us\"], ", "", "features.region.options is missing"),
+        ("options = [\"eu\", \"us\"]", "options = [\"eu\", \"eu\"]", "holds \"eu\" twice"),
+        ("options = [\"eu\", \"us\"]", "options = []", "is empty"),
+        ("kind = \"json\"", "kind = \"json\", options = [\"x\"]", "not one of several"),
+        ("region = \"eu\"", "region = \"mars\"", "is \"mars\", which is none of its options"),
+        ("theme = { accent = \"red\"", "theme = { accent = 2026-01-01", "holds what JSON has not"),
+        ("dark = true }", "dark = inf }", "holds what JSON has not"),
+        ("percent = 12.5", "percent = 12.55", "is a fraction, which is no such share"),
+        ("percent = 12.5", "percent = 101", "which is no such share"),
+        ("percent = 12.5, ", "", "features.beta.rollout.percent is missing"),
+        ("cost = 40", "cost = 0", "is 0, which is out of range"),
+        ("of = \"ai-credits\"", "of = \"image\"", "which itself draws on another"),
+        ("of = \"ai-credits\"", "of = \"seats\"", "draws on `seats`, which is not a sum"),
+        ("of = \"ai-credits\"", "of = \"gold\"", "names \"gold\", which is no meter"),
+        ("late_hours = 24", "late_hours = 10_000", "is 10000, which is out of range"),
+        ("state = \"archived\"", "state = \"gone\"", "is \"gone\", which is none of its values"),
+        ("version = 2", "version = 2\nstate = \"draft\"", "which has no active version"),
+        ("versions.limits.ai-credits", "versions.limits.image", "is paid in `ai-credits`, whose limit it has"),
+        ("Europe/Berlin", "Europe/Bonn", "is \"Europe/Bonn\", which is no time zone"),
+        ("window = \"month\"", "window = \"hour\"", "is given for a window of 60 minutes"),
+        ("overage = \"bill\"", "overage = \"block\"", "is given for a limit that lets nothing through"),
+        ("unit_price = \"0.03\"", "unit_price = \"0\"", "which is no such price"),
+        ("unit_price = \"0.03\"", "unit_price = 3", "is a whole number, not text"),
+        ("per_member = 100", "per_member = 100\noverage_max = 5", "is given beside `overage_max`"),
+        ("max = 1000\nwindow", "max = \"unlimited\"\nwindow", "of which nothing is ever left"),
+        ("window = \"month\"", "window = \"lifetime\"", "is given for a window that never ends"),
+        ("mode = \"stack\"\n", "", "addons.more.mode is missing"),
+        ("max_quantity = 5", "max_quantity = 0", "is 0, which is out of range"),
+        ("users = \"unlimited\"", "image = 5", "is paid in another meter"),
+        ("users = \"unlimited\"", "gold = 5", "is no meter"),
+        ("prices = [\"price_more\"]", "prices = [\"price_more\", \"price_more\"]", "which line 46 already has"),
+    ] {
+        assert!(RICH.contains(from), "{from:?}");
+        let found = faults(&RICH.replacen(from, to, 1));
+        assert!(
+            found.iter().any(|fault| fault.contains(words)),
+            "{from:?} → {to:?}: expected {words}; found {found:#?}"
+        );
     }
 }
 

@@ -68,14 +68,26 @@ impl Plan {
         &self.versions
     }
 
-    /// One version; the newest for `None`.
+    /// One version; the newest that is active for `None`.
     #[must_use]
     pub fn version(&self, number: Option<u32>) -> Option<&PlanVersion> {
         match number {
-            None => self.versions.last(),
+            None => self.versions.iter().rfind(|version| version.state == VersionState::Active),
             Some(number) => self.versions.iter().find(|version| version.reference.version == number),
         }
     }
+}
+
+/// Where a version is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum VersionState {
+    /// Not sold yet: no tenant is moved to it by "the newest".
+    Draft,
+    /// Sold.
+    Active,
+    /// No longer sold; tenants that have it keep it.
+    Archived,
 }
 
 /// What one version of a plan grants.
@@ -83,6 +95,7 @@ impl Plan {
 pub struct PlanVersion {
     pub(super) id: VersionId,
     pub(super) reference: PlanVersionRef,
+    pub(super) state: VersionState,
     pub(super) rank: u32,
     pub(super) trial_days: u16,
     pub(super) prices: Box<[Box<str>]>,
@@ -111,6 +124,12 @@ impl PlanVersion {
     #[must_use]
     pub const fn rank(&self) -> u32 {
         self.rank
+    }
+
+    /// Where it is in its life.
+    #[must_use]
+    pub const fn state(&self) -> VersionState {
+        self.state
     }
 
     /// Days of trial, 0 for none.

@@ -35,7 +35,7 @@ pub(super) fn rule_at(
     known(snapshot)?;
     let rule = snapshot.limit_of(declared.id());
     Ok(rule.map(|rule| {
-        let period = period_at(rule.window, rule.anchor, snapshot.anchor(), now);
+        let period = period_at(&rule, snapshot.anchor(), now);
         (rule, period)
     }))
 }
