@@ -1,22 +1,52 @@
 -- What was used, and how much of it counts against which limit.
+--
+-- A use is decided on the counter of its window: used + held + units must stay within the cap. `used` is what events say and
+-- can be counted again from them; `held` is what reservations and leases may still use.
 
--- The truth: one row per use, never changed. The primary key is what makes a repeat recognisable.
-create table saas.usage_event (
+-- Which uses are known: what makes a repeat recognisable. Kept for as long as somebody may still repeat.
+create table saas.usage_key (
     tenant_id     uuid not null references saas.tenant (id) on delete restrict,
     meter         text not null,
     key           text not null check (char_length(key) between 1 and 255),
-    id            uuid not null,
-    amount        bigint not null check (amount > 0),
-    window_kind   text not null,
-    window_start  timestamptz not null,
-    actor         text not null,
+    amount        bigint not null,
+    event_id      uuid not null,
     at            timestamptz not null,
     primary key (tenant_id, meter, key)
 );
+create index usage_key_by_age on saas.usage_key (at);
+select saas.fence('saas.usage_key', 'select, insert');
+
+-- The truth: one row per use, never changed. In parts by the month in which it was recorded, so that old ones go as a table.
+create table saas.usage_event (
+    tenant_id     uuid not null references saas.tenant (id) on delete restrict,
+    id            uuid not null,
+    recorded_at   timestamptz not null,
+    -- what was used, and the meter that counts it: another one where it is paid in credits
+    meter         text not null,
+    counter       text not null,
+    -- consume and commit were decided before; record was not; correction may be negative; lease is the sum of many uses;
+    -- stranded is what a holder may have used when it was lost
+    kind          text not null check (kind in ('consume', 'commit', 'record', 'correction', 'lease', 'stranded')),
+    amount        bigint not null,
+    -- what it added to the counter's sum; 0 for a peak that was not exceeded or an item that was known
+    units         bigint not null,
+    window_kind   text not null,
+    window_start  timestamptz not null,
+    -- when it happened: at most recorded_at
+    at            timestamptz not null,
+    key           text not null,
+    member        text,
+    item          text,
+    actor         text not null,
+    primary key (tenant_id, id, recorded_at)
+) partition by range (recorded_at);
+create table saas.usage_event_rest partition of saas.usage_event default;
+create index usage_event_by_window on saas.usage_event (tenant_id, counter, window_kind, window_start);
+create index usage_event_by_time on saas.usage_event (tenant_id, at);
 select saas.fence('saas.usage_event', 'select, insert');
 
--- Sums of the events per window: derived, and rebuildable from them. A window belongs to the counter, not to a plan, so
--- another limit does not start it again. The free half of each page keeps updates on it (HOT).
+-- One per window. A window belongs to the counter, not to a plan, so another limit does not start it again. The free half of
+-- each page keeps updates on it (HOT).
 create table saas.usage_counter (
     tenant_id     uuid not null references saas.tenant (id) on delete restrict,
     meter         text not null,
@@ -25,11 +55,120 @@ create table saas.usage_counter (
     -- null: never
     window_end    timestamptz,
     used          bigint not null default 0 check (used >= 0),
+    -- what reservations and leases may still use
+    held          bigint not null default 0 check (held >= 0),
     -- the limit at the last use; null: none. Tells which warnings still hold.
     limit_units   bigint,
+    -- somebody was refused while units were held: holders that are idle give theirs back
+    wanted_at     timestamptz,
     primary key (tenant_id, meter, window_kind, window_start)
 ) with (fillfactor = 50);
 select saas.fence('saas.usage_counter', 'select, insert, update');
+
+-- What each member used of a tenant's window, where the plan limits that.
+create table saas.usage_member (
+    tenant_id     uuid not null references saas.tenant (id) on delete restrict,
+    meter         text not null,
+    window_kind   text not null,
+    window_start  timestamptz not null,
+    member        text not null,
+    used          bigint not null default 0 check (used >= 0),
+    held          bigint not null default 0 check (held >= 0),
+    primary key (tenant_id, meter, window_kind, window_start, member)
+) with (fillfactor = 50);
+select saas.fence('saas.usage_member', 'select, insert, update');
+
+-- The different items of a window, of meters that count those.
+create table saas.usage_item (
+    tenant_id     uuid not null references saas.tenant (id) on delete restrict,
+    meter         text not null,
+    window_kind   text not null,
+    window_start  timestamptz not null,
+    item          text not null check (char_length(item) between 1 and 255),
+    at            timestamptz not null,
+    primary key (tenant_id, meter, window_kind, window_start, item)
+);
+select saas.fence('saas.usage_item', 'select, insert');
+
+-- Units beside the plan's: bought, given, or carried over. Burnt after the plan's own, by priority, then what ends first,
+-- then the oldest.
+create table saas.usage_grant (
+    tenant_id     uuid not null references saas.tenant (id) on delete restrict,
+    id            uuid not null,
+    meter         text not null,
+    units         bigint not null check (units > 0),
+    burnt         bigint not null default 0 check (burnt >= 0),
+    held          bigint not null default 0 check (held >= 0),
+    priority      smallint not null default 0,
+    source        text not null check (source in ('bought', 'given', 'rollover')),
+    reason        text not null check (char_length(reason) between 1 and 500),
+    author        text not null,
+    created_at    timestamptz not null,
+    -- null: never
+    expires_at    timestamptz check (expires_at > created_at),
+    -- the window that left it over
+    window_kind   text,
+    window_start  timestamptz,
+    revoked_at    timestamptz,
+    primary key (tenant_id, id),
+    unique (tenant_id, meter, window_kind, window_start),
+    check (burnt + held <= units)
+);
+create index usage_grant_in_order on saas.usage_grant (tenant_id, meter, priority, expires_at, created_at)
+    where burnt < units and revoked_at is null;
+select saas.fence('saas.usage_grant', 'select, insert, update');
+
+-- Units set aside for work whose cost is known only afterwards.
+create table saas.usage_reservation (
+    tenant_id     uuid not null references saas.tenant (id) on delete restrict,
+    id            uuid not null,
+    meter         text not null,
+    counter       text not null,
+    key           text not null,
+    window_kind   text not null,
+    window_start  timestamptz not null,
+    member        text,
+    -- of the meter, and the same in units of the counter
+    amount        bigint not null check (amount > 0),
+    units         bigint not null check (units > 0),
+    actor         text not null,
+    created_at    timestamptz not null,
+    expires_at    timestamptz not null,
+    -- null while it is open
+    outcome       text check (outcome in ('committed', 'released', 'expired')),
+    settled_units bigint,
+    settled_at    timestamptz,
+    primary key (tenant_id, id),
+    unique (tenant_id, meter, key)
+);
+create index usage_reservation_open on saas.usage_reservation (tenant_id, counter, expires_at) where outcome is null;
+select saas.fence('saas.usage_reservation', 'select, insert, update');
+
+-- Units lent to one process, which uses them from memory.
+create table saas.usage_lease (
+    tenant_id     uuid not null references saas.tenant (id) on delete restrict,
+    id            uuid not null,
+    meter         text not null,
+    counter       text not null,
+    window_kind   text not null,
+    window_start  timestamptz not null,
+    holder        text not null,
+    -- units of the counter: lent; of those, used as far as reported, and returned
+    lent          bigint not null check (lent > 0),
+    spent         bigint not null default 0 check (spent >= 0),
+    returned      bigint not null default 0 check (returned >= 0),
+    -- the last report that counted: an older one does not
+    report        bigint not null default 0,
+    created_at    timestamptz not null,
+    expires_at    timestamptz not null,
+    -- null while the holder has it
+    ended_at      timestamptz,
+    primary key (tenant_id, id),
+    check (spent + returned <= lent)
+) with (fillfactor = 50);
+create index usage_lease_open on saas.usage_lease (tenant_id, counter, expires_at) where ended_at is null;
+create index usage_lease_overdue on saas.usage_lease (expires_at) where ended_at is null;
+select saas.fence('saas.usage_lease', 'select, insert, update');
 
 -- Which warnings were given. The primary key is what gives each of them once per window and limit.
 create table saas.usage_crossing (
@@ -44,6 +183,13 @@ create table saas.usage_crossing (
     window_end    timestamptz,
     units         bigint not null,
     at            timestamptz not null,
+    -- when usage was below it again, by a higher limit, a correction or a new window, and that was said
+    resolved_at   timestamptz,
     primary key (tenant_id, meter, window_kind, window_start, limit_units, threshold)
 );
-select saas.fence('saas.usage_crossing', 'select, insert');
+create index usage_crossing_unresolved on saas.usage_crossing (tenant_id, meter) where resolved_at is null;
+select saas.fence('saas.usage_crossing', 'select, insert, update');
+
+-- Usage goes with its tenant. Nothing else may delete it: these tables are only added to.
+grant delete on saas.usage_key, saas.usage_event, saas.usage_counter, saas.usage_member, saas.usage_item, saas.usage_grant,
+    saas.usage_reservation, saas.usage_lease, saas.usage_crossing to saas_system;

@@ -89,5 +89,4 @@ pub use window::{Period, period_at};
 pub static SCHEMA: saas_core::Schema = saas_core::schema!("entitlements":
     1 "0001_overrides",
     2 "0002_usage",
-    3 "0003_erase",
 );

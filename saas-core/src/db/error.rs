@@ -58,6 +58,18 @@ impl CoreError {
             _ => Self::OutcomeUnknown { cause: Box::new(error) },
         }
     }
+
+    /// An error in answer to a message that holds both a statement and its COMMIT. A refusal of either says that nothing was
+    /// stored; what ends a connection may do so after the commit.
+    pub(super) fn from_written_once(error: Error) -> Self {
+        let code = error.as_database_error().and_then(|e| e.code()).unwrap_or_default().into_owned();
+        let never_sent = matches!(error, Error::PoolTimedOut | Error::PoolClosed);
+        match code.get(..2) {
+            // Connection, operator's intervention, system and internal errors.
+            None | Some("08" | "57" | "58" | "XX") if !never_sent => Self::OutcomeUnknown { cause: Box::new(error) },
+            _ => Self::from_database(error),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -64,14 +64,16 @@ impl Guard {
         Ok(())
     }
 
-    /// Runs one reading statement between `begin` and a commit, all in one message, and returns its rows. Where the session
-    /// has not prepared it yet, that takes one message more; where sessions forget, it is prepared in the same one.
+    /// Runs one statement between `begin` and a commit, all in one message, and returns its rows. Where the session has not
+    /// prepared it yet, that takes one message more; where sessions forget, it is prepared in the same one. `failed` says
+    /// what an error means: it may stand in the place of the commit's answer.
     #[expect(clippy::disallowed_methods, reason = "the one place that takes connections")]
-    pub(super) async fn read_once(
+    pub(super) async fn once(
         pool: &PgPool,
         begin: &str,
         once: &Once,
         forgets: bool,
+        failed: fn(sqlx::Error) -> CoreError,
     ) -> Result<Vec<PgRow>, CoreError> {
         const NOT_PREPARED: &str = "26000";
         let connection = pool.acquire().await.map_err(CoreError::from_database)?;
@@ -91,9 +93,9 @@ impl Guard {
             }
             answered => answered,
         };
-        let rows = rows.map_err(CoreError::from_database)?;
+        let rows = rows.map_err(failed)?;
         let rows =
-            rows.ok_or_else(|| CoreError::Unavailable { cause: "the connection answered another question".into() })?;
+            rows.ok_or_else(|| failed(sqlx::Error::Protocol("the connection answered another question".into())))?;
         guard.suspect = false;
         Ok(rows)
     }

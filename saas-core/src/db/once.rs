@@ -1,4 +1,4 @@
-//! One reading statement of a tenant in one round trip: begin, bind, read and commit as a single message.
+//! One statement of a tenant in one round trip: begin, bind, execute and commit as a single message.
 //!
 //! PostgreSQL takes several statements in one message only as text, so the statement is prepared by name and executed with
 //! literals. Promises that no value can end its literal, under any setting of the server: numbers are digits, everything
@@ -14,7 +14,8 @@ use uuid::Uuid;
 use super::{Place, guard::Guard, place::Access};
 use crate::{CoreError, InvalidInput, TenantContext};
 
-/// A value in a statement of [`read_once`](super::TenantWork::read_once).
+/// A value in a statement of [`read_once`](super::TenantWork::read_once) or
+/// [`write_once`](super::TenantWork::write_once).
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub enum Literal<'a> {
@@ -100,9 +101,18 @@ impl Once {
 }
 
 /// Runs a statement at a place.
-pub(super) async fn run(place: &Place, ctx: &dyn TenantContext, once: &Once) -> Result<Vec<PgRow>, CoreError> {
-    let begin = place.begin(ctx, Access::Read);
-    Guard::read_once(&place.pool, &begin, once, place.forgets_statements()).await
+pub(super) async fn run(
+    place: &Place,
+    ctx: &dyn TenantContext,
+    access: Access,
+    once: &Once,
+) -> Result<Vec<PgRow>, CoreError> {
+    let failed = match access {
+        Access::Write => CoreError::from_written_once,
+        Access::Read | Access::Snapshot => CoreError::from_database,
+    };
+    let begin = place.begin(ctx, access);
+    Guard::once(&place.pool, &begin, once, place.forgets_statements(), failed).await
 }
 
 #[cfg(test)]

@@ -5,10 +5,12 @@ use sqlx::postgres::PgRow;
 use super::{
     SessionBinding, TenantTx,
     once::{self, Literal, Once},
+    place::Access,
 };
 use crate::{CoreError, TenantContext};
 
-/// What every [`SessionBinding`] can do for a tenant: a unit of work that writes, one that reads, and a single read.
+/// What every [`SessionBinding`] can do for a tenant: a unit of work that writes, one that reads, and single
+/// statements.
 ///
 /// ```no_run
 /// # use saas_core::{*, db::*};
@@ -60,6 +62,21 @@ pub trait TenantWork: SessionBinding {
         statement: &'static str,
         values: &[Literal<'_>],
     ) -> impl Future<Output = Result<Vec<PgRow>, CoreError>> + Send;
+
+    /// Runs one writing statement in a transaction of its own, all in one round trip, commit included. Statement, values and
+    /// rows are those of [`read_once`](Self::read_once).
+    ///
+    /// Dropped half-way, it may have been stored.
+    ///
+    /// # Errors
+    /// As [`read_once`](Self::read_once) and [`TenantTx::commit`]. After
+    /// [`OutcomeUnknown`](CoreError::OutcomeUnknown) only a statement that recognises its repetition can be repeated.
+    fn write_once(
+        &self,
+        ctx: &dyn TenantContext,
+        statement: &'static str,
+        values: &[Literal<'_>],
+    ) -> impl Future<Output = Result<Vec<PgRow>, CoreError>> + Send;
 }
 
 impl<B: SessionBinding> TenantWork for B {
@@ -89,12 +106,30 @@ impl<B: SessionBinding> TenantWork for B {
         statement: &'static str,
         values: &[Literal<'_>],
     ) -> Result<Vec<PgRow>, CoreError> {
-        let once = Once::new(statement, values)?;
-        let place = self.place(ctx).await?;
-        let done = once::run(&place, ctx, &once).await;
-        let Err(CoreError::Moved { .. }) = done else { return done };
-        drop(place);
-        self.refused(ctx.tenant());
-        once::run(&self.place(ctx).await?, ctx, &once).await
+        once_at_home(self, ctx, Access::Read, &Once::new(statement, values)?).await
     }
+
+    async fn write_once(
+        &self,
+        ctx: &dyn TenantContext,
+        statement: &'static str,
+        values: &[Literal<'_>],
+    ) -> Result<Vec<PgRow>, CoreError> {
+        once_at_home(self, ctx, Access::Write, &Once::new(statement, values)?).await
+    }
+}
+
+/// Runs a statement where the tenant is at home, also where it has just moved to.
+async fn once_at_home(
+    binding: &dyn SessionBinding,
+    ctx: &dyn TenantContext,
+    access: Access,
+    once: &Once,
+) -> Result<Vec<PgRow>, CoreError> {
+    let place = binding.place(ctx).await?;
+    let done = once::run(&place, ctx, access, once).await;
+    let Err(CoreError::Moved { .. }) = done else { return done };
+    drop(place);
+    binding.refused(ctx.tenant());
+    once::run(&binding.place(ctx).await?, ctx, access, once).await
 }

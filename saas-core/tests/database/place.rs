@@ -269,6 +269,60 @@ async fn a_unit_of_work_is_stored_when_it_succeeds_and_only_then() {
     assert_eq!(error.code(), "statement", "read-only transaction");
 }
 
+const ADD: &str = "insert into public.project (tenant_id, name) values ($1, gen_random_uuid()::text) returning name";
+
+#[tokio::test]
+async fn a_single_write_is_stored_whole_or_refused() {
+    let fixture = Fixture::start().await;
+    let tenants = fixture.db.tenants();
+    let (a, b) = (fixture.a.tenant().as_uuid(), fixture.b.tenant().as_uuid());
+    let stored = async || count(&tenants.read_once(&fixture.a, COUNT, &[Literal::Uuid(a)]).await.unwrap());
+    let before = stored().await;
+    let rows = tenants.write_once(&fixture.a, ADD, &[Literal::Uuid(a)]).await.unwrap();
+    assert_eq!(rows.len(), 1);
+    assert_eq!(stored().await, before + 1);
+    // Another tenant's row, and one that fails only at the commit: refused, known to be.
+    let error = tenants.write_once(&fixture.a, ADD, &[Literal::Uuid(b)]).await.unwrap_err();
+    assert_ne!(error.kind(), ErrorKind::OutcomeUnknown, "{error}");
+    fixture
+        .db
+        .owner()
+        .await
+        .execute(
+            "create function public.no() returns trigger language plpgsql as $$ begin
+                 raise exception using errcode = '23514', message = 'no'; end $$;
+             create constraint trigger late after insert on public.project deferrable initially deferred
+                 for each row execute function public.no()",
+        )
+        .await
+        .unwrap();
+    let error = tenants.write_once(&fixture.a, ADD, &[Literal::Uuid(a)]).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Conflict, "{error}");
+    assert_eq!(stored().await, before + 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_cut_a_single_write_says_that_its_outcome_is_unknown() {
+    let fixture = Fixture::start().await;
+    let proxy = proxy_of(&fixture.db);
+    let tenants = through_proxy(&fixture.db, &proxy).await;
+    let id = [Literal::Uuid(fixture.a.tenant().as_uuid())];
+    // Prepared, so that the next one is a single question.
+    tenants.write_once(&fixture.a, ADD, &id).await.unwrap();
+    drop(tenants.pool().acquire().await.unwrap());
+    let held = tenants.pool().acquire().await.unwrap();
+    let before = count(&fixture.db.tenants().read_once(&fixture.a, COUNT, &id).await.unwrap());
+    drop(held);
+    // The first answer is to the pool's own ping on the release of `held`.
+    proxy.cut_instead_of_answer(1);
+    let error = tenants.write_once(&fixture.a, ADD, &id).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::OutcomeUnknown, "{error}");
+    // The server had got the question, and acts on it as soon as it can.
+    while count(&fixture.db.tenants().read_once(&fixture.a, COUNT, &id).await.unwrap()) == before {
+        tokio::task::yield_now().await;
+    }
+}
+
 #[tokio::test]
 async fn values_of_a_single_read_come_back_as_they_went() {
     let fixture = Fixture::start().await;
@@ -304,7 +358,7 @@ async fn values_of_a_single_read_come_back_as_they_went() {
 }
 
 #[tokio::test]
-async fn flights_of_a_write_a_read_and_a_single_read() {
+async fn flights_of_a_write_a_read_and_single_statements() {
     let fixture = Fixture::start().await;
     let proxy = proxy_of(&fixture.db);
     // Without the release's background work in between: each unit on a connection that is at rest.
@@ -320,9 +374,10 @@ async fn flights_of_a_write_a_read_and_a_single_read() {
     for _ in 0..2 {
         tenants.write(&fixture.a, work).await.unwrap();
         tenants.read_once(&fixture.a, COUNT, &id).await.unwrap();
+        tenants.write_once(&fixture.a, ADD, &id).await.unwrap();
     }
     let mut flights = Vec::new();
-    for unit in 0..3 {
+    for unit in 0..4 {
         // The only connection is free again once its release is through.
         drop(tenants.pool().acquire().await.unwrap());
         drop(tenants.pool().acquire().await.unwrap());
@@ -332,12 +387,13 @@ async fn flights_of_a_write_a_read_and_a_single_read() {
         match unit {
             0 => drop(tenants.write(&fixture.a, work).await.unwrap()),
             1 => drop(tenants.read(&fixture.a, work).await.unwrap()),
-            _ => drop(tenants.read_once(&fixture.a, COUNT, &id).await.unwrap()),
+            2 => drop(tenants.read_once(&fixture.a, COUNT, &id).await.unwrap()),
+            _ => drop(tenants.write_once(&fixture.a, ADD, &id).await.unwrap()),
         }
         // One is the pool's own ping on the release of `held`.
         flights.push(proxy.flights() - before - 1);
     }
-    assert_eq!(flights, [3, 2, 1]);
+    assert_eq!(flights, [3, 2, 1, 1]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
