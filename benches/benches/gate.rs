@@ -96,7 +96,7 @@ impl SnapshotSource for PlanById {
         let tenant = (tenant.as_uuid().as_u64_pair().1 >> 40) as usize;
         let plan: PlanKey = format!("p{}", plan_of(tenant)).parse()?;
         let assignment = PlanAssignment { version: Some(1), ..PlanAssignment::active(plan) };
-        Ok(Some(TenantState { revision: Revision::new(1), assignment, overrides: Vec::new() }))
+        Ok(Some(TenantState { revision: Revision::new(1), assignment, overrides: Vec::new(), cohorts: Vec::new() }))
     }
 }
 

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use crate::{CoreError, PlanKey, TenantContext};
+use crate::{AddOnKey, CoreError, PlanKey, TenantContext};
 
 /// Whether the tenant has access, as far as money goes. Computed from instants at read time; nothing has to fire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -89,13 +89,16 @@ pub struct PlanAssignment {
     pub anchor: Option<DateTime<Utc>>,
     /// When the plan ends by itself (trial or cancellation), with nothing to take its place but the default plan.
     pub ends_at: Option<DateTime<Utc>>,
+    /// What was bought beside the plan, and how many of each. It ends with the plan.
+    #[serde(default)]
+    pub addons: Vec<(AddOnKey, u32)>,
 }
 
 impl PlanAssignment {
     /// A plan that is paid for and does not end.
     #[must_use]
     pub const fn active(plan: PlanKey) -> Self {
-        Self { plan, version: None, standing: Standing::Active, anchor: None, ends_at: None }
+        Self { plan, version: None, standing: Standing::Active, anchor: None, ends_at: None, addons: Vec::new() }
     }
 }
 

@@ -1,6 +1,6 @@
 //! How entitlements and counting fail.
 
-use saas_core::{Cause, CoreError, ErrorKind, FeatureKey, InvalidInput, MeterKey, PlanKey, Revision};
+use saas_core::{AddOnKey, Cause, CoreError, ErrorKind, FeatureKey, InvalidInput, MeterKey, PlanKey, Revision};
 
 /// Why an operation of `saas-entitlements` failed.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +34,12 @@ pub enum EntitlementsError {
         /// Its version.
         version: Option<u32>,
     },
+    /// A tenant has an add-on that this binary's catalogue does not have.
+    #[error("a tenant has the add-on `{key}`, which the plan catalogue lacks; keep every add-on that somebody has")]
+    UnknownAddOn {
+        /// The add-on.
+        key: AddOnKey,
+    },
     /// The tenant's entitlements changed after the snapshot was taken. Nothing was written.
     #[error("the tenant's entitlements changed meanwhile (revision {revision}); take a new snapshot and repeat")]
     Outdated {
@@ -56,7 +62,7 @@ impl EntitlementsError {
         match self {
             Self::Core(error) => error.kind(),
             Self::Invalid(_) | Self::UnknownFeature { .. } | Self::UnknownMeter { .. } => ErrorKind::Invalid,
-            Self::UnknownPlan { .. } => ErrorKind::Misconfigured,
+            Self::UnknownPlan { .. } | Self::UnknownAddOn { .. } => ErrorKind::Misconfigured,
             Self::Outdated { .. } => ErrorKind::Conflict,
             Self::Unavailable { .. } => ErrorKind::Unavailable,
         }
@@ -71,6 +77,7 @@ impl EntitlementsError {
             Self::UnknownFeature { .. } => "unknown_feature",
             Self::UnknownMeter { .. } => "unknown_meter",
             Self::UnknownPlan { .. } => "unknown_plan",
+            Self::UnknownAddOn { .. } => "unknown_addon",
             Self::Outdated { .. } => "entitlements_outdated",
             Self::Unavailable { .. } => "entitlements_unavailable",
         }

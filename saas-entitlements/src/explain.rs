@@ -4,15 +4,15 @@ use std::fmt;
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use saas_core::{
-    FeatureKey, PlanVersionRef, Revision,
-    plan::{FailPolicy, FeatureKind, StaticValue},
+    AddOnKey, FeatureKey, Limit, PlanVersionRef, Revision,
+    plan::{AddOn, AddOnMode, FailPolicy, Feature, FeatureKind, MeterId, PlanVersion, StaticValue},
     subscription::{AccessLevel, Standing},
 };
 use serde::Serialize;
 
 use crate::{
     EntitlementsError, Override, OverrideGrant,
-    resolve::{entitled, handle},
+    resolve::{bought_feature, entitled, handle, rolled_out},
     snapshot::{Origin, Snapshot, Target},
 };
 
@@ -27,6 +27,8 @@ pub struct Explanation {
     pub value: Option<StaticValue>,
     /// What decided.
     pub reason: Reason,
+    /// What each layer had to say, in the order in which they are asked.
+    pub chain: Vec<Layer>,
     /// The plan version in force; `None` while nothing is known about the tenant.
     pub plan: Option<PlanVersionRef>,
     /// What the standing lets the tenant do.
@@ -52,6 +54,16 @@ pub enum Reason {
     Plan,
     /// The limit of its meter lets something through, or nothing.
     Limit,
+    /// An add-on grants it, or gives it its value or its meter's limit.
+    AddOn {
+        /// Which; of several the last that was asked.
+        key: AddOnKey,
+    },
+    /// It was bought, but it is being rolled out and the tenant's turn has not come.
+    Rollout {
+        /// How many in a thousand have it.
+        permille: u16,
+    },
     /// An override.
     Override {
         /// All of it: who, why, until when.
@@ -68,6 +80,73 @@ pub enum Reason {
     UnknownTenant,
     /// Nothing is known and nothing can be read: the feature's fail policy.
     FailPolicy,
+}
+
+/// What one layer says about a feature. Displayed as a clause such as ``add-on `extra-storage` (2 of it) gives it 100``.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(tag = "layer", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Layer {
+    /// The plan version in force.
+    Plan {
+        /// Which.
+        plan: PlanVersionRef,
+        /// What it gives.
+        gives: Given,
+    },
+    /// An add-on that says something about it.
+    AddOn {
+        /// Which.
+        key: AddOnKey,
+        /// How many were bought.
+        quantity: u32,
+        /// What one of it gives.
+        gives: Given,
+    },
+    /// Its roll-out.
+    Rollout {
+        /// How many in a thousand have it.
+        permille: u16,
+        /// Whether the tenant does.
+        included: bool,
+    },
+    /// An override in force.
+    Override {
+        /// All of it: who, why, until when.
+        found: Override,
+    },
+    /// The standing.
+    Standing {
+        /// What it lets the tenant do.
+        access: AccessLevel,
+        /// What the feature needs.
+        needs: AccessLevel,
+    },
+}
+
+/// What a layer gives.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Given {
+    /// Nothing.
+    Nothing,
+    /// The feature.
+    On,
+    /// The feature with this value.
+    Value(StaticValue),
+    /// So much of its meter.
+    Limit(Limit),
+}
+
+impl Given {
+    fn of(on: bool, value: Option<&StaticValue>, limit: Option<Limit>) -> Self {
+        match (value, limit) {
+            (Some(value), _) => Self::Value(value.clone()),
+            (None, Some(limit)) => Self::Limit(limit),
+            (None, None) if on => Self::On,
+            (None, None) => Self::Nothing,
+        }
+    }
 }
 
 impl Snapshot {
@@ -98,6 +177,10 @@ impl Snapshot {
                     Reason::Standing { standing: self.facts.standing, needs: found.min_access() }
                 } else if let Some(found) = by_override {
                     Reason::Override { found }
+                } else if !rolled_out(self, found) && bought_feature(self, version, found) {
+                    Reason::Rollout { permille: found.rollout().map_or(0, |rollout| rollout.permille) }
+                } else if let Some(key) = self.deciding_addon(found, target, version) {
+                    Reason::AddOn { key }
                 } else if matches!(target, Target::Meter(_)) {
                     Reason::Limit
                 } else {
@@ -113,6 +196,7 @@ impl Snapshot {
             enabled,
             value: self.value(feature).cloned(),
             reason,
+            chain: self.chain(found, target),
             plan: plan.map(|version| version.reference().clone()),
             access: self.access,
             fail_policy: found.fail_policy(),
@@ -124,6 +208,102 @@ impl Snapshot {
                 Origin::Loaded | Origin::UnknownTenant | Origin::FailPolicy => None,
             },
         })
+    }
+
+    /// The add-on that made the difference, if one did.
+    fn deciding_addon(&self, feature: &Feature, target: Target, version: &PlanVersion) -> Option<AddOnKey> {
+        let says = |addon: &AddOn| match target {
+            Target::Meter(meter) => addon.limit(meter).is_some(),
+            Target::Feature(id) => addon.value(id).is_some() || (addon.grants(id) && !version.grants(id)),
+        };
+        let addons = self.addons().filter(|(addon, _)| says(addon));
+        // In the order in which they are asked: those that replace come first.
+        let last = addons.max_by_key(|(addon, _)| addon.mode() == AddOnMode::Stack);
+        last.filter(|_| self.is_enabled(handle(self, feature))).map(|(addon, _)| addon.key().clone())
+    }
+
+    /// What every layer says.
+    fn chain(&self, feature: &Feature, target: Target) -> Vec<Layer> {
+        let Some(version) = self.plan_version() else { return Vec::new() };
+        let (id, meter) = match target {
+            Target::Feature(id) => (Some(id), None),
+            Target::Meter(meter) => (None, Some(meter)),
+        };
+        let limit = |of: &dyn Fn(MeterId) -> Option<Limit>| meter.and_then(of);
+        let mut chain = vec![Layer::Plan {
+            plan: version.reference().clone(),
+            gives: Given::of(
+                id.is_some_and(|id| version.grants(id)),
+                id.and_then(|id| version.value(id)),
+                limit(&|meter| version.limit(meter).map(|rule| rule.limit)),
+            ),
+        }];
+        for mode in [AddOnMode::Override, AddOnMode::Stack] {
+            for (addon, quantity) in self.addons().filter(|(addon, _)| addon.mode() == mode) {
+                let gives = Given::of(
+                    id.is_some_and(|id| addon.grants(id)),
+                    id.and_then(|id| addon.value(id)),
+                    limit(&|meter| addon.limit(meter)),
+                );
+                if gives != Given::Nothing {
+                    chain.push(Layer::AddOn { key: addon.key().clone(), quantity, gives });
+                }
+            }
+        }
+        if let Some(rollout) = feature.rollout() {
+            chain.push(Layer::Rollout { permille: rollout.permille, included: rolled_out(self, feature) });
+        }
+        chain.extend(self.override_of(target).cloned().map(|found| Layer::Override { found }));
+        chain.push(Layer::Standing { access: self.access, needs: feature.min_access() });
+        chain
+    }
+}
+
+impl Explanation {
+    /// What every layer says, as one sentence.
+    #[must_use]
+    pub fn in_full(&self) -> String {
+        let clauses: Vec<_> = self.chain.iter().map(ToString::to_string).collect();
+        let on = if self.enabled { "on" } else { "off" };
+        format!("`{}` is {on}: {}.", self.feature, clauses.join("; "))
+    }
+}
+
+impl fmt::Display for Layer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Plan { plan, gives } => write!(f, "{} {gives}", Named(Some(plan))),
+            Self::AddOn { key, quantity, gives } => write!(f, "add-on `{key}` ({quantity} of it) {gives}"),
+            Self::Rollout { permille, included } => {
+                let (whole, tenth) = (permille / 10, permille % 10);
+                let included =
+                    if *included { "and the tenant is among them" } else { "and the tenant is not among them" };
+                write!(f, "it is rolled out to {whole}.{tenth} % {included}")
+            }
+            Self::Override { found } => {
+                let what = match &found.grant {
+                    OverrideGrant::Switch { on: true, .. } => "switched it on".to_owned(),
+                    OverrideGrant::Switch { on: false, .. } => "switched it off".to_owned(),
+                    OverrideGrant::Value { value, .. } => format!("gave it {value}"),
+                    OverrideGrant::Limit { limit, .. } => format!("set the limit of its meter to {limit}"),
+                };
+                write!(f, "{} {what} until {}, because “{}”", found.author, At(found.expires_at), found.reason)
+            }
+            Self::Standing { access, needs } => {
+                write!(f, "it needs {} access and the tenant has {}", level(*needs), level(*access))
+            }
+        }
+    }
+}
+
+impl fmt::Display for Given {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Nothing => f.write_str("does not include it"),
+            Self::On => f.write_str("grants it"),
+            Self::Value(value) => write!(f, "gives it {value}"),
+            Self::Limit(limit) => write!(f, "gives {limit} of its meter"),
+        }
     }
 }
 
@@ -139,6 +319,11 @@ impl fmt::Display for Explanation {
             Reason::Plan => write!(f, ": {plan} does not include it")?,
             Reason::Limit if self.enabled => write!(f, ": {plan} includes its meter")?,
             Reason::Limit => write!(f, ": {plan} lets nothing of its meter through")?,
+            Reason::AddOn { key } => write!(f, ": add-on `{key}` beside {plan} grants it")?,
+            Reason::Rollout { permille } => {
+                let (whole, tenth) = (permille / 10, permille % 10);
+                write!(f, ": {plan} grants it, but so far it is rolled out to {whole}.{tenth} % of the tenants")?;
+            }
             Reason::Override { found } => {
                 let what = match &found.grant {
                     OverrideGrant::Switch { .. } => "decided",

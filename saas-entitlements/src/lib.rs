@@ -58,6 +58,7 @@ mod entitlements;
 mod error;
 mod explain;
 mod gate;
+mod layers;
 #[cfg(feature = "testing")]
 pub mod memory;
 mod meter;
@@ -71,7 +72,7 @@ mod window;
 
 pub use entitlements::{Entitlements, GateClock};
 pub use error::EntitlementsError;
-pub use explain::{Explanation, Reason};
+pub use explain::{Explanation, Given, Layer, Reason};
 pub use gate::{Answer, FeatureGate, GateOptions, GateStats};
 #[cfg(feature = "testing")]
 pub use meter::conformance;
@@ -89,4 +90,5 @@ pub use window::{Period, period_at};
 pub static SCHEMA: saas_core::Schema = saas_core::schema!("entitlements":
     1 "0001_overrides",
     2 "0002_usage",
+    3 "0003_cohorts",
 );

@@ -2,12 +2,15 @@
 //!
 //! For each feature, in this order:
 //! 1. The plan version in force grants it or not. Once a plan has ended, that is the default plan's newest version.
-//! 2. An override that has not expired replaces the plan's answer.
-//! 3. The standing can only take away: a feature is off while the access level is below its `min_access`, override or not.
+//! 2. Add-ons that were bought beside the plan grant more, or replace what the plan says. They end with the plan.
+//! 3. A feature that is being rolled out is off for tenants that are neither in the share nor in a cohort.
+//! 4. An override that has not expired replaces the answer so far.
+//! 5. The standing can only take away: a feature is off while the access level is below its `min_access`, override or not.
 //!    A customer who is suspended gets nothing back by an old exception; an exception *to the suspension* is billing's
 //!    (extend the grace period).
 //!
-//! A metered feature follows the limit of its meter, override included: on where anything above zero may be used.
+//! A metered feature follows the limit of the meter that pays for it, override included: on where anything above zero may be
+//! used.
 
 use chrono::{DateTime, Utc};
 use chrono_tz::Tz;
@@ -21,7 +24,7 @@ use saas_core::{
 };
 
 use crate::{
-    EntitlementsError, OverrideGrant, OverrideSubject, TenantState,
+    EntitlementsError, OverrideGrant, OverrideSubject, TenantState, layers,
     snapshot::{Facts, FeatureHandle, Origin, ShelfLife, Snapshot, Target},
 };
 
@@ -30,15 +33,15 @@ use crate::{
 /// Overrides of features and meters that the catalogue no longer has are left out.
 ///
 /// # Errors
-/// [`UnknownPlan`](EntitlementsError::UnknownPlan) when the catalogue lacks the tenant's plan or version. The default
-/// plan would be a wrong answer that looks right.
+/// [`UnknownPlan`](EntitlementsError::UnknownPlan) and [`UnknownAddOn`](EntitlementsError::UnknownAddOn) when the catalogue
+/// lacks what the tenant has. The default plan would be a wrong answer that looks right.
 pub fn resolve(
     catalog: &PlanCatalog,
     tenant: TenantId,
     state: TenantState,
     now: DateTime<Utc>,
 ) -> Result<Snapshot, EntitlementsError> {
-    let TenantState { revision, assignment, overrides } = state;
+    let TenantState { revision, assignment, overrides, cohorts } = state;
     let Some(bought) = catalog.version(&assignment.plan, assignment.version) else {
         return Err(EntitlementsError::UnknownPlan { plan: assignment.plan, version: assignment.version });
     };
@@ -47,14 +50,28 @@ pub fn resolve(
         OverrideSubject::Meter(key) => catalog.meter(key).map(|meter| Target::Meter(meter.id())),
     };
     let overrides = overrides.into_iter().filter_map(|found| Some((target(&found.grant.subject())?, found))).collect();
-    let facts = Facts {
+    let mut addons = Vec::with_capacity(assignment.addons.len());
+    for (key, quantity) in assignment.addons {
+        let place = catalog.addons().binary_search_by(|addon| addon.key().cmp(&key)).ok();
+        let found = place.and_then(|place| Some((u16::try_from(place).ok()?, catalog.addons().get(place)?)));
+        let Some((place, addon)) = found else { return Err(EntitlementsError::UnknownAddOn { key }) };
+        addons.push((place, quantity.min(addon.max_quantity())));
+    }
+    addons.retain(|(_, quantity)| *quantity > 0);
+    addons.sort_unstable();
+    let mut facts = Facts {
         revision,
         bought: bought.id(),
+        addons: addons.into(),
+        values: Box::default(),
+        cohorts: cohorts.into(),
         standing: assignment.standing,
         anchor: assignment.anchor,
         ends_at: assignment.ends_at,
         overrides,
     };
+    let features = catalog.features().iter().map(Feature::id);
+    facts.values = layers::values(bought, layers::addons(catalog, &facts), features);
     Ok(settle(catalog, tenant, Origin::Loaded, facts, now, ShelfLife::starting(now)))
 }
 
@@ -99,6 +116,9 @@ impl Snapshot {
         let facts = Facts {
             revision: Revision::NONE,
             bought: version,
+            addons: Box::default(),
+            values: Box::default(),
+            cohorts: Box::default(),
             standing: if unknown { Standing::Suspended { since: now } } else { Standing::Active },
             anchor: None,
             ends_at: None,
@@ -128,7 +148,7 @@ impl ShelfLife {
 }
 
 /// The plan's rule with another limit; a blocking calendar month where the plan has no rule.
-pub(crate) fn overridden(planned: Option<&MeterLimit>, limit: Limit) -> MeterLimit {
+pub(crate) fn with_limit(planned: Option<&MeterLimit>, limit: Limit) -> MeterLimit {
     let warn =
         |warn: &[u16]| if matches!(limit, Limit::Unlimited | Limit::Max(0)) { Box::default() } else { warn.into() };
     match planned {
@@ -180,17 +200,29 @@ fn settle(
     snapshot
 }
 
-/// Whether plan and overrides give the feature, before the standing takes away.
+/// Whether plan, add-ons, roll-out and overrides give the feature, before the standing takes away.
 pub(crate) fn entitled(snapshot: &Snapshot, version: &PlanVersion, feature: &Feature) -> bool {
+    match snapshot.override_of(Target::Feature(feature.id())).map(|found| &found.grant) {
+        Some(OverrideGrant::Switch { on, .. }) => return *on,
+        Some(OverrideGrant::Value { .. }) => return true,
+        Some(OverrideGrant::Limit { .. }) | None => {}
+    }
+    bought_feature(snapshot, version, feature) && rolled_out(snapshot, feature)
+}
+
+/// Whether plan and add-ons give the feature; of a metered one also the override of its limit.
+pub(crate) fn bought_feature(snapshot: &Snapshot, version: &PlanVersion, feature: &Feature) -> bool {
     if let FeatureKind::Metered { meter } = feature.kind() {
         let paying = snapshot.catalog.paying(meter);
         return snapshot.limit_of(paying).is_some_and(|rule| rule.limit != Limit::Max(0));
     }
-    match snapshot.override_of(Target::Feature(feature.id())).map(|found| &found.grant) {
-        Some(OverrideGrant::Switch { on, .. }) => *on,
-        Some(OverrideGrant::Value { .. }) => true,
-        Some(OverrideGrant::Limit { .. }) | None => version.grants(feature.id()),
-    }
+    version.grants(feature.id()) || snapshot.addons().any(|(addon, _)| addon.grants(feature.id()))
+}
+
+/// Whether a roll-out lets the tenant have the feature.
+pub(crate) fn rolled_out(snapshot: &Snapshot, feature: &Feature) -> bool {
+    let rollout = feature.rollout();
+    rollout.is_none_or(|rollout| rollout.includes(feature.key(), snapshot.tenant, &snapshot.facts.cohorts))
 }
 
 fn version_in_force<'a>(catalog: &'a PlanCatalog, facts: &Facts, now: DateTime<Utc>) -> &'a PlanVersion {

@@ -5,11 +5,11 @@ use std::fmt;
 use chrono::{DateTime, Utc};
 use saas_core::{
     FeatureKey, Limit, MeterKey, Revision, TenantId,
-    plan::{FeatureId, MeterId, MeterLimit, PlanCatalog, PlanVersion, StaticValue, VersionId},
+    plan::{AddOn, FeatureId, MeterId, MeterLimit, PlanCatalog, PlanVersion, StaticValue, VersionId},
     subscription::{AccessLevel, Standing},
 };
 
-use crate::{Override, OverrideGrant};
+use crate::{Override, OverrideGrant, layers, resolve::with_limit};
 
 /// A feature that was looked up once: a bit position and the catalogue that it belongs to.
 ///
@@ -49,6 +49,11 @@ pub enum Origin {
 pub(crate) struct Facts {
     pub(crate) revision: Revision,
     pub(crate) bought: VersionId,
+    /// By place in the catalogue, ascending, and how many of each.
+    pub(crate) addons: Box<[(u16, u32)]>,
+    /// Values that are others than the plan's, because of the add-ons; ascending by feature.
+    pub(crate) values: Box<[(FeatureId, StaticValue)]>,
+    pub(crate) cohorts: Box<[Box<str>]>,
     pub(crate) standing: Standing,
     pub(crate) anchor: Option<DateTime<Utc>>,
     pub(crate) ends_at: Option<DateTime<Utc>>,
@@ -124,7 +129,13 @@ impl Snapshot {
         }
         match self.override_of(Target::Feature(id)).map(|found| &found.grant) {
             Some(OverrideGrant::Value { value, .. }) => Some(value),
-            Some(OverrideGrant::Switch { .. } | OverrideGrant::Limit { .. }) | None => self.plan_version()?.value(id),
+            Some(OverrideGrant::Switch { .. } | OverrideGrant::Limit { .. }) | None => {
+                let of_addons = self.facts.values.binary_search_by_key(&id, |(feature, _)| *feature).ok();
+                match of_addons.filter(|_| !self.has_ended()).and_then(|at| self.facts.values.get(at)) {
+                    Some((_, value)) => Some(value),
+                    None => self.plan_version()?.value(id),
+                }
+            }
         }
     }
 
@@ -165,11 +176,22 @@ impl Snapshot {
     }
 
     pub(crate) fn limit_of(&self, meter: MeterId) -> Option<MeterLimit> {
-        let planned = self.plan_version().and_then(|version| version.limit(meter));
+        let bought = self.plan_version().and_then(|version| layers::limit(version, self.addons(), meter));
         match self.override_of(Target::Meter(meter)).map(|found| &found.grant) {
-            Some(OverrideGrant::Limit { limit, .. }) => Some(crate::resolve::overridden(planned, *limit)),
-            Some(OverrideGrant::Switch { .. } | OverrideGrant::Value { .. }) | None => planned.cloned(),
+            Some(OverrideGrant::Limit { limit, .. }) => Some(with_limit(bought.as_ref(), *limit)),
+            Some(OverrideGrant::Switch { .. } | OverrideGrant::Value { .. }) | None => bought,
         }
+    }
+
+    /// The add-ons in force, and how many of each.
+    pub fn addons(&self) -> impl Iterator<Item = (&AddOn, u32)> + Clone {
+        let ended = self.has_ended();
+        layers::addons(&self.catalog, &self.facts).filter(move |_| !ended)
+    }
+
+    /// Whether what was bought has ended, and the default plan has taken its place.
+    fn has_ended(&self) -> bool {
+        self.facts.ends_at.is_some_and(|end| end <= self.at)
     }
 
     /// Whose it is.

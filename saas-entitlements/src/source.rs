@@ -17,6 +17,8 @@ pub struct TenantState {
     pub assignment: PlanAssignment,
     /// The overrides that are in force or will be.
     pub overrides: Vec<Override>,
+    /// The cohorts that it is in, for features that are being rolled out.
+    pub cohorts: Vec<Box<str>>,
 }
 
 /// Reads what decides about a tenant.

@@ -69,6 +69,7 @@ impl Derived {
             standing: policy.standing(self.unpaid_since, self.suspended_since, now),
             anchor: self.anchor,
             ends_at: self.ends_at,
+            addons: Vec::new(),
         }
     }
 

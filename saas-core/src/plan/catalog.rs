@@ -5,6 +5,7 @@ use std::{collections::HashMap, fmt::Write as _, sync::Arc};
 use super::{
     AddOn, CatalogError, Feature, FeatureId, Meter, MeterId, Plan, PlanVersion, PlanVersionRef, VersionId,
     compile::{Compiled, compile, compile_bytes},
+    fnv::Fnv1a,
 };
 use crate::{AddOnKey, FeatureKey, MeterKey, PlanKey};
 
@@ -209,18 +210,6 @@ impl PlanCatalog {
     }
 }
 
-/// FNV-1a, 64 bits (draft-eastlake-fnv): written out because it must never change with a dependency.
-struct Fnv1a(u64);
-
-impl std::fmt::Write for Fnv1a {
-    fn write_str(&mut self, text: &str) -> std::fmt::Result {
-        for byte in text.bytes() {
-            self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-        }
-        Ok(())
-    }
-}
-
 /// Hashes what the catalogue grants, in one fixed spelling.
 fn fingerprint(
     features: &[Feature],
@@ -229,7 +218,7 @@ fn fingerprint(
     addons: &[AddOn],
     default_version: VersionId,
 ) -> u64 {
-    let mut hash = Fnv1a(0xcbf2_9ce4_8422_2325);
+    let mut hash = Fnv1a::START;
     let mut write = |line: std::fmt::Arguments<'_>| {
         // Writing to a number cannot fail.
         let _ = hash.write_fmt(line);
@@ -254,5 +243,5 @@ fn fingerprint(
         write(format_args!("addon {} {:?} {} {:?}", a.key, a.mode, a.max_quantity, a.prices));
         write(format_args!(" {:?} {:?} {:?}\n", a.granted, a.values, a.limits));
     }
-    hash.0
+    hash.get()
 }

@@ -4,7 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{FeatureKey, MeterKey, subscription::AccessLevel};
+use super::fnv::Fnv1a;
+use crate::{FeatureKey, MeterKey, TenantId, subscription::AccessLevel};
 
 /// A feature's place in one catalogue: a bit position.
 ///
@@ -104,6 +105,23 @@ pub struct Rollout {
     pub permille: u16,
     /// Tenants in one of these cohorts get it whatever the share.
     pub cohorts: Box<[Box<str>]>,
+}
+
+impl Rollout {
+    /// Whether a tenant in these cohorts gets the feature. The same answer in every process and every version.
+    #[must_use]
+    pub fn includes(&self, feature: &FeatureKey, tenant: TenantId, cohorts: &[Box<str>]) -> bool {
+        cohorts.iter().any(|cohort| self.cohorts.contains(cohort)) || place(feature, tenant) < u64::from(self.permille)
+    }
+}
+
+/// Where a tenant stands in the queue for a feature, from 0 to 999. Features have different queues.
+fn place(feature: &FeatureKey, tenant: TenantId) -> u64 {
+    let tenant = tenant.as_uuid().into_bytes();
+    let mut hash = Fnv1a::START;
+    feature.as_str().bytes().chain([0]).chain(tenant).for_each(|byte| hash.write(byte));
+    // The low bits of FNV are its weak ones.
+    (hash.get() >> 20) % 1000
 }
 
 impl Feature {

@@ -75,6 +75,7 @@ mod document;
 mod fault;
 mod feature;
 mod features;
+mod fnv;
 mod grants;
 mod limit;
 mod limits;

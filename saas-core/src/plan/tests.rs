@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::{FeatureKey, MeterKey, PlanKey, subscription::AccessLevel};
+use crate::{FeatureKey, MeterKey, PlanKey, TenantId, subscription::AccessLevel};
 
 const GOOD: &str = r#"
 default_plan = "free"
@@ -270,6 +270,25 @@ fn the_whole_language_is_read_as_written() {
     assert_eq!((more.mode(), more.max_quantity()), (AddOnMode::Stack, 5));
     assert_eq!((more.limit(credits), more.limit(meter("users").id())), (Some(Limit::Max(100)), Some(Limit::Unlimited)));
     assert!(more.grants(feature("beta").id()) && !more.grants(feature("theme").id()));
+}
+
+#[test]
+fn a_rollout_takes_its_share_and_keeps_whom_it_took() {
+    let (beta, other) = (FeatureKey::from_static("beta"), FeatureKey::from_static("other"));
+    let share =
+        |permille, cohorts: &[&str]| Rollout { permille, cohorts: cohorts.iter().map(|c| (*c).into()).collect() };
+    let tenants: Vec<_> =
+        (0..20_000_u128).map(|n| TenantId::from_uuid(uuid::Uuid::from_u128(n << 64 | n * 7))).collect();
+    let within = |rollout: &Rollout, feature| {
+        tenants.iter().filter(|tenant| rollout.includes(feature, **tenant, &[])).copied().collect::<Vec<_>>()
+    };
+    let (tenth, quarter) = (within(&share(100, &[]), &beta), within(&share(250, &[]), &beta));
+    assert!((1_800..2_200).contains(&tenth.len()) && (4_700..5_300).contains(&quarter.len()), "{}", quarter.len());
+    assert!(tenth.iter().all(|tenant| quarter.contains(tenant)));
+    assert_ne!(tenth, within(&share(100, &[]), &other), "not always the same tenants go first");
+    assert!(within(&share(0, &["friends"]), &beta).is_empty());
+    assert_eq!(within(&share(1000, &[]), &beta).len(), tenants.len());
+    assert!(share(0, &["friends"]).includes(&beta, tenants[0], &["friends".into()]));
 }
 
 #[test]

@@ -30,6 +30,7 @@ impl MemorySource {
             revision: Revision::NONE,
             assignment: assignment.clone(),
             overrides: Vec::new(),
+            cohorts: Vec::new(),
         });
         state.assignment = assignment;
         state.revision = Revision::new(state.revision.get() + 1);
@@ -42,6 +43,15 @@ impl MemorySource {
         let state = tenants.get_mut(&tenant)?;
         state.overrides.retain(|old| old.grant.subject() != new.grant.subject());
         state.overrides.push(new);
+        state.revision = Revision::new(state.revision.get() + 1);
+        Some(state.revision)
+    }
+
+    /// Says which cohorts a tenant is in. `None` for a tenant without a plan.
+    pub fn put_cohorts(&self, tenant: TenantId, cohorts: &[&str]) -> Option<Revision> {
+        let mut tenants = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = tenants.get_mut(&tenant)?;
+        state.cohorts = cohorts.iter().map(|cohort| (*cohort).into()).collect();
         state.revision = Revision::new(state.revision.get() + 1);
         Some(state.revision)
     }

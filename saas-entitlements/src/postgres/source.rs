@@ -28,7 +28,7 @@ impl PostgresSource {
     }
 }
 
-/// The tenant's revision, and one of its overrides: null for a tenant without any. The last: since when it is not served.
+/// The tenant's revision, and one of its overrides: null for a tenant without any; since when it is not served; its cohorts.
 type Row = (
     i64,
     Option<Uuid>,
@@ -38,6 +38,7 @@ type Row = (
     Option<DateTime<Utc>>,
     Option<DateTime<Utc>>,
     Option<DateTime<Utc>>,
+    Vec<String>,
 );
 
 #[async_trait]
@@ -49,7 +50,8 @@ impl SnapshotSource for PostgresSource {
         let rows: Vec<Row> = sqlx::query_as(
             "select t.revision, o.id, o.granted, o.author, o.reason, o.created_at, o.expires_at,
                     (select s.since from saas.tenant_status s
-                     where s.tenant_id = $1 and s.state in ('suspended', 'erasing', 'erased'))
+                     where s.tenant_id = $1 and s.state in ('suspended', 'erasing', 'erased')),
+                    array(select c.cohort from saas.tenant_cohort c where c.tenant_id = $1)
              from saas.tenant t
              left join saas.override o on o.tenant_id = $1 and o.expires_at > $2
              where t.id = $1
@@ -65,6 +67,7 @@ impl SnapshotSource for PostgresSource {
         let Some(first) = rows.first() else { return Ok(None) };
         let revision = revision(first)?;
         let not_served_since = first.7;
+        let cohorts = first.8.iter().map(|cohort| cohort.as_str().into()).collect();
         let overrides = rows.into_iter().filter_map(stored_override).collect();
         // After the revision: the plan may be newer than it, never older.
         let mut assignment = self.plans.plan_of(&ctx, now).await?;
@@ -72,7 +75,7 @@ impl SnapshotSource for PostgresSource {
         if let Some(since) = not_served_since {
             assignment.standing = Standing::Suspended { since };
         }
-        Ok(Some(TenantState { revision, assignment, overrides }))
+        Ok(Some(TenantState { revision, assignment, overrides, cohorts }))
     }
 }
 
@@ -81,7 +84,7 @@ fn revision((revision, ..): &Row) -> Result<Revision, CoreError> {
     u64::try_from(*revision).map(Revision::new).map_err(corrupt)
 }
 
-fn stored_override((_, id, granted, author, reason, created_at, expires_at, _): Row) -> Option<Override> {
+fn stored_override((_, id, granted, author, reason, created_at, expires_at, ..): Row) -> Option<Override> {
     Some(Override {
         id: OverrideId::from_uuid(id?),
         grant: granted?.0,

@@ -4,6 +4,7 @@
 mod allocation;
 mod coherence;
 mod counters;
+mod layers;
 mod metering;
 mod outage;
 mod postgres;
