@@ -1,8 +1,8 @@
 //! Counting beside the bare conditional update that any counter needs.
 //!
 //! `cargo bench -p saas-benches --bench counters`. A real PostgreSQL, the one of the tests: it does not wait for the disk,
-//! which favours the floor. One hot row, then one tenant per task. The bare update is one round trip and one row; a use is
-//! three (begin and bind, count, commit), with an idempotency key and an event: the difference is their price.
+//! which favours the floor. One hot row, then one tenant per task. Both are one
+//! round trip; a use also keeps an idempotency key and an event, and is bound to its tenant: the difference is their price.
 #![expect(clippy::expect_used, reason = "a benchmark that cannot start has nothing to report")]
 
 use std::{
@@ -31,7 +31,6 @@ fn main() {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
     let bench = runtime.block_on(Bench::start());
-    // A hot row stays locked until the commit arrives, so there the second and third round trip queue up.
     let cells =
         [("hot_row_1_task", 1, 1, 6.0), ("hot_row_8_tasks", TASKS, 1, 10.0), ("spread_8_tasks", TASKS, TASKS, 6.0)];
     for (name, tasks, tenants, goal) in cells {
@@ -130,7 +129,7 @@ impl Bench {
     async fn check(&self) {
         let mut owner = self.database.owner().await;
         let (counted, events): (i64, i64) = sqlx::query_as(
-            "select (select sum(used)::bigint from saas.usage_counter), (select count(*) from saas.usage_event)",
+            "select (select sum(used + burnt)::bigint from saas.usage_counter), (select count(*) from saas.usage_event)",
         )
         .fetch_one(&mut owner)
         .await

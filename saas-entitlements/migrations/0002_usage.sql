@@ -54,9 +54,12 @@ create table saas.usage_counter (
     window_start  timestamptz not null,
     -- null: never
     window_end    timestamptz,
-    used          bigint not null default 0 check (used >= 0),
+    -- below 0 after a correction of more than there was; what is left is then counted from 0
+    used          bigint not null default 0,
     -- what reservations and leases may still use
     held          bigint not null default 0 check (held >= 0),
+    -- what was taken from grants: used + burnt is the sum of the events
+    burnt         bigint not null default 0 check (burnt >= 0),
     -- the limit at the last use; null: none. Tells which warnings still hold.
     limit_units   bigint,
     -- somebody was refused while units were held: holders that are idle give theirs back

@@ -91,4 +91,5 @@ pub static SCHEMA: saas_core::Schema = saas_core::schema!("entitlements":
     1 "0001_overrides",
     2 "0002_usage",
     3 "0003_cohorts",
+    4 "0004_usage_consume",
 );

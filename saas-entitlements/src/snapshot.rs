@@ -246,6 +246,12 @@ impl Snapshot {
         self.facts.anchor
     }
 
+    /// The meter that counts uses of a meter: the one whose units pay for it, or itself.
+    pub(crate) fn paying<'a>(&'a self, meter: &'a MeterKey) -> &'a MeterKey {
+        let declared = self.catalog.meter(meter).map(|meter| self.catalog.paying(meter.id()));
+        declared.and_then(|id| self.catalog.meter_by_id(id)).map_or(meter, saas_core::plan::Meter::key)
+    }
+
     /// All limits that the tenant has.
     pub fn limits(&self) -> impl Iterator<Item = (&MeterKey, Limit)> {
         let meters = self.catalog.meters().iter();

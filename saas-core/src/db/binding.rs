@@ -1,6 +1,6 @@
 //! How a tenant's session is found: the port behind [`TenantTx`](super::TenantTx), and the pooled mode.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use async_trait::async_trait;
 use sqlx::{PgPool, postgres::PgPoolOptions};
@@ -26,6 +26,17 @@ pub trait SessionBinding: fmt::Debug + Send + Sync + 'static {
     /// The database has refused the tenant at the place that this binding gave: whatever it remembers about the tenant is
     /// out of date. It is asked once more.
     fn refused(&self, _: TenantId) {}
+}
+
+#[async_trait]
+impl SessionBinding for Arc<dyn SessionBinding> {
+    async fn place(&self, ctx: &dyn TenantContext) -> Result<Place, CoreError> {
+        (**self).place(ctx).await
+    }
+
+    fn refused(&self, tenant: TenantId) {
+        (**self).refused(tenant);
+    }
 }
 
 /// Whose the server's sessions are, from which follows what a transaction may find there.

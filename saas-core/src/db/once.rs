@@ -31,6 +31,26 @@ pub enum Literal<'a> {
     Text(&'a str),
 }
 
+impl<'a> Literal<'a> {
+    /// Binds it to the next parameter of a statement that runs in a transaction of several.
+    #[must_use]
+    pub fn bind_to<'q>(
+        self,
+        query: sqlx::query::Query<'q, sqlx::Postgres, sqlx::postgres::PgArguments>,
+    ) -> sqlx::query::Query<'q, sqlx::Postgres, sqlx::postgres::PgArguments>
+    where
+        'a: 'q,
+    {
+        match self {
+            Self::Uuid(id) => query.bind(id),
+            Self::Integer(number) => query.bind(number),
+            Self::Boolean(truth) => query.bind(truth),
+            Self::Timestamp(at) => query.bind(at),
+            Self::Text(text) => query.bind(text),
+        }
+    }
+}
+
 impl Literal<'_> {
     const fn sql_type(self) -> &'static str {
         match self {

@@ -50,10 +50,10 @@ impl CounterStore for MemoryCounters {
             Some(_) => return Err(CoreError::KeyReused { key: draw.key.to_string() }.into()),
             None => {}
         }
-        let window = (ctx.tenant(), draw.meter.clone(), draw.window, draw.period.start);
+        let window = (ctx.tenant(), draw.counter.clone(), draw.window, draw.period.start);
         let counter = books.windows.entry(window).or_default();
         let before = counter.used;
-        let Some(after) = before.checked_add(draw.amount).filter(|after| *after <= draw.cap) else {
+        let Some(after) = before.checked_add(draw.units).filter(|after| *after <= draw.cap) else {
             return Ok(Drawn::Refused { used: before });
         };
         counter.used = after;

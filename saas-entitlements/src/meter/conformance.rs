@@ -35,7 +35,9 @@ impl Fixture {
     fn draw(&self, amount: u64, key: &str, cap: u64) -> Draw {
         Draw {
             meter: MeterKey::from_static("calls"),
+            counter: MeterKey::from_static("calls"),
             amount,
+            units: amount,
             key: key_of(key),
             window: Window::Day,
             period: day(0),

@@ -33,7 +33,7 @@ pub(super) fn rule_at(
 ) -> Result<Option<(MeterLimit, Period)>, EntitlementsError> {
     let declared = declared(snapshot, meter)?;
     known(snapshot)?;
-    let rule = snapshot.limit_of(declared.id());
+    let rule = snapshot.limit_of(snapshot.catalog.paying(declared.id()));
     Ok(rule.map(|rule| {
         let period = period_at(&rule, snapshot.anchor(), now);
         (rule, period)
@@ -60,11 +60,22 @@ pub(super) fn decide(
     };
     let cap = match (rule.limit, rule.overage) {
         (Limit::Max(max), Overage::Block) => max.min(MOST),
-        (Limit::Unlimited, _) | (Limit::Max(_), Overage::Allow | Overage::Bill) => MOST,
+        (Limit::Max(max), Overage::Allow | Overage::Bill) => {
+            rule.overage_max.map_or(MOST, |beyond| max.saturating_add(beyond).min(MOST))
+        }
+        (Limit::Unlimited, _) => MOST,
     };
+    let units = declared.credit().map_or(Some(amount), |credit| amount.checked_mul(credit.cost));
+    let Some(units) = units.filter(|units| *units <= MOST) else {
+        let why = "costs more than 2^63-1 units of the meter that pays for it";
+        return Err(InvalidInput::new("amount", why, "use less at once").into());
+    };
+    let paying = snapshot.catalog.meter_by_id(snapshot.catalog.paying(declared.id())).unwrap_or(declared);
     let draw = Draw {
         meter: meter.clone(),
+        counter: paying.key().clone(),
         amount,
+        units,
         key: key.clone(),
         window: rule.window,
         period,
@@ -89,7 +100,7 @@ pub(super) fn conclude(snapshot: &Snapshot, ruled: &Ruled, drawn: Drawn) -> Opti
         }
         Drawn::Refused { used } => {
             let declared = snapshot.catalog.meter(&draw.meter);
-            let upgrade = declared.and_then(|meter| upgrade(snapshot, meter, used, draw.amount));
+            let upgrade = declared.and_then(|meter| upgrade(snapshot, meter, used, draw.units));
             let left = draw.cap.saturating_sub(used);
             Some(Consumption::Exhausted { limit: draw.cap, left, resets_at: draw.period.end, upgrade })
         }
@@ -133,8 +144,9 @@ fn thresholds(rule: &MeterLimit) -> Box<[Threshold]> {
 /// The lowest plan above the tenant's that would let the use through.
 fn upgrade(snapshot: &Snapshot, meter: &Declared, used: u64, amount: u64) -> Option<PlanVersionRef> {
     let rank = snapshot.plan_version()?.rank().checked_add(1)?;
+    let paying = snapshot.catalog.paying(meter.id());
     let admits = |rule: &MeterLimit| rule.overage != Overage::Block || rule.limit.admits(used, amount);
-    let found = snapshot.catalog.cheapest_where(rank, |version| version.limit(meter.id()).is_some_and(admits));
+    let found = snapshot.catalog.cheapest_where(rank, |version| version.limit(paying).is_some_and(admits));
     found.map(|version| version.reference().clone())
 }
 

@@ -200,7 +200,7 @@ impl Meter {
         let now = self.entitlements.core.clock.now();
         let snapshot = self.entitlements.snapshot(ctx.tenant()).await;
         let Some((rule, period)) = rule_at(&snapshot, meter, now)? else { return Ok(None) };
-        let used = self.store.used(ctx, meter, rule.window, period).await?;
+        let used = self.store.used(ctx, snapshot.paying(meter), rule.window, period).await?;
         Ok(Some(Usage { used, limit: rule.limit, period }))
     }
 }

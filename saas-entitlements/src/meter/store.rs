@@ -14,8 +14,12 @@ use crate::{EntitlementsError, Period};
 pub struct Draw {
     /// What is used.
     pub meter: MeterKey,
-    /// How much of it, from 1 to `i64::MAX`.
+    /// What counts it: the meter itself, or the one whose units pay for it.
+    pub counter: MeterKey,
+    /// How much is used, from 1 to `i64::MAX`.
     pub amount: u64,
+    /// The same in units of the counter.
+    pub units: u64,
     /// Names this one use.
     pub key: IdempotencyKey,
     /// The kind of window it counts in.

@@ -1,19 +1,22 @@
 //! Counting on PostgreSQL: the idempotency key, the limit, the counter and the revision in one statement.
 //!
-//! The counter's row is locked first, so all uses of one window queue up there and each sees the sum of those before it.
-//! The event is inserted only if the use fits and its key is new; the counter moves only if the event was inserted. The
-//! statement therefore leaves nothing behind when it refuses, and can run in the caller's own transaction.
+//! `saas.usage_consume` decides and counts; the common case is one flight, begin and commit included. What is rare (a window
+//! that opens, a warning, another limit) it leaves to a transaction of several statements. When it refuses it leaves nothing
+//! behind, so it can run in the caller's own transaction, too.
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use saas_core::{
-    CoreError, Limit, MeterKey, Revision, SessionBinding, TenantContext, TenantTx, Topic, UsageEventId, audit, outbox,
+    Actor, CoreError, Limit, MeterKey, Revision, SessionBinding, TenantContext, TenantId, TenantTx, Topic,
+    UsageEventId, audit,
+    db::{Literal, TenantWork},
+    outbox,
     plan::Window,
 };
 use serde::{Deserialize, Serialize};
-use sqlx::PgConnection;
+use sqlx::{PgConnection, Row, postgres::PgRow};
 
 use crate::{CounterStore, Draw, Drawn, EntitlementsError, Period};
 
@@ -57,6 +60,13 @@ impl CounterStore for PostgresCounters {
         draw: &Draw,
         now: DateTime<Utc>,
     ) -> Result<Drawn, EntitlementsError> {
+        let call = Call::new(ctx.tenant(), ctx.actor(), draw);
+        let rows = self.binding.write_once(ctx, CONSUME, &call.values(draw, now, false)).await?;
+        if let Some(row) = rows.first()
+            && let Some(drawn) = Decided::read(row)?.drawn(draw)?
+        {
+            return Ok(drawn);
+        }
         let mut tx = TenantTx::begin(&*self.binding, ctx).await?;
         let drawn = consume_in(&mut tx, draw, now).await?;
         match drawn {
@@ -95,53 +105,83 @@ impl CounterStore for PostgresCounters {
 pub(crate) async fn consume_in(tx: &mut TenantTx, draw: &Draw, now: DateTime<Utc>) -> Result<Drawn, EntitlementsError> {
     /// A missing counter row is made once; a second miss would be somebody deleting them as we go.
     const ATTEMPTS: usize = 2;
+    let call = Call::new(tx.tenant(), tx.actor(), draw);
     for _ in 0..ATTEMPTS {
-        let Some(row) = try_consume(tx, draw, now).await? else {
-            return Err(CoreError::NotFound { what: "tenant" }.into());
+        let values = call.values(draw, now, true);
+        let query = values.into_iter().fold(sqlx::query(CONSUME), |query, value| value.bind_to(query));
+        let row = query.fetch_one(&mut **tx).await.map_err(CoreError::from_database)?;
+        let decided = Decided::read(&row)?;
+        let Some(drawn) = decided.drawn(draw)? else {
+            open_window(tx, draw, now).await?;
+            continue;
         };
-        if let Some(prior) = row.prior {
-            return repeated(draw, prior);
+        let Drawn::Counted { before, after, .. } = drawn else { return Ok(drawn) };
+        let crossed = announce(tx, draw, &decided.due, after, now).await?;
+        if decided.relimited || !crossed.is_empty() {
+            flag_near_limit(tx, now).await?;
         }
-        let revision = Revision::new(units(row.revision)?);
-        if revision != draw.revision {
-            return Ok(Drawn::Outdated { revision });
-        }
-        match (row.before, row.after) {
-            (Some(before), Some(after)) => {
-                let (before, after) = (units(before)?, units(after)?);
-                let crossed = announce(tx, draw, &row.due, after, now).await?;
-                if row.relimited || !crossed.is_empty() {
-                    flag_near_limit(tx, now).await?;
-                }
-                return Ok(Drawn::Counted { before, after, crossed });
-            }
-            (Some(before), None) => {
-                // It did not fit, or the same key was counted while this statement waited for the row.
-                if let Some(prior) = prior_amount(tx, draw).await? {
-                    return repeated(draw, prior);
-                }
-                return Ok(Drawn::Refused { used: units(before)? });
-            }
-            (None, _) => open_window(tx, draw, now).await?,
-        }
+        return Ok(Drawn::Counted { before, after, crossed });
     }
     Err(CoreError::Corrupt { table: "saas.usage_counter", column: "used" }.into())
 }
 
-fn repeated(draw: &Draw, prior: i64) -> Result<Drawn, EntitlementsError> {
-    if units(prior)? == draw.amount {
-        return Ok(Drawn::AlreadyCounted);
-    }
-    Err(CoreError::KeyReused { key: draw.key.to_string() }.into())
+const CONSUME: &str = "select outcome, revision, before, after, prior, relimited, due
+    from saas.usage_consume(
+        $1::uuid, $2::bigint, $3::text, $4::text, $5::text, $6::uuid, $7::bigint, $8::bigint, $9::text, $10::timestamptz,
+        $11::bigint, nullif($12::bigint, -1), $13::text::integer[], $14::text::bigint[], $15::text, $16::timestamptz,
+        $17::boolean)";
+
+/// What of a call has to be written as text first.
+struct Call {
+    tenant: TenantId,
+    actor: String,
+    marks: String,
+    mark_units: String,
 }
 
-/// What one statement saw and did.
-struct Row {
+impl Call {
+    fn new(tenant: TenantId, actor: &Actor, draw: &Draw) -> Self {
+        let array = |numbers: Vec<String>| format!("{{{}}}", numbers.join(","));
+        Self {
+            tenant,
+            actor: actor.to_string(),
+            marks: array(draw.thresholds.iter().map(|mark| mark.percent.to_string()).collect()),
+            mark_units: array(draw.thresholds.iter().map(|mark| stored(mark.units).to_string()).collect()),
+        }
+    }
+
+    /// The parameters of [`CONSUME`]. `whole`: the caller does what follows from a use that is not of the common kind.
+    fn values<'a>(&'a self, draw: &'a Draw, now: DateTime<Utc>, whole: bool) -> [Literal<'a>; 17] {
+        [
+            Literal::Uuid(self.tenant.as_uuid()),
+            Literal::Integer(stored(draw.revision.get())),
+            Literal::Text(draw.meter.as_str()),
+            Literal::Text(draw.counter.as_str()),
+            Literal::Text(draw.key.as_str()),
+            Literal::Uuid(UsageEventId::mint_at(now).as_uuid()),
+            Literal::Integer(stored(draw.amount)),
+            Literal::Integer(stored(draw.units)),
+            Literal::Text(draw.window.as_str()),
+            Literal::Timestamp(draw.period.start),
+            Literal::Integer(stored(draw.cap)),
+            Literal::Integer(limit_units(draw).unwrap_or(-1)),
+            Literal::Text(&self.marks),
+            Literal::Text(&self.mark_units),
+            Literal::Text(&self.actor),
+            Literal::Timestamp(now),
+            Literal::Boolean(whole),
+        ]
+    }
+}
+
+/// What one call answered.
+struct Decided {
+    outcome: String,
     /// The tenant's revision.
-    revision: i64,
-    /// Used before; `None` while the window has no counter.
+    revision: Option<i64>,
+    /// Used before.
     before: Option<i64>,
-    /// Used after; `None` when nothing was counted.
+    /// Used with it.
     after: Option<i64>,
     /// The amount that the key was counted with before.
     prior: Option<i64>,
@@ -151,87 +191,38 @@ struct Row {
     due: Vec<i32>,
 }
 
-type RowTuple = (i64, Option<i64>, Option<i64>, Option<i64>, bool, Vec<i32>);
-
-impl From<RowTuple> for Row {
-    fn from((revision, before, after, prior, relimited, due): RowTuple) -> Self {
-        Self { revision, before, after, prior, relimited, due }
+impl Decided {
+    fn read(row: &PgRow) -> Result<Self, CoreError> {
+        let read = || {
+            Ok(Self {
+                outcome: row.try_get("outcome")?,
+                revision: row.try_get("revision")?,
+                before: row.try_get("before")?,
+                after: row.try_get("after")?,
+                prior: row.try_get("prior")?,
+                relimited: row.try_get::<Option<bool>, _>("relimited")?.unwrap_or_default(),
+                due: row.try_get::<Option<Vec<i32>>, _>("due")?.unwrap_or_default(),
+            })
+        };
+        read().map_err(CoreError::from_database)
     }
-}
 
-async fn try_consume(tx: &mut TenantTx, draw: &Draw, now: DateTime<Utc>) -> Result<Option<Row>, CoreError> {
-    let (tenant, actor) = (tx.tenant(), tx.actor().to_string());
-    let (percents, units): (Vec<i32>, Vec<i64>) =
-        draw.thresholds.iter().map(|threshold| (i32::from(threshold.percent), stored(threshold.units))).unzip();
-    let row = sqlx::query_as::<_, RowTuple>(
-        "with tenant as (
-             select revision from saas.tenant where id = $1
-         ), counter as materialized (
-             select used, limit_units
-             from saas.usage_counter
-             where tenant_id = $1 and meter = $2 and window_kind = $3 and window_start = $4
-             for no key update
-         ), event as (
-             insert into saas.usage_event (tenant_id, meter, key, id, amount, window_kind, window_start, actor, at)
-             select $1, $2, $5, $6, $7, $3, $4, $8, $9
-             from counter, tenant
-             where counter.used <= $10::bigint - $7::bigint   -- $10 >= 0 and $7 > 0: cannot overflow
-               and tenant.revision = $11
-             on conflict (tenant_id, meter, key) do nothing
-             returning amount
-         ), moved as (
-             update saas.usage_counter c
-             set used = c.used + event.amount, limit_units = $12
-             from event
-             where c.tenant_id = $1 and c.meter = $2 and c.window_kind = $3 and c.window_start = $4
-             returning c.used
-         )
-         select tenant.revision, counter.used as before, moved.used as after, prior.amount as prior,
-                counter.limit_units is distinct from $12 as relimited,
-                array(
-                    select due.threshold
-                    from unnest($13::integer[], $14::bigint[]) as due (threshold, units)
-                    where due.units <= moved.used
-                      and not exists (
-                          select from saas.usage_crossing x
-                          where x.tenant_id = $1 and x.meter = $2 and x.window_kind = $3 and x.window_start = $4
-                            and x.limit_units = $12 and x.threshold = due.threshold
-                      )
-                ) as due
-         from tenant
-         left join counter on true
-         left join moved on true
-         left join saas.usage_event prior on prior.tenant_id = $1 and prior.meter = $2 and prior.key = $5",
-    )
-    .bind(tenant.as_uuid())
-    .bind(draw.meter.as_str())
-    .bind(draw.window.as_str())
-    .bind(draw.period.start)
-    .bind(draw.key.as_str())
-    .bind(UsageEventId::mint_at(now).as_uuid())
-    .bind(stored(draw.amount))
-    .bind(actor)
-    .bind(now)
-    .bind(stored(draw.cap))
-    .bind(stored(draw.revision.get()))
-    .bind(limit_units(draw))
-    .bind(percents)
-    .bind(units)
-    .fetch_optional(&mut **tx)
-    .await
-    .map_err(CoreError::from_database)?;
-    Ok(row.map(Row::from))
-}
-
-/// The amount that a key was counted with, as of now: a statement of its own sees what committed since.
-async fn prior_amount(tx: &mut TenantTx, draw: &Draw) -> Result<Option<i64>, CoreError> {
-    sqlx::query_scalar("select amount from saas.usage_event where tenant_id = $1 and meter = $2 and key = $3")
-        .bind(tx.tenant().as_uuid())
-        .bind(draw.meter.as_str())
-        .bind(draw.key.as_str())
-        .fetch_optional(&mut **tx)
-        .await
-        .map_err(CoreError::from_database)
+    /// What became of the draw; `None` for what the common way leaves to the thorough one.
+    fn drawn(&self, draw: &Draw) -> Result<Option<Drawn>, EntitlementsError> {
+        let found =
+            |number: Option<i64>| number.ok_or(CoreError::Corrupt { table: "saas.usage_counter", column: "used" });
+        // Below 0 after corrections, which is no more than nothing.
+        let used = |number| found(number).map(|used| u64::try_from(used).unwrap_or(0));
+        Ok(Some(match self.outcome.as_str() {
+            "no tenant" => return Err(CoreError::NotFound { what: "tenant" }.into()),
+            "known" if u64::try_from(found(self.prior)?) == Ok(draw.amount) => Drawn::AlreadyCounted,
+            "known" => return Err(CoreError::KeyReused { key: draw.key.to_string() }.into()),
+            "outdated" => Drawn::Outdated { revision: Revision::new(units(found(self.revision)?)?) },
+            "refused" => Drawn::Refused { used: used(self.before)? },
+            "counted" => Drawn::Counted { before: used(self.before)?, after: used(self.after)?, crossed: Vec::new() },
+            _ => return Ok(None),
+        }))
+    }
 }
 
 /// Gives the window its counter. Once per window, so also the moment to clear a warning flag that has passed.
@@ -243,7 +234,7 @@ async fn open_window(tx: &mut TenantTx, draw: &Draw, now: DateTime<Utc>) -> Resu
          on conflict (tenant_id, meter, window_kind, window_start) do nothing",
     )
     .bind(tenant.as_uuid())
-    .bind(draw.meter.as_str())
+    .bind(draw.counter.as_str())
     .bind(draw.window.as_str())
     .bind(draw.period.start)
     .bind(draw.period.end)
@@ -272,7 +263,7 @@ async fn announce(
          returning threshold",
     )
     .bind(tenant.as_uuid())
-    .bind(draw.meter.as_str())
+    .bind(draw.counter.as_str())
     .bind(draw.window.as_str())
     .bind(draw.period.start)
     .bind(due)
@@ -288,7 +279,7 @@ async fn announce(
     announced.sort_unstable();
     for percent in &announced {
         let event = ThresholdCrossed {
-            meter: draw.meter.clone(),
+            meter: draw.counter.clone(),
             percent: *percent,
             used: after,
             window_start: draw.period.start,
@@ -300,7 +291,7 @@ async fn announce(
         });
         let job = outbox::NewJob::of(THRESHOLD_TOPIC, &event)?;
         outbox::enqueue_in(tx, tenant, job, now).await?;
-        audit::record(tx, audit::Entry::new("usage.threshold_crossed", &draw.meter).with_detail(detail), now).await?;
+        audit::record(tx, audit::Entry::new("usage.threshold_crossed", &draw.counter).with_detail(detail), now).await?;
     }
     Ok(announced)
 }

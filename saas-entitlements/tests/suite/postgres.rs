@@ -224,7 +224,7 @@ async fn a_tenant_without_a_row_is_unknown() {
 }
 
 #[tokio::test]
-async fn a_use_takes_three_round_trips() {
+async fn a_use_takes_one_round_trip() {
     let app = App::with_connections(1).await;
     let acme = app.database.create_tenant("acme").await;
     // Opened, prepared and released, so that one warm connection is left and its release is through.
@@ -236,7 +236,7 @@ async fn a_use_takes_three_round_trips() {
     }
     let before = app.network.flights();
     assert!(app.r#use(&acme, 1, "d").await.is_granted());
-    assert_eq!(app.network.flights() - before, 3, "begin and bind, the one statement, commit");
+    assert_eq!(app.network.flights() - before, 1, "begin, bind, count and commit");
 }
 
 // Q10
@@ -421,8 +421,8 @@ async fn counters_are_the_sums_of_the_events() {
         let _ = app.r#use(&acme, amount, &format!("k{number}")).await;
     }
     let differing = "select count(*) from saas.usage_counter c
-         where used <> (select coalesce(sum(amount), 0) from saas.usage_event e
-                        where (e.tenant_id, e.meter, e.window_kind, e.window_start)
+         where used <> (select coalesce(sum(units), 0) from saas.usage_event e
+                        where (e.tenant_id, e.counter, e.window_kind, e.window_start)
                             = (c.tenant_id, c.meter, c.window_kind, c.window_start))";
     assert_eq!(app.count(differing).await, 0);
     assert_eq!(app.count("select used from saas.usage_counter").await, 1_000);
@@ -447,7 +447,7 @@ async fn a_use_dropped_at_any_poll_and_repeated_counts_once() {
             break;
         }
     }
-    assert!(finished_at.is_some_and(|polls| polls > 3), "the harness met several await points: {finished_at:?}");
+    assert!(finished_at.is_some_and(|polls| polls > 1), "the harness met an await point: {finished_at:?}");
     assert_eq!(app.open_transactions().await, 0);
 }
 
@@ -468,7 +468,7 @@ async fn a_load_dropped_at_any_poll_leaves_the_pool_of_one_usable() {
             break;
         }
     }
-    assert!(finished_at.is_some_and(|polls| polls > 3), "the harness met several await points: {finished_at:?}");
+    assert!(finished_at.is_some_and(|polls| polls > 1), "the harness met an await point: {finished_at:?}");
     assert_eq!(app.open_transactions().await, 0);
 }
 

@@ -1,0 +1,89 @@
+-- Decides one use, and counts it, in one call: a single flight with the transaction around it.
+
+-- The common case by itself: a window that has its counter, under the limit of the use before, that reaches no new warning.
+-- Everything rarer is answered 'slow' with nothing written, unless `whole` says that the caller takes care of it.
+create function saas.usage_consume(
+    of_tenant uuid, at_revision bigint, of_meter text, of_counter text, with_key text, event uuid,
+    of_amount bigint, of_units bigint, in_window text, from_start timestamptz, up_to bigint, of_limit bigint,
+    marks integer[], mark_units bigint[], by_actor text, moment timestamptz, whole boolean
+) returns table (outcome text, revision bigint, before bigint, after bigint, prior bigint,
+    relimited boolean, due integer[])
+language plpgsql as $$
+declare
+    counter record;
+begin
+    select t.revision into usage_consume.revision from saas.tenant t where t.id = of_tenant;
+    if not found then
+        outcome := 'no tenant';
+        return next;
+        return;
+    end if;
+    select k.amount into prior from saas.usage_key k
+    where k.tenant_id = of_tenant and k.meter = of_meter and k.key = with_key;
+    if found then
+        outcome := 'known';
+        return next;
+        return;
+    end if;
+    if usage_consume.revision <> at_revision then
+        outcome := 'outdated';
+        return next;
+        return;
+    end if;
+    -- All uses of one window queue up here, and each sees the sum of those before it.
+    select c.used, c.held, c.limit_units into counter from saas.usage_counter c
+    where c.tenant_id = of_tenant and c.meter = of_counter and c.window_kind = in_window and c.window_start = from_start
+    for no key update;
+    if not found then
+        outcome := 'slow';
+        return next;
+        return;
+    end if;
+    before := counter.used;
+    due := '{}';
+    relimited := counter.limit_units is distinct from of_limit;
+    -- up_to and of_units are at least 0: cannot overflow. Less than nothing used leaves no more than the limit.
+    if greatest(counter.used, 0) > up_to - of_units - counter.held then
+        -- The same key may have been counted while this one waited for the row.
+        select k.amount into prior from saas.usage_key k
+        where k.tenant_id = of_tenant and k.meter = of_meter and k.key = with_key;
+        outcome := case when found then 'known' else 'refused' end;
+        return next;
+        return;
+    end if;
+    after := counter.used + of_units;
+    if mark_units[1] <= after then
+        select coalesce(array_agg(m.mark order by m.mark), '{}') into due
+        from unnest(marks, mark_units) as m (mark, units)
+        where m.units <= after
+          and not exists (
+              select from saas.usage_crossing x
+              where x.tenant_id = of_tenant and x.meter = of_counter and x.window_kind = in_window
+                and x.window_start = from_start and x.limit_units = of_limit and x.threshold = m.mark
+          );
+    end if;
+    if not whole and (relimited or due <> '{}') then
+        outcome := 'slow';
+        return next;
+        return;
+    end if;
+    insert into saas.usage_key (tenant_id, meter, key, amount, event_id, at)
+    values (of_tenant, of_meter, with_key, of_amount, event, moment)
+    on conflict (tenant_id, meter, key) do nothing;
+    if not found then
+        select k.amount into prior from saas.usage_key k
+        where k.tenant_id = of_tenant and k.meter = of_meter and k.key = with_key;
+        outcome := 'known';
+        return next;
+        return;
+    end if;
+    insert into saas.usage_event
+        (tenant_id, id, recorded_at, meter, counter, kind, amount, units, window_kind, window_start, at, key, actor)
+    values (of_tenant, event, moment, of_meter, of_counter, 'consume', of_amount, of_units, in_window, from_start,
+            moment, with_key, by_actor);
+    update saas.usage_counter c
+    set used = c.used + of_units, limit_units = of_limit
+    where c.tenant_id = of_tenant and c.meter = of_counter and c.window_kind = in_window and c.window_start = from_start;
+    outcome := 'counted';
+    return next;
+end $$;
