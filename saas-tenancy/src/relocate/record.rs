@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use saas_core::{Actor, Clock, CoreError, LeaseToken, SharedClock, SystemPool, SystemTx, TenantId, audit, revision};
+use saas_core::{
+    Actor, Clock, CoreError, LeaseToken, SharedClock, SystemPool, SystemTx, TenantId, audit, revision, tenant,
+};
 use serde_json::json;
 use sqlx::{PgConnection, types::Json};
 use uuid::Uuid;
@@ -60,6 +62,9 @@ impl Control {
     /// Begins a move. One that is under way stands in its way.
     pub(super) async fn begin(&self, tenant: TenantId, target: &Address, actor: &Actor) -> Result<Record, MoveError> {
         let mut tx = self.tx().await?;
+        // Whoever makes or removes a place of the tenant waits, and then finds the move.
+        tenant::lock_in(&mut tx, tenant).await?;
+        require_served_in(&mut tx, tenant).await?;
         let Placement { address, generation } = placement_in(&mut tx, tenant).await?;
         if address.is_same_place(target) {
             return Err(MoveError::AlreadyThere { address: address.to_string() });
@@ -176,13 +181,18 @@ impl Control {
         if placement_in(&mut tx, tenant).await?.generation != record.generation {
             return Err(MoveError::PlacementChanged { state: record.state });
         }
+        // What the ledger says of the place's tables goes before what was said when the move was asked for.
         sqlx::query(
             "insert into saas.placement
                  (tenant_id, mode, cluster, database_name, schema_name, schema_version, generation, state, changed_at)
-             values ($1, $2, $3, $4, $5, $6, $7, 'active', $8)
+             select $1::uuid, $2, $3, $4, $5, case when $2 <> 'pooled' then coalesce(
+                        (select s.version from saas.fleet_site s
+                         where s.cluster = $3 and s.database_name = coalesce($4, '') and s.schema_name = coalesce($5, '')),
+                        $6) end, $7::bigint, 'active', $8::timestamptz
              on conflict (tenant_id) do update
-             set mode = $2, cluster = $3, database_name = $4, schema_name = $5, schema_version = $6, generation = $7,
-                 state = 'active', reason = null, changed_at = $8",
+             set mode = excluded.mode, cluster = excluded.cluster, database_name = excluded.database_name,
+                 schema_name = excluded.schema_name, schema_version = excluded.schema_version,
+                 generation = excluded.generation, state = excluded.state, reason = null, changed_at = excluded.changed_at",
         )
         .bind(tenant.as_uuid())
         .bind(record.target.mode.as_str())
@@ -201,10 +211,28 @@ impl Control {
         Ok(())
     }
 
-    /// The last state of a move.
-    pub(super) async fn finish(&self, record: &mut Record, to: State, action: &'static str) -> Result<(), MoveError> {
+    /// The last state of a move. `gone` is a place of the tenant's own that is no more: the fleet's ledger forgets it.
+    pub(super) async fn finish(
+        &self,
+        record: &mut Record,
+        to: State,
+        action: &'static str,
+        gone: Option<&Address>,
+    ) -> Result<(), MoveError> {
         let mut tx = self.tx().await?;
         self.advance_in(&mut tx, record, to).await?;
+        if let Some(Address { cluster, database, schema, .. }) = gone.filter(|gone| gone.mode != Mode::Pooled) {
+            sqlx::query(
+                "delete from saas.fleet_site
+                 where cluster = $1 and database_name = coalesce($2, '') and schema_name = coalesce($3, '')",
+            )
+            .bind(cluster)
+            .bind(database)
+            .bind(schema)
+            .execute(&mut *tx)
+            .await
+            .map_err(CoreError::from_database)?;
+        }
         self.audit_in(&mut tx, record, action).await?;
         tx.commit().await?;
         record.state = to;
@@ -314,6 +342,20 @@ async fn open_in(connection: &mut PgConnection, tenant: TenantId) -> Result<Opti
         Ok(Record { tenant, id, state: state.parse()?, lease, generation, source, target, report })
     })
     .transpose()
+}
+
+/// A place that is being made, or could not be, is nothing to move from.
+async fn require_served_in(connection: &mut PgConnection, tenant: TenantId) -> Result<(), MoveError> {
+    let unfinished: Option<(String, Option<String>)> = sqlx::query_as(
+        "select state, reason from saas.placement where tenant_id = $1 and state in ('provisioning', 'failed')",
+    )
+    .bind(tenant.as_uuid())
+    .fetch_optional(connection)
+    .await
+    .map_err(CoreError::from_database)?;
+    let Some((state, reason)) = unfinished else { return Ok(()) };
+    let reason = reason.map_or_else(|| format!("its place is {state}"), |why| format!("its place is {state}: {why}"));
+    Err(MoveError::Closed { reason })
 }
 
 async fn placement_in(connection: &mut PgConnection, tenant: TenantId) -> Result<Placement, CoreError> {

@@ -8,7 +8,9 @@
 
 mod binding;
 mod fleet;
+mod lifecycle;
 mod modes;
 mod pools;
 mod provision;
 mod stage;
+mod stock;
