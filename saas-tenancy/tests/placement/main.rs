@@ -14,3 +14,4 @@ mod pools;
 mod provision;
 mod stage;
 mod stock;
+mod storm;

@@ -109,6 +109,8 @@ impl Ground {
 
     /// A pool of one connection of the system's login. To be closed by whoever asks for it.
     async fn system(&self, database: &Database) -> Result<SystemPool, PlacementError> {
+        // A pool asks a server that refuses again and again, and then says only that it took too long.
+        close(connect(&self.clusters, database, Login::System, self.timeouts).await?).await;
         let options = self.clusters.options(database, Login::System)?;
         let pool = saas_core::db::pool_options()
             .max_connections(1)
