@@ -12,6 +12,7 @@ mod lifecycle;
 mod modes;
 mod pools;
 mod provision;
+mod runners;
 mod stage;
 mod stock;
 mod storm;

@@ -20,6 +20,7 @@ pub use self::{
 };
 use super::{
     AppliedStep, Blueprint, Clusters, Database, Login, PlacementError, Site, Timeouts,
+    error::is_missing_place,
     ground::{Applying, Ground, close, connect},
     ledger,
 };
@@ -196,6 +197,12 @@ impl Fleet {
         let began = Instant::now();
         let Waiting { site, tenant, version: from, .. } = waiting;
         let applied = Applying { ground: &self.ground, blueprint: &self.blueprint }.apply(&site, |_| ()).await;
+        let applied = applied.map_err(|error| match (error, tenant) {
+            (PlacementError::Core(error), Some(tenant)) if is_missing_place(&error) => {
+                PlacementError::Disappeared { tenant, site: site.clone() }
+            }
+            (error, _) => error,
+        });
         let mut tx = self.begin("note a place's migrations").await?;
         let now = self.clock.now();
         let (to, outcome) = match &applied {
