@@ -4,7 +4,7 @@ use saas_core::CoreError;
 use sqlx::{Connection as _, PgConnection};
 
 use super::{
-    Endpoint, Mode, MoveError, Side,
+    Address, Endpoint, Mode, MoveError, Side,
     record::{Control, Record},
     report::{Listener, Phase, tell},
     session::{self, Lock, Session},
@@ -70,6 +70,25 @@ pub(super) async fn source(
     }
     let gone = is_whole.then(|| record.source.clone());
     control.finish(record, State::Confirmed, "tenant.move_confirmed", gone.as_ref()).await
+}
+
+/// Forgets in the fleet's ledger a place of a tenant's own that is no more.
+pub(super) async fn forget_site_in(control: &mut PgConnection, gone: &Address) -> Result<(), CoreError> {
+    let Address { mode, cluster, database, schema, .. } = gone;
+    if *mode == Mode::Pooled {
+        return Ok(());
+    }
+    sqlx::query(
+        "delete from saas.fleet_site
+         where cluster = $1 and database_name = coalesce($2, '') and schema_name = coalesce($3, '')",
+    )
+    .bind(cluster)
+    .bind(database)
+    .bind(schema)
+    .execute(control)
+    .await
+    .map(drop)
+    .map_err(CoreError::from_database)
 }
 
 /// The last look before rows are deleted: at the source itself, not at what was recorded.

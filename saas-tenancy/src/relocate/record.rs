@@ -2,15 +2,13 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use saas_core::{
-    Actor, Clock, CoreError, LeaseToken, SharedClock, SystemPool, SystemTx, TenantId, audit, revision, tenant,
-};
+use saas_core::{Actor, Clock, CoreError, LeaseToken, SharedClock, SystemPool, SystemTx, TenantId, audit, revision};
 use serde_json::json;
 use sqlx::{PgConnection, types::Json};
 use uuid::Uuid;
 
 use super::{
-    Address, Mode, MoveError, Report,
+    Address, Mode, MoveError, Report, clear,
     pipe::Carried,
     state::{Home, State},
 };
@@ -62,9 +60,6 @@ impl Control {
     /// Begins a move. One that is under way stands in its way.
     pub(super) async fn begin(&self, tenant: TenantId, target: &Address, actor: &Actor) -> Result<Record, MoveError> {
         let mut tx = self.tx().await?;
-        // Whoever makes or removes a place of the tenant waits, and then finds the move.
-        tenant::lock_in(&mut tx, tenant).await?;
-        require_served_in(&mut tx, tenant).await?;
         let Placement { address, generation } = placement_in(&mut tx, tenant).await?;
         if address.is_same_place(target) {
             return Err(MoveError::AlreadyThere { address: address.to_string() });
@@ -221,17 +216,8 @@ impl Control {
     ) -> Result<(), MoveError> {
         let mut tx = self.tx().await?;
         self.advance_in(&mut tx, record, to).await?;
-        if let Some(Address { cluster, database, schema, .. }) = gone.filter(|gone| gone.mode != Mode::Pooled) {
-            sqlx::query(
-                "delete from saas.fleet_site
-                 where cluster = $1 and database_name = coalesce($2, '') and schema_name = coalesce($3, '')",
-            )
-            .bind(cluster)
-            .bind(database)
-            .bind(schema)
-            .execute(&mut *tx)
-            .await
-            .map_err(CoreError::from_database)?;
+        if let Some(gone) = gone {
+            clear::forget_site_in(&mut tx, gone).await?;
         }
         self.audit_in(&mut tx, record, action).await?;
         tx.commit().await?;
@@ -342,20 +328,6 @@ async fn open_in(connection: &mut PgConnection, tenant: TenantId) -> Result<Opti
         Ok(Record { tenant, id, state: state.parse()?, lease, generation, source, target, report })
     })
     .transpose()
-}
-
-/// A place that is being made, or could not be, is nothing to move from.
-async fn require_served_in(connection: &mut PgConnection, tenant: TenantId) -> Result<(), MoveError> {
-    let unfinished: Option<(String, Option<String>)> = sqlx::query_as(
-        "select state, reason from saas.placement where tenant_id = $1 and state in ('provisioning', 'failed')",
-    )
-    .bind(tenant.as_uuid())
-    .fetch_optional(connection)
-    .await
-    .map_err(CoreError::from_database)?;
-    let Some((state, reason)) = unfinished else { return Ok(()) };
-    let reason = reason.map_or_else(|| format!("its place is {state}"), |why| format!("its place is {state}: {why}"));
-    Err(MoveError::Closed { reason })
 }
 
 async fn placement_in(connection: &mut PgConnection, tenant: TenantId) -> Result<Placement, CoreError> {

@@ -277,25 +277,6 @@ async fn a_place_that_rows_are_leaving_is_not_migrated_and_one_that_is_migrated_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_place_that_is_not_finished_is_not_moved_from() {
-    let stage = Stage::start().await;
-    let ctx = stage.db.create_tenant("acme").await;
-    let tenant = ctx.tenant();
-    let broken = stage.provisioner(&[PROJECT, "select 1 / 0"]);
-    broken.provision(tenant, &schema()).await.unwrap_err();
-    let to = stage.make_target(&ctx, &OLD, &database()).await;
-    let refused = stage.mover().move_tenant(tenant, &address(&to), &operator(), &|_| {}).await.unwrap_err();
-    assert!(matches!(&refused, MoveError::Closed { reason } if reason.contains("division by zero")), "{refused}");
-    assert!(stage.mover().find(tenant).await.unwrap().is_none(), "nothing was begun");
-    // A move that was rolled back leaves its target to be removed.
-    stage.provisioner(&OLD).resume(tenant).await.unwrap();
-    stage.mover().move_tenant(tenant, &Address::pooled("mars"), &operator(), &|_| {}).await.unwrap_err();
-    stage.mover().roll_back(tenant, &|_| {}).await.unwrap_err();
-    assert!(in_the_way(&stage.provisioner(&OLD).remove_empty_site(tenant, &to).await.unwrap_err()));
-    stage.finish().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_removal_that_is_killed_or_too_late_is_finished_or_undone() {
     let stage = Stage::start().await;
     stage.shared_tables(&OLD).await;
