@@ -7,6 +7,9 @@
 )]
 
 mod binding;
+// What sockets are open is read where Linux shows it.
+#[cfg(target_os = "linux")]
+mod budget;
 mod fleet;
 mod lifecycle;
 mod modes;

@@ -21,7 +21,7 @@ pub use self::{
 use super::{
     AppliedStep, Blueprint, Clusters, Database, Login, PlacementError, Site, Timeouts,
     error::is_missing_place,
-    ground::{Applying, Ground, close, connect},
+    ground::{Applying, Ground, close, connect, unlock},
     ledger,
 };
 
@@ -133,7 +133,7 @@ impl Fleet {
         let began = Instant::now();
         let lock = self.lock().await?;
         let done = self.run_locked().await;
-        close(lock).await;
+        unlock(lock).await;
         let (sites, ending) = done?;
         let report = Report { newest: self.blueprint.newest(), sites, ending, took: began.elapsed() };
         self.tell(&Event::Ended(&report));

@@ -61,6 +61,13 @@ pub(super) async fn close(connection: PgConnection) {
     drop(connection.close().await);
 }
 
+/// Gives up the locks of a session and ends it. Ended alone, it would keep them until the server has noticed: whoever asks
+/// right afterwards would be refused.
+pub(super) async fn unlock(mut connection: PgConnection) {
+    drop(sqlx::query("select pg_advisory_unlock_all()").execute(&mut connection).await);
+    close(connection).await;
+}
+
 /// The ground that places are made on.
 #[derive(Debug, Clone)]
 pub(super) struct Ground {

@@ -3,7 +3,7 @@
 use super::{Books, Provisioner, Step, Target, bookkeeping::in_the_way};
 use crate::placement::{
     Placement, PlacementError, Site,
-    ground::{Applied, Applying, close},
+    ground::{Applied, Applying, unlock},
     ledger, record,
 };
 use saas_core::TenantId;
@@ -91,7 +91,7 @@ impl Provisioner {
     pub async fn make_site(&self, tenant: TenantId, target: &Target) -> Result<Site, PlacementError> {
         let lock = self.lock(tenant).await?;
         let done = self.make_site_locked(tenant, target.site(tenant)).await;
-        close(lock).await;
+        unlock(lock).await;
         done
     }
 

@@ -19,7 +19,7 @@ use self::bookkeeping::Books;
 pub use self::target::{Progress, Step, Target};
 use super::{
     Blueprint, Clusters, Database, Login, Placement, PlacementError, State, Timeouts,
-    ground::{Ground, close, connect},
+    ground::{Ground, close, connect, unlock},
     record,
 };
 
@@ -102,7 +102,7 @@ impl Provisioner {
     pub async fn resume(&self, tenant: TenantId) -> Result<Placement, PlacementError> {
         let lock = self.lock(tenant).await?;
         let done = self.resume_locked(tenant).await;
-        close(lock).await;
+        unlock(lock).await;
         done
     }
 

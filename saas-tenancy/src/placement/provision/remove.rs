@@ -6,7 +6,7 @@ use super::{Books, Provisioner, bookkeeping::in_the_way};
 use crate::placement::{
     Placement, PlacementError, Site,
     error::is_missing_database,
-    ground::{close, set_lock_timeout_in},
+    ground::{set_lock_timeout_in, unlock},
     ledger,
 };
 
@@ -18,7 +18,7 @@ impl Provisioner {
     pub async fn abandon(&self, tenant: TenantId) -> Result<(), PlacementError> {
         let lock = self.lock(tenant).await?;
         let done = self.abandon_locked(tenant).await;
-        close(lock).await;
+        unlock(lock).await;
         done
     }
 
@@ -44,7 +44,7 @@ impl Provisioner {
     pub async fn deprovision(&self, tenant: TenantId) -> Result<(), PlacementError> {
         let lock = self.lock(tenant).await?;
         let done = self.deprovision_locked(tenant).await;
-        close(lock).await;
+        unlock(lock).await;
         done
     }
 
@@ -95,7 +95,7 @@ impl Provisioner {
             self.remove_if_empty(tenant, site).await
         }
         .await;
-        close(lock).await;
+        unlock(lock).await;
         done
     }
 
@@ -110,7 +110,7 @@ impl Provisioner {
             self.remove_with_rows(tenant, site).await
         }
         .await;
-        close(lock).await;
+        unlock(lock).await;
         done
     }
 

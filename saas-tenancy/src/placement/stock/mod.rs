@@ -25,7 +25,7 @@ use self::shelf::Shelf;
 pub(super) use self::shelf::{claim_in, is_kept_in};
 use super::{
     Database, Login, Mode, PlacementError, Provisioner, Site, Target,
-    ground::{close, connect},
+    ground::{close, connect, unlock},
 };
 
 /// Keeps a number of places of one kind ready.
@@ -118,7 +118,7 @@ impl Stock {
     pub async fn refill(&self) -> Result<Refill, PlacementError> {
         let lock = self.lock().await?;
         let done = self.refill_locked().await;
-        close(lock).await;
+        unlock(lock).await;
         done
     }
 
@@ -175,7 +175,7 @@ impl Stock {
     pub async fn drain(&self) -> Result<usize, PlacementError> {
         let lock = self.lock().await?;
         let done = self.remove_all(&Readiness::ALL).await;
-        close(lock).await;
+        unlock(lock).await;
         done
     }
 
