@@ -8,7 +8,7 @@ use sqlx::{PgConnection, types::Json};
 use uuid::Uuid;
 
 use super::{
-    Address, Mode, MoveError, Report,
+    Address, Mode, MoveError, Report, clear,
     pipe::Carried,
     state::{Home, State},
 };
@@ -176,13 +176,18 @@ impl Control {
         if placement_in(&mut tx, tenant).await?.generation != record.generation {
             return Err(MoveError::PlacementChanged { state: record.state });
         }
+        // What the ledger says of the place's tables goes before what was said when the move was asked for.
         sqlx::query(
             "insert into saas.placement
                  (tenant_id, mode, cluster, database_name, schema_name, schema_version, generation, state, changed_at)
-             values ($1, $2, $3, $4, $5, $6, $7, 'active', $8)
+             select $1::uuid, $2, $3, $4, $5, case when $2 <> 'pooled' then coalesce(
+                        (select s.version from saas.fleet_site s
+                         where s.cluster = $3 and s.database_name = coalesce($4, '') and s.schema_name = coalesce($5, '')),
+                        $6) end, $7::bigint, 'active', $8::timestamptz
              on conflict (tenant_id) do update
-             set mode = $2, cluster = $3, database_name = $4, schema_name = $5, schema_version = $6, generation = $7,
-                 state = 'active', reason = null, changed_at = $8",
+             set mode = excluded.mode, cluster = excluded.cluster, database_name = excluded.database_name,
+                 schema_name = excluded.schema_name, schema_version = excluded.schema_version,
+                 generation = excluded.generation, state = excluded.state, reason = null, changed_at = excluded.changed_at",
         )
         .bind(tenant.as_uuid())
         .bind(record.target.mode.as_str())
@@ -201,10 +206,19 @@ impl Control {
         Ok(())
     }
 
-    /// The last state of a move.
-    pub(super) async fn finish(&self, record: &mut Record, to: State, action: &'static str) -> Result<(), MoveError> {
+    /// The last state of a move. `gone` is a place of the tenant's own that is no more: the fleet's ledger forgets it.
+    pub(super) async fn finish(
+        &self,
+        record: &mut Record,
+        to: State,
+        action: &'static str,
+        gone: Option<&Address>,
+    ) -> Result<(), MoveError> {
         let mut tx = self.tx().await?;
         self.advance_in(&mut tx, record, to).await?;
+        if let Some(gone) = gone {
+            clear::forget_site_in(&mut tx, gone).await?;
+        }
         self.audit_in(&mut tx, record, action).await?;
         tx.commit().await?;
         record.state = to;

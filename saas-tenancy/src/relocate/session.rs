@@ -134,6 +134,18 @@ impl Session {
         }
     }
 
+    /// Keeps the application's migrations away from a schema for as long as this session lives.
+    pub(super) async fn keep_tables(&mut self, schema: &str) -> Result<(), MoveError> {
+        const SHARE: &str = "select pg_advisory_lock_shared(hashtextextended('saas.site:' || $1, 0))";
+        match sqlx::query(SHARE).bind(schema).execute(&mut self.connection).await {
+            Ok(_) => Ok(()),
+            Err(error) if is_lock_timeout(&error) => {
+                Err(MoveError::Busy { what: format!("the schema `{schema}`, which is being migrated,") })
+            }
+            Err(error) => Err(CoreError::from_database(error).into()),
+        }
+    }
+
     /// Gives up every lock of this session.
     pub(super) async fn unlock(&mut self) -> Result<(), CoreError> {
         self.run("select pg_advisory_unlock_all()").await

@@ -49,6 +49,9 @@ impl Sides {
         let mut source = Session::open(from, Side::Source).await?;
         session::prepare(&mut source, &from.login).await?;
         session::prepare(&mut target, &to.login).await?;
+        // Held until the sessions end: rows that are copied while their tables change would not arrive whole.
+        source.keep_tables(&from.schema).await?;
+        target.keep_tables(&to.schema).await?;
         let is_one_database = source.identity().await? == target.identity().await?;
         if is_one_database && from.schema == to.schema {
             return Err(MoveError::AlreadyThere { address: record.target.to_string() });

@@ -15,7 +15,7 @@ use sqlx::{Connection as _, PgConnection};
 pub use self::apply::AppliedStep;
 pub(super) use self::{
     apply::{Applied, Applying},
-    tenant::{Door, Stub, find_rows_in, set_door_in},
+    tenant::{Door, Stub, find_rows_in, lock_door_in, set_door_in, set_lock_timeout_in},
 };
 use super::{Clusters, Database, Login, PlacementError, Site};
 
@@ -59,6 +59,13 @@ pub(super) async fn connect(
 /// Says goodbye; a server that is gone already is as good.
 pub(super) async fn close(connection: PgConnection) {
     drop(connection.close().await);
+}
+
+/// Gives up the locks of a session and ends it. Ended alone, it would keep them until the server has noticed: whoever asks
+/// right afterwards would be refused.
+pub(super) async fn unlock(mut connection: PgConnection) {
+    drop(sqlx::query("select pg_advisory_unlock_all()").execute(&mut connection).await);
+    close(connection).await;
 }
 
 /// The ground that places are made on.
@@ -109,6 +116,8 @@ impl Ground {
 
     /// A pool of one connection of the system's login. To be closed by whoever asks for it.
     async fn system(&self, database: &Database) -> Result<SystemPool, PlacementError> {
+        // A pool asks a server that refuses again and again, and then says only that it took too long.
+        close(connect(&self.clusters, database, Login::System, self.timeouts).await?).await;
         let options = self.clusters.options(database, Login::System)?;
         let pool = saas_core::db::pool_options()
             .max_connections(1)

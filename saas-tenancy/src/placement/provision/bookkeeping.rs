@@ -4,11 +4,11 @@ use chrono::{DateTime, Utc};
 use saas_core::{Actor, CoreError, SystemTx, TenantId, db::Generation, revision, tenant};
 use uuid::Uuid;
 
-use super::{Progress, Step};
+use super::{Progress, Step, Target};
 use crate::placement::{
     ClusterName, Mode, Placement, PlacementError, Site, State,
-    ground::{Door, Stub, find_rows_in, set_door_in},
-    ledger, record,
+    ground::{Door, Stub, find_rows_in, lock_door_in, set_door_in},
+    ledger, record, stock,
 };
 
 pub(super) const PROVISIONER: Actor = Actor::system("provisioner");
@@ -30,13 +30,19 @@ pub(super) enum Taken {
 }
 
 impl Books<'_> {
-    pub(super) async fn request(&mut self, tenant: TenantId, mode: Mode, site: Site) -> Result<(), PlacementError> {
+    pub(super) async fn request(
+        &mut self,
+        tenant: TenantId,
+        target: &Target,
+        newest: i64,
+    ) -> Result<(), PlacementError> {
         tenant::lock_in(self.tx, tenant).await?;
+        self.refuse_moving(tenant).await?;
         let present = record::find_in(self.tx, tenant).await?;
         let shared = Site::shared(ClusterName::control());
         match &present {
             Some(placement) if matches!(placement.state, State::Provisioning | State::Failed) => {
-                if placement.site == site {
+                if target.is_met_by(placement) {
                     return Ok(());
                 }
                 return in_the_way(
@@ -45,24 +51,26 @@ impl Books<'_> {
                     "resume that, or abandon it first",
                 );
             }
-            Some(placement) if placement.state == State::Active && placement.site == site => return Ok(()),
+            Some(placement) if placement.state == State::Active && target.is_met_by(placement) => return Ok(()),
             Some(placement) if placement.state == State::Moving || placement.site != shared => {
                 return in_the_way(tenant, format!("lives at `{}`", placement.site), "move it instead");
             }
-            None if site == shared => return Ok(()),
+            None if target.site(tenant) == shared => return Ok(()),
             Some(_) | None => {}
         }
-        // Waits for all who are in, and keeps others out until the closed door is committed.
-        sqlx::query("select pg_advisory_xact_lock(saas.door($1))")
-            .bind(tenant.as_uuid())
-            .execute(&mut **self.tx)
-            .await
-            .map_err(CoreError::from_database)?;
-        if let Some(table) = find_rows_in(self.tx, tenant, None).await? {
+        // Keeps others out until the closed door is committed.
+        lock_door_in(self.tx, tenant).await?;
+        if let Some(table) = find_rows_in(self.tx, Some(tenant), None).await? {
             return in_the_way(tenant, format!("has rows in the shared table `{table}`"), "move it instead");
         }
         let generation = present.map_or(Generation::FIRST, |placement| placement.generation).next();
         let state = State::Provisioning;
+        let mode = target.mode();
+        let site = match mode {
+            Mode::Pooled => None,
+            Mode::Schema | Mode::Database => stock::claim_in(self.tx, mode, target.cluster(), newest).await?,
+        };
+        let site = site.unwrap_or_else(|| target.site(tenant));
         let placement = Placement { tenant, mode, site, schema_version: None, generation, state, reason: None };
         record::put_in(self.tx, &placement, self.now).await?;
         set_door_in(self.tx, tenant, generation, Door::Closed, "its place is being made").await?;
@@ -145,7 +153,7 @@ impl Books<'_> {
         let tenant = placement.tenant;
         tenant::lock_in(self.tx, tenant).await?;
         let present = record::find_in(self.tx, tenant).await?;
-        let unchanged = present.is_some_and(|p| p.state == State::Provisioning && p.generation == placement.generation);
+        let unchanged = present.is_some_and(|p| p.state == placement.state && p.generation == placement.generation);
         if !unchanged {
             return Err(PlacementError::InProgress { what: tenant.to_string() });
         }
@@ -161,51 +169,6 @@ impl Books<'_> {
         self.delete_provisioning(tenant).await?;
         self.announce(tenant).await?;
         Ok(active)
-    }
-
-    /// From here on, whoever resumes starts from the beginning.
-    pub(super) async fn give_up(&mut self, tenant: TenantId) -> Result<Option<Placement>, PlacementError> {
-        tenant::lock_in(self.tx, tenant).await?;
-        let Some(mut placement) = record::find_in(self.tx, tenant).await? else { return Ok(None) };
-        match placement.state {
-            State::Provisioning | State::Failed => {}
-            State::Active | State::Moving => {
-                return in_the_way(tenant, format!("is served at `{}`", placement.site), "move it away first");
-            }
-        }
-        placement.state = State::Failed;
-        placement.reason = Some("it is being abandoned".to_owned());
-        record::put_in(self.tx, &placement, self.now).await?;
-        sqlx::query("update saas.provisioning set step = 'requested', changed_at = $2 where tenant_id = $1")
-            .bind(tenant.as_uuid())
-            .bind(self.now)
-            .execute(&mut **self.tx)
-            .await
-            .map_err(CoreError::from_database)?;
-        Ok(Some(placement))
-    }
-
-    /// Sends the tenant back to the shared tables. A generation that was ever served is never used again.
-    pub(super) async fn forget(&mut self, placement: &Placement) -> Result<(), PlacementError> {
-        let tenant = placement.tenant;
-        self.delete_provisioning(tenant).await?;
-        if placement.generation == Generation::FIRST.next() {
-            for statement in
-                ["delete from saas.placement where tenant_id = $1", "delete from saas.resident where tenant_id = $1"]
-            {
-                sqlx::query(statement)
-                    .bind(tenant.as_uuid())
-                    .execute(&mut **self.tx)
-                    .await
-                    .map_err(CoreError::from_database)?;
-            }
-        } else {
-            let generation = placement.generation.next();
-            let pooled = Placement { generation, ..Placement::implicit(tenant, None) };
-            record::put_in(self.tx, &pooled, self.now).await?;
-            set_door_in(self.tx, tenant, generation, Door::Open, "").await?;
-        }
-        self.announce(tenant).await
     }
 
     pub(super) async fn stub(&mut self, tenant: TenantId) -> Result<Stub, CoreError> {
@@ -254,7 +217,7 @@ impl Books<'_> {
         Ok(rows.into_iter().map(|(id, failed)| (TenantId::from_uuid(id), state(failed))).collect())
     }
 
-    async fn delete_provisioning(&mut self, tenant: TenantId) -> Result<(), CoreError> {
+    pub(super) async fn delete_provisioning(&mut self, tenant: TenantId) -> Result<(), CoreError> {
         sqlx::query("delete from saas.provisioning where tenant_id = $1")
             .bind(tenant.as_uuid())
             .execute(&mut **self.tx)
@@ -263,12 +226,12 @@ impl Books<'_> {
             .map_err(CoreError::from_database)
     }
 
-    async fn announce(&mut self, tenant: TenantId) -> Result<(), PlacementError> {
+    pub(super) async fn announce(&mut self, tenant: TenantId) -> Result<(), PlacementError> {
         revision::bump_in(self.tx, tenant).await?;
         Ok(())
     }
 }
 
-fn in_the_way<T>(tenant: TenantId, what: String, remedy: &'static str) -> Result<T, PlacementError> {
+pub(super) fn in_the_way<T>(tenant: TenantId, what: String, remedy: &'static str) -> Result<T, PlacementError> {
     Err(PlacementError::InTheWay { tenant, what, remedy })
 }
