@@ -3,6 +3,7 @@
 
 mod erase;
 mod export;
+mod placed;
 mod round_trip;
 mod stage;
 mod status;

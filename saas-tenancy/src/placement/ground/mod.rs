@@ -108,7 +108,7 @@ impl Ground {
     }
 
     /// A pool of one connection of the system's login. To be closed by whoever asks for it.
-    async fn system(&self, database: &Database) -> Result<SystemPool, PlacementError> {
+    pub(super) async fn system(&self, database: &Database) -> Result<SystemPool, PlacementError> {
         let options = self.clusters.options(database, Login::System)?;
         let pool = saas_core::db::pool_options()
             .max_connections(1)

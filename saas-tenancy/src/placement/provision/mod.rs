@@ -5,6 +5,7 @@
 //! finishes or [`abandon`](Provisioner::abandon) removes.
 
 mod bookkeeping;
+mod retire;
 
 use std::{fmt, sync::Arc};
 
