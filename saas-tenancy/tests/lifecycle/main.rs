@@ -3,8 +3,12 @@
 
 mod erase;
 mod export;
+#[cfg(feature = "object-store")]
+mod into_s3;
 mod placed;
 mod round_trip;
+#[cfg(feature = "object-store")]
+mod s3;
 mod stage;
 mod status;
 mod targets;

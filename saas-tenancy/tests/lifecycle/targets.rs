@@ -45,6 +45,11 @@ impl ExportTarget for Memory {
         *self.state.lock().unwrap() = "begun";
         Ok(Box::new(MemoryDraft { target: self.clone(), created: 0 }))
     }
+
+    async fn remove(&self, _: TenantId, _: ExportId) -> Result<(), TargetError> {
+        self.files.lock().unwrap().clear();
+        Ok(())
+    }
 }
 
 #[derive(Debug)]
