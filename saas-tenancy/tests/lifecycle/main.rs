@@ -5,6 +5,7 @@ mod erase;
 mod export;
 #[cfg(feature = "object-store")]
 mod into_s3;
+mod jobs;
 mod placed;
 mod round_trip;
 #[cfg(feature = "object-store")]
