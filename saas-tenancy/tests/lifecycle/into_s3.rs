@@ -57,7 +57,7 @@ async fn an_export_goes_to_s3_in_signed_requests_and_many_parts() {
     let (stage, s3) = (Stage::start().await, S3::start());
     fill(&stage, 12_000).await;
     let done = stage.exports.run(&stage.a, &into(s3.client(s3.address)), &mut |_| ()).await.unwrap();
-    assert_eq!(complete(&s3).await, [done.manifest.clone()]);
+    assert_eq!(complete(&s3).await, std::slice::from_ref(&done.manifest));
     let project = done.manifest.tables.iter().find(|table| table.name == "public.project").unwrap();
     let lines = project.files.iter().find(|file| file.format == FileFormat::JsonLines).unwrap();
     assert!(lines.bytes > 2 * 5 * 1024 * 1024, "more than two parts: {} bytes", lines.bytes);

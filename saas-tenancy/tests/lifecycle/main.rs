@@ -1,5 +1,6 @@
 //! A tenant's life after its creation, on a real PostgreSQL: its status, its export, its end.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+#![expect(clippy::disallowed_types, reason = "a test makes names of its own")]
 
 mod erase;
 mod export;

@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
-use futures_util::poll;
+use futures_util::{future::join, poll};
 use saas_core::{
     Actor, SCHEMA as CORE, Schema, TenantContext, TenantTx, UserId,
     testing::{DevServer, Durability},
@@ -17,6 +17,7 @@ use saas_tenancy::{
         Blueprint, Cluster, ClusterName, Clusters, Mode, Placement, Placements, PoolLimits, Pools, Provisioner, Site,
         Target, record,
     },
+    relocate::{Address, Mover},
 };
 use sqlx::{
     AssertSqlSafe, ConnectOptions as _, Connection as _, Executor as _, PgConnection, SqlSafeStr as _,
@@ -56,6 +57,7 @@ fn second_server() -> PgConnectOptions {
 
 struct World {
     stage: Stage,
+    clusters: Clusters,
     provisioner: Provisioner,
     placements: Placements,
 }
@@ -76,9 +78,9 @@ impl World {
         let clock = Arc::new(stage.db.clock().clone());
         let provisioner = Provisioner::new(stage.db.system().clone(), clusters.clone(), blueprint, clock);
         provisioner.provision(stage.acme.tenant, target).await.unwrap();
-        let pools = Pools::new(clusters, &KERNEL, PoolLimits::default()).unwrap();
+        let pools = Pools::new(clusters.clone(), &KERNEL, PoolLimits::default()).unwrap();
         let placements = Placements::builder(stage.db.tenants().clone(), stage.db.system().clone(), pools).build();
-        let world = Self { stage, provisioner, placements };
+        let world = Self { stage, clusters, provisioner, placements };
         let mut tx = TenantTx::begin(&world.placements, &world.stage.a).await.unwrap();
         for n in 0..3 {
             let note = "with note as (insert into note (tenant_id, words) values ($1, $2) returning id)
@@ -218,6 +220,13 @@ async fn a_tenants_own_place_is_emptied_counted_and_removed_wherever_it_is() {
         assert_eq!(TenantTx::begin(&world.placements, &world.stage.a).await.unwrap_err().code(), "tenant_moved");
         let again = world.provisioner.provision(tenant, &target).await.unwrap_err();
         assert!(again.to_string().contains("is erased"), "{again}");
+        let mover = Mover::new(
+            world.stage.db.system().clone(),
+            Arc::new(world.clusters.clone()),
+            Arc::new(world.stage.db.clock().clone()),
+        );
+        let moved = mover.move_tenant(tenant, &Address::pooled("eu"), &operator(), &|_| ()).await.unwrap_err();
+        assert_eq!(moved.code(), "not_found");
         assert_eq!(world.placement().await.mode, Mode::Pooled);
     }
 }
@@ -356,4 +365,17 @@ async fn an_export_reads_a_tenants_own_place() {
         let files = memory.files.lock().unwrap();
         assert!(files.values().all(|text| !String::from_utf8_lossy(text).contains(&other)), "{target:?}");
     }
+}
+
+#[tokio::test]
+async fn two_erasures_of_a_place_at_once_take_turns_and_count_once() {
+    let world = World::start(&[NOTES], &Target::Database(ClusterName::control())).await;
+    let (tenant, site) = (world.stage.acme.tenant, world.placement().await.site);
+    let (one, other) = (world.approved().await, world.erasures());
+    let (mut quiet, mut silent) = (|_: &_| (), |_: &_| ());
+    let (one, other) = join(one.run(tenant, &mut quiet), other.run(tenant, &mut silent)).await;
+    let (one, other) = (one.unwrap(), other.unwrap());
+    assert_eq!(one, other);
+    assert_eq!(erased_at_place(&one), BTreeMap::from([("comment".to_owned(), 6), ("note".to_owned(), 3)]));
+    world.assert_gone(&site).await;
 }

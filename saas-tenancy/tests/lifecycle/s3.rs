@@ -53,7 +53,7 @@ impl S3 {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let mut watchdog = Command::new("sh")
             .args(["-c", WATCHDOG, "saas-test-s3"])
-            .arg(program().expect(REMEDY))
+            .arg(program().unwrap_or_else(|| panic!("{REMEDY}")))
             .args([&port.to_string(), ACCESS_KEY, SECRET])
             .arg(folder.path())
             .process_group(0)
