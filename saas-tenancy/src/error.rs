@@ -154,7 +154,7 @@ impl TenancyError {
             #[cfg(feature = "postgres")]
             Self::Unfenced { .. } => ErrorKind::Misconfigured,
             #[cfg(feature = "postgres")]
-            Self::Target(_) => ErrorKind::Unavailable,
+            Self::Target(error) => error.kind(),
         }
     }
 
@@ -187,7 +187,7 @@ impl TenancyError {
             #[cfg(feature = "postgres")]
             Self::Unfenced { .. } => "table_unfenced",
             #[cfg(feature = "postgres")]
-            Self::Target(_) => "export_target",
+            Self::Target(error) => error.code(),
         }
     }
 

@@ -58,4 +58,5 @@ pub static SCHEMA: saas_core::Schema = saas_core::schema!("tenancy":
     4 "0004_fleet",
     5 "0005_move",
     6 "0006_stock",
+    8 "0008_end",
 );

@@ -32,8 +32,10 @@ const ACROSS_TENANTS: &[&str] = &[
     "select cluster from saas.placement where mode = 'pooled'", // the clusters whose shared tables serve somebody
     "where state in ('provisioning', 'failed') and ($1::uuid is null or tenant_id > $1)", // places to be finished
     "from saas.move -- of every tenant",                        // moves to be resumed
+    "from saas.export_job -- of every tenant",                  // exports to be done, or to be removed
     "to_regclass('saas.resident') is not null",                 // whether the table is there
     "hashtextextended('saas.move:'",                            // the name of a lock
+    "hashtextextended('saas.export_job:'",                      // the name of a lock
 ];
 
 /// Pieces of statements, and scripts of several: not to be prepared on their own.

@@ -4,6 +4,7 @@ use chrono::{DateTime, Utc};
 use saas_core::{Actor, CoreError, SystemTx, TenantId};
 
 use super::{State, Status};
+use crate::postgres::execute;
 
 const CORRUPT: CoreError = CoreError::Corrupt { table: "saas.tenant_status", column: "state" };
 
@@ -32,7 +33,7 @@ pub(crate) async fn put(
     actor: &Actor,
     now: DateTime<Utc>,
 ) -> Result<(), CoreError> {
-    sqlx::query(
+    let statement = sqlx::query(
         "insert into saas.tenant_status (tenant_id, state, reason, changed_by, since)
          values ($1, $2, $3, $4, $5)
          on conflict (tenant_id) do update
@@ -42,20 +43,13 @@ pub(crate) async fn put(
     .bind(state.as_str())
     .bind(reason)
     .bind(actor.to_string())
-    .bind(now)
-    .execute(&mut **tx)
-    .await
-    .map(drop)
-    .map_err(CoreError::from_database)
+    .bind(now);
+    execute(tx, statement).await.map(drop)
 }
 
 pub(crate) async fn remove(tx: &mut SystemTx, tenant: TenantId) -> Result<(), CoreError> {
-    sqlx::query("delete from saas.tenant_status where tenant_id = $1")
-        .bind(tenant.as_uuid())
-        .execute(&mut **tx)
-        .await
-        .map(drop)
-        .map_err(CoreError::from_database)
+    let statement = sqlx::query("delete from saas.tenant_status where tenant_id = $1").bind(tenant.as_uuid());
+    execute(tx, statement).await.map(drop)
 }
 
 /// Sets the door of this database, where the tenant is at home here. Elsewhere, and during a move, it is not ours to touch.
@@ -66,7 +60,7 @@ pub(crate) async fn set_door(
     door: &'static str,
     reason: Option<&'static str>,
 ) -> Result<bool, CoreError> {
-    let done = sqlx::query(
+    let set = sqlx::query(
         "with home as (
             select coalesce(max(generation), 0) as generation,
                    coalesce(bool_and(cluster = 'control' and database_name is null and state = 'active'), true) as is_here
@@ -81,19 +75,12 @@ pub(crate) async fn set_door(
     )
     .bind(tenant.as_uuid())
     .bind(door)
-    .bind(reason)
-    .execute(&mut **tx)
-    .await
-    .map_err(CoreError::from_database)?;
-    Ok(done.rows_affected() > 0)
+    .bind(reason);
+    Ok(execute(tx, set).await? > 0)
 }
 
 /// Waits until every transaction that came through the door before has left.
 pub(crate) async fn wait_until_left(tx: &mut SystemTx, tenant: TenantId) -> Result<(), CoreError> {
-    sqlx::query("select pg_advisory_xact_lock(saas.door($1))")
-        .bind(tenant.as_uuid())
-        .execute(&mut **tx)
-        .await
-        .map(drop)
-        .map_err(CoreError::from_database)
+    let statement = sqlx::query("select pg_advisory_xact_lock(saas.door($1))").bind(tenant.as_uuid());
+    execute(tx, statement).await.map(drop)
 }

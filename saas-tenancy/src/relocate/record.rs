@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use saas_core::{Actor, Clock, CoreError, LeaseToken, SharedClock, SystemPool, SystemTx, TenantId, audit, revision};
+use saas_core::{
+    Actor, Clock, CoreError, LeaseToken, SharedClock, SystemPool, SystemTx, TenantId, audit, revision, tenant,
+};
 use serde_json::json;
 use sqlx::{PgConnection, types::Json};
 use uuid::Uuid;
@@ -12,6 +14,7 @@ use super::{
     pipe::Carried,
     state::{Home, State},
 };
+use crate::lifecycle::{self, State as Lifecycle};
 
 /// A move and who drives it.
 #[derive(Debug, Clone)]
@@ -60,6 +63,12 @@ impl Control {
     /// Begins a move. One that is under way stands in its way.
     pub(super) async fn begin(&self, tenant: TenantId, target: &Address, actor: &Actor) -> Result<Record, MoveError> {
         let mut tx = self.tx().await?;
+        // An erasure that begins at the same time takes the same lock, and looks for moves behind it.
+        tenant::lock_in(&mut tx, tenant).await?;
+        let status = lifecycle::store::find(&mut tx, tenant).await?;
+        if status.is_some_and(|status| matches!(status.state, Lifecycle::Erasing | Lifecycle::Erased)) {
+            return Err(CoreError::NotFound { what: "tenant" }.into());
+        }
         let Placement { address, generation } = placement_in(&mut tx, tenant).await?;
         if address.is_same_place(target) {
             return Err(MoveError::AlreadyThere { address: address.to_string() });

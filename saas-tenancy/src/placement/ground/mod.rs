@@ -115,7 +115,7 @@ impl Ground {
     }
 
     /// A pool of one connection of the system's login. To be closed by whoever asks for it.
-    async fn system(&self, database: &Database) -> Result<SystemPool, PlacementError> {
+    pub(super) async fn system(&self, database: &Database) -> Result<SystemPool, PlacementError> {
         // A pool asks a server that refuses again and again, and then says only that it took too long.
         close(connect(&self.clusters, database, Login::System, self.timeouts).await?).await;
         let options = self.clusters.options(database, Login::System)?;

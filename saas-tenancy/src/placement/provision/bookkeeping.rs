@@ -5,6 +5,7 @@ use saas_core::{Actor, CoreError, SystemTx, TenantId, db::Generation, revision, 
 use uuid::Uuid;
 
 use super::{Progress, Step, Target};
+use crate::lifecycle::State as Lifecycle;
 use crate::placement::{
     ClusterName, Mode, Placement, PlacementError, Site, State,
     ground::{Door, Stub, find_rows_in, lock_door_in, set_door_in},
@@ -38,6 +39,7 @@ impl Books<'_> {
     ) -> Result<(), PlacementError> {
         tenant::lock_in(self.tx, tenant).await?;
         self.refuse_moving(tenant).await?;
+        self.require_alive(tenant).await?;
         let present = record::find_in(self.tx, tenant).await?;
         let shared = Site::shared(ClusterName::control());
         match &present {
@@ -215,6 +217,26 @@ impl Books<'_> {
         .map_err(CoreError::from_database)?;
         let state = |failed| if failed { State::Failed } else { State::Provisioning };
         Ok(rows.into_iter().map(|(id, failed)| (TenantId::from_uuid(id), state(failed))).collect())
+    }
+
+    /// A place of its own would open a door to a tenant that is gone.
+    async fn require_alive(&mut self, tenant: TenantId) -> Result<(), PlacementError> {
+        let status = crate::lifecycle::store::find(self.tx, tenant).await?;
+        match status.map(|status| status.state) {
+            Some(state @ (Lifecycle::Erasing | Lifecycle::Erased)) => {
+                in_the_way(tenant, format!("is {state}"), "create a new tenant instead")
+            }
+            Some(Lifecycle::ReadOnly | Lifecycle::Suspended | Lifecycle::Maintenance) | None => Ok(()),
+        }
+    }
+
+    /// Sends a tenant that is gone back among the shared tables, behind a closed door.
+    pub(super) async fn retire(&mut self, placement: &Placement) -> Result<(), PlacementError> {
+        let generation = placement.generation.next();
+        let pooled = Placement { generation, ..Placement::implicit(placement.tenant, None) };
+        record::put_in(self.tx, &pooled, self.now).await?;
+        set_door_in(self.tx, placement.tenant, generation, Door::Closed, "the tenant is being erased").await?;
+        self.announce(placement.tenant).await
     }
 
     pub(super) async fn delete_provisioning(&mut self, tenant: TenantId) -> Result<(), CoreError> {

@@ -8,6 +8,7 @@ mod bookkeeping;
 mod leave;
 mod make;
 mod remove;
+mod retire;
 mod target;
 
 use std::{fmt, sync::Arc};

@@ -119,7 +119,7 @@ impl Provisioner {
         Books { tx: &mut tx, now: self.clock.now() }.require_unused(tenant, site).await
     }
 
-    async fn remove_if_empty(&self, tenant: TenantId, site: &Site) -> Result<(), PlacementError> {
+    pub(super) async fn remove_if_empty(&self, tenant: TenantId, site: &Site) -> Result<(), PlacementError> {
         let rows = match self.ground.find_rows(site, tenant).await {
             Err(PlacementError::Core(error)) if is_missing_database(&error) => None,
             // Killed between the making of the database and that of its tables: complete, it can be looked through.
