@@ -112,9 +112,13 @@ where not exists (
     where p.polrelid = t.oid and p.polname = 'saas_rows' and not p.polpermissive and p.polcmd = '*'
       and ('saas_app'::regrole::oid = any(p.polroles) or 0 = any(p.polroles))
       and pg_get_expr(p.polqual, p.polrelid) = pg_get_expr(p.polwithcheck, p.polrelid)
-      and position(format('(%I = ( SELECT (NULLIF(split_part(current_setting(''saas.member''', r.owner_column)
-                   in pg_get_expr(p.polqual, p.polrelid)) > 0
-      and position(quote_literal(r.sees_all::text) || '::text[]' in pg_get_expr(p.polqual, p.polrelid)) > 0)
+      -- Versions of the server differ in whether a sub-select's column is named.
+      and regexp_replace(pg_get_expr(p.polqual, p.polrelid), ' AS "?[a-z_]+"?\)', ')', 'g') = format(
+          '((( SELECT current_setting(''saas.member''::text, true)) = ''*''::text)'
+          || ' OR (( SELECT split_part(current_setting(''saas.member''::text, true), '' ''::text, 2)) = ANY (%L::text[]))'
+          || ' OR (%I = ( SELECT (NULLIF(NULLIF(split_part(current_setting(''saas.member''::text, true), '' ''::text, 1), '
+          || '''''::text), ''*''::text))::uuid)))',
+          r.sees_all, r.owner_column))
 union all
 select 'inherited', t.name, format('inherits from %s, through which its rows are read by that table''s rules', i.inhparent::regclass),
        format('alter table %s no inherit %s;', t.name, i.inhparent::regclass)
