@@ -27,8 +27,10 @@ mod effects;
 mod graph;
 mod infer;
 mod keys;
+mod members;
 mod partition;
 mod plans;
+mod questions;
 mod report;
 mod rows;
 mod seed;
@@ -37,6 +39,7 @@ mod session;
 mod stage;
 mod statement;
 mod value;
+mod writes;
 
 use saas_core::{CoreError, SystemClock, TenantId, testing::TestDatabase};
 use sqlx::postgres::PgConnectOptions;
@@ -127,6 +130,7 @@ async fn run(stage: &mut Stage) -> Result<(), CoreError> {
     stage.attack_by_marks().await?;
     stage.attack_rows().await?;
     stage.attack_keys().await?;
+    stage.attack_members().await?;
     stage.attack_privileges().await?;
     stage.attack_sequences().await?;
     stage.attack_roles().await?;
