@@ -57,7 +57,10 @@ async fn a_fence_waits_for_writers_and_sees_the_key_they_added() {
         ("insert into public.slow select id, 1 from saas.tenant", None),
         ("alter table public.slow add constraint late unique (id)", Some("42P16")),
     ] {
-        writer.execute(sqlx::raw_sql(AssertSqlSafe(format!("begin; {meanwhile}; rollback; begin; {meanwhile}")))).await.unwrap();
+        writer
+            .execute(sqlx::raw_sql(AssertSqlSafe(format!("begin; {meanwhile}; rollback; begin; {meanwhile}"))))
+            .await
+            .unwrap();
         let mut fencing = fixture.db.owner().await;
         let pid: i32 = sqlx::query_scalar("select pg_backend_pid()").fetch_one(&mut fencing).await.unwrap();
         let fence = tokio::spawn(async move { fencing.execute("select saas.fence('public.slow')").await.map(drop) });
@@ -118,7 +121,10 @@ async fn a_refresh_names_the_table_that_changed_too_much() {
         assert!(error.message().contains(names), "{error}");
         owner.execute(sqlx::raw_sql(undo)).await.unwrap();
     }
-    owner.execute("alter table public.task add more text, drop column title; select saas.fence_refresh()").await.unwrap();
+    owner
+        .execute("alter table public.task add more text, drop column title; select saas.fence_refresh()")
+        .await
+        .unwrap();
     assert_eq!(doctor::examine(fixture.db.tenants().pool()).await.unwrap(), []);
 }
 

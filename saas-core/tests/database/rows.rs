@@ -1,6 +1,8 @@
 //! Rows of one person inside a tenant, and the fence again for what changed under it.
 
-use saas_core::{Actor, ApiKeyId, ErrorKind, RequestContext, TenantContext, TenantTx, UserId, db::TenantWork as _, doctor};
+use saas_core::{
+    Actor, ApiKeyId, ErrorKind, RequestContext, TenantContext, TenantTx, UserId, db::TenantWork as _, doctor,
+};
 use sqlx::{AssertSqlSafe, Executor};
 
 use crate::adopter::{Fixture, code};
@@ -100,8 +102,18 @@ async fn listed_roles_jobs_and_operators_see_every_row_of_the_tenant_and_of_no_o
         (clinic.acting(Actor::Operator { id: clinic.ben }), 2),
         // A key is nobody in particular: it sees what its role sees.
         (clinic.acting(Actor::ApiKey { id: ApiKeyId::mint(clinic.fixture.db.clock()) }), 0),
-        (clinic.acting(Actor::ApiKey { id: ApiKeyId::mint(clinic.fixture.db.clock()) }).with_role("member".parse().unwrap()), 0),
-        (clinic.acting(Actor::ApiKey { id: ApiKeyId::mint(clinic.fixture.db.clock()) }).with_role("owner".parse().unwrap()), 2),
+        (
+            clinic
+                .acting(Actor::ApiKey { id: ApiKeyId::mint(clinic.fixture.db.clock()) })
+                .with_role("member".parse().unwrap()),
+            0,
+        ),
+        (
+            clinic
+                .acting(Actor::ApiKey { id: ApiKeyId::mint(clinic.fixture.db.clock()) })
+                .with_role("owner".parse().unwrap()),
+            2,
+        ),
         (RequestContext::new(other.tenant(), Actor::system("reminders"), clinic.fixture.db.clock()), 0),
         (RequestContext::new(other.tenant(), Actor::user(clinic.ada), clinic.fixture.db.clock()), 0),
     ] {

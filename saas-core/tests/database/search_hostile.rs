@@ -7,7 +7,7 @@ use crate::adopter::{Fixture, code};
 
 async fn run(fixture: &Fixture, script: &str) {
     let result = fixture.db.owner().await.execute(sqlx::raw_sql(AssertSqlSafe(script.to_owned()))).await;
-    result.unwrap_or_else(|error| panic!("{script}: {error}"));
+    assert!(result.is_ok(), "{script}: {result:?}");
 }
 
 /// As the first tenant; what it changed is kept.
@@ -15,7 +15,7 @@ async fn change(fixture: &Fixture, script: &str) {
     let script = script.replace("{a}", &format!("'{}'", fixture.a.tenant()));
     let mut tx = fixture.begin(&fixture.a).await;
     let result = (&mut *tx).execute(sqlx::raw_sql(AssertSqlSafe(script.clone()))).await;
-    result.unwrap_or_else(|error| panic!("{script}: {error}"));
+    assert!(result.is_ok(), "{script}: {result:?}");
     tx.commit().await.unwrap();
 }
 
@@ -75,7 +75,8 @@ async fn words_follow_whatever_changes_a_row() {
          select saas.make_searchable('public.page', '{loud, slug, extra}')",
     )
     .await;
-    change(&fixture, r#"insert into public.page (tenant_id, id, title, extra) values ({a}, 1, 'Tea', '{"a": "cup"}')"#).await;
+    change(&fixture, r#"insert into public.page (tenant_id, id, title, extra) values ({a}, 1, 'Tea', '{"a": "cup"}')"#)
+        .await;
     let seen = || words(&fixture, "public.page_words", "id");
     assert_eq!(seen().await, ["a 1", "cup 1", "slug0 1", "tea 1"]);
     // The statement names neither a searched column nor one that it is made of.

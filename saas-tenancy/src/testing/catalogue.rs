@@ -44,6 +44,8 @@ pub(super) struct Relation {
     pub(super) audience: Option<Audience>,
     pub(super) is_reachable: bool,
     pub(super) is_invoker: bool,
+    /// Whether storing or removing a row can do more than that.
+    pub(super) has_effects: bool,
     pub(super) columns: Vec<Column>,
 }
 

@@ -69,9 +69,9 @@ impl Stage {
 
     /// A's own writes, which must have no effect on B.
     pub(super) async fn attack_side_effects(&mut self, watch: &Watch) -> Result<(), CoreError> {
-        for relation in
-            self.relations(|r| r.kind.is_table() && r.parent.is_none() && r.audience.is_none() && r.is_reachable)
-        {
+        let is_passed_on = |r: &Relation| r.kind == Kind::View && !r.is_invoker;
+        let has_effects = |r: &Relation| r.audience.is_none() && r.is_reachable && (r.has_effects || is_passed_on(r));
+        for relation in self.relations(|r| r.kind.is_table() && r.parent.is_none() && has_effects(r)) {
             let mut statements = Vec::new();
             if let Some(own) = self.seeds.renewed(&self.catalogue, &relation, Side::A) {
                 statements.push(insert(&relation.name, &relation, &own));
@@ -93,7 +93,7 @@ impl Stage {
                 self.observe_effects(watch, &relation.name, &statement).await?;
             }
         }
-        for view in self.relations(|r| r.kind == Kind::View && r.audience.is_none() && r.is_reachable) {
+        for view in self.relations(|r| r.kind == Kind::View && has_effects(r)) {
             self.observe_view(watch, &view).await?;
         }
         Ok(())

@@ -99,7 +99,8 @@ impl Stage {
 /// do at all is an answer.
 fn unanswered(questions: &[Question], answers: &Answers) -> Vec<String> {
     let is_silent = |object: &str| {
-        let of = || questions.iter().zip(answers).filter(|(q, _)| q.is_elevated && q.object == object && is_bound(q.who));
+        let of =
+            || questions.iter().zip(answers).filter(|(q, _)| q.is_elevated && q.object == object && is_bound(q.who));
         of().all(|(_, answer)| answer.as_ref().is_err_and(|refusal| !refusal.is_denied()))
     };
     let mut objects: Vec<String> = questions

@@ -70,8 +70,7 @@ impl Stage {
     /// A's row with the values that B has under a key; of a key that holds for some rows only, with those of each.
     async fn attack_unique_key(&mut self, relation: &Relation, key: &Key) -> Result<(), CoreError> {
         let Some(holder) = self.catalogue.relation(key.table).cloned() else { return Ok(()) };
-        let mut rows: Vec<Row> =
-            self.seeds.rows(&self.catalogue, &holder, Side::B).into_iter().cloned().collect();
+        let mut rows: Vec<Row> = self.seeds.rows(&self.catalogue, &holder, Side::B).into_iter().cloned().collect();
         if key.is_plain {
             rows.truncate(1);
         }

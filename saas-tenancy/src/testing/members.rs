@@ -12,7 +12,9 @@ impl Stage {
     pub(super) async fn attack_members(&mut self) -> Result<(), CoreError> {
         let stranger = UserId::mint(&SystemClock);
         for name in self.catalogue.row_fences.clone() {
-            for member in [String::new(), format!("{stranger} "), format!("{stranger} saas_probe"), " saas_probe".to_owned()] {
+            for member in
+                [String::new(), format!("{stranger} "), format!("{stranger} saas_probe"), " saas_probe".to_owned()]
+            {
                 let who = self.as_a();
                 let question = format!("set local saas.member = '{member}'; select count(*)::text from {name}");
                 if let Ok(answer) = self.ask(who, &question).await?

@@ -138,7 +138,10 @@ impl Stage {
     /// A condition that fails on B's rows, with their text in the error, where it is asked before the view's own.
     fn error_of(&self, view: &Relation) -> Option<String> {
         let [_, mark] = self.marks_of_b();
-        let text = view.columns.iter().filter(|c| c.may_select && matches!(c.type_name.as_str(), "text" | "character varying"));
+        let text = view
+            .columns
+            .iter()
+            .filter(|c| c.may_select && matches!(c.type_name.as_str(), "text" | "character varying"));
         let fails: Vec<String> = text
             .map(|c| format!("pg_catalog.substring(r.{}, '{mark}.*')::pg_catalog.regclass is not null", c.name))
             .collect();
@@ -168,7 +171,10 @@ impl Stage {
                 let keys: Vec<i16> =
                     self.catalogue.keys_of(relation.oid).flat_map(|key| key.columns.iter().copied()).collect();
                 let is_copied = |att: &i16| {
-                    own.contains_key(att) && !links.contains_key(att) && !keys.contains(att) && !relation.partition_key.contains(att)
+                    own.contains_key(att)
+                        && !links.contains_key(att)
+                        && !keys.contains(att)
+                        && !relation.partition_key.contains(att)
                 };
                 let copied = row.values.iter().filter(|(att, _)| is_copied(att)).map(|(att, v)| (*att, v.clone()));
                 let twin: Values = own.clone().into_iter().chain(copied).collect();

@@ -142,7 +142,12 @@ impl Stage {
     }
 
     /// Whether a trigger makes every row the writer's own, whatever tenant the statement names.
-    async fn decides_itself(&mut self, relation: &Relation, root: &Relation, mut own: Values) -> Result<bool, CoreError> {
+    async fn decides_itself(
+        &mut self,
+        relation: &Relation,
+        root: &Relation,
+        mut own: Values,
+    ) -> Result<bool, CoreError> {
         let Some(tenant) = root.tenant() else { return Ok(false) };
         own.insert(tenant.att, Some(self.seeds.b.to_string()));
         let (who, statement) = (self.as_a(), insert(&relation.name, root, &own));
@@ -272,8 +277,11 @@ impl Stage {
         let Some(row) = self.seeds.row(&self.catalogue, relation, Side::A).cloned() else { return Ok(()) };
         let count = format!("select count(*)::text from {} where {mine}", relation.name);
         let own: u64 = self.owner.must_read(&count).await?.first().and_then(|text| text.parse().ok()).unwrap_or(0);
-        let mut attempts = vec![(Attack::Move, format!("update {} set {} = '{}'", relation.name, tenant.name, self.seeds.a))];
-        if let Some(column) = self.harmless_column(relation).and_then(|c| root.columns.iter().find(|r| r.name == c.name)) {
+        let mut attempts =
+            vec![(Attack::Move, format!("update {} set {} = '{}'", relation.name, tenant.name, self.seeds.a))];
+        if let Some(column) =
+            self.harmless_column(relation).and_then(|c| root.columns.iter().find(|r| r.name == c.name))
+        {
             let value = typed(column, &row.values);
             attempts.push((Attack::Update, format!("update {} set {} = {value}", relation.name, column.name)));
         }

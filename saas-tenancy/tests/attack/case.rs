@@ -86,7 +86,6 @@ async fn check(case: &'static Case) -> Vec<String> {
     faults
 }
 
-
 /// Checks all of them, some at once.
 pub(crate) async fn check_all(cases: &'static [Case]) {
     let mut faults = Vec::new();

@@ -121,7 +121,7 @@ async fn odd_names_places_and_types_are_sound() {
     .await;
 }
 
-// As many tables as a large application has: each filled, attacked and looked at within a coffee's time.
+// As many tables as a large application has.
 #[tokio::test]
 async fn three_hundred_tables_are_attacked() {
     let database = shop::start().await;
@@ -132,8 +132,6 @@ async fn three_hundred_tables_are_attacked() {
             n, case when n = 1 then 'project' else 't' || (n - 1) end);
          perform saas.fence(format('public.t%s', n)::regclass); end loop; end $$";
     database.owner().await.execute(tables).await.unwrap();
-    let started = std::time::Instant::now();
     let report = assert_isolated!(&database);
-    println!("{} probes in {:?}", report.probes, started.elapsed());
     assert!(report.probes > 300 * 40, "{report}");
 }

@@ -31,7 +31,8 @@ impl Catalogue {
                      where nspname not in ('pg_catalog', 'information_schema') and nspname not like 'pg\\_%' order by 1";
         let schemas = sqlx::query_scalar(names).fetch_all(&mut *connection).await.map_err(CoreError::from_database)?;
         let names = "select name from saas.row_fence where to_regclass(name) is not null order by 1";
-        let row_fences = sqlx::query_scalar(names).fetch_all(&mut *connection).await.map_err(CoreError::from_database)?;
+        let row_fences =
+            sqlx::query_scalar(names).fetch_all(&mut *connection).await.map_err(CoreError::from_database)?;
         let (checks, foreign_keys) = checks_and_foreign_keys(connection).await?;
         Ok(Self {
             relations: relations(connection, login).await?,
@@ -48,7 +49,7 @@ impl Catalogue {
 }
 
 async fn relations(connection: &mut PgConnection, login: &str) -> Result<Vec<Relation>, CoreError> {
-    type Row = (i64, String, String, String, String, Option<i64>, Option<String>, String, Option<String>, bool, bool);
+    type Row = (i64, String, String, String, String, Option<i64>, Option<String>, String, Option<String>, Vec<bool>);
     let rows: Vec<Row> = sqlx::query_as(include_str!("relations.sql"))
         .bind(login)
         .fetch_all(&mut *connection)
@@ -57,7 +58,8 @@ async fn relations(connection: &mut PgConnection, login: &str) -> Result<Vec<Rel
     let mut columns = columns(connection, login).await?;
     Ok(rows
         .into_iter()
-        .filter_map(|(oid, name, schema, bare, kind, parent, bound, key, audience, is_reachable, is_invoker)| {
+        .filter_map(|(oid, name, schema, bare, kind, parent, bound, key, audience, facts)| {
+            let fact = |place: usize| facts.get(place).copied().unwrap_or(false);
             let kind = match kind.as_str() {
                 "r" => Kind::Table,
                 "p" => Kind::Partitioned,
@@ -80,8 +82,9 @@ async fn relations(connection: &mut PgConnection, login: &str) -> Result<Vec<Rel
                 bound,
                 partition_key,
                 audience,
-                is_reachable,
-                is_invoker,
+                is_reachable: fact(0),
+                is_invoker: fact(1),
+                has_effects: fact(2),
                 columns,
             })
         })
@@ -118,10 +121,8 @@ async fn columns(connection: &mut PgConnection, login: &str) -> Result<HashMap<i
 
 async fn types(connection: &mut PgConnection) -> Result<HashMap<i64, Type>, CoreError> {
     type Row = (i64, String, String, String, i64, i32, i64, i64, Vec<String>, Vec<String>, Vec<String>);
-    let rows: Vec<Row> = sqlx::query_as(include_str!("types.sql"))
-        .fetch_all(connection)
-        .await
-        .map_err(CoreError::from_database)?;
+    let rows: Vec<Row> =
+        sqlx::query_as(include_str!("types.sql")).fetch_all(connection).await.map_err(CoreError::from_database)?;
     Ok(rows
         .into_iter()
         .map(|(oid, name, kind, _, base, base_typmod, element, subtype, labels, check_names, check_texts)| {
@@ -150,10 +151,8 @@ async fn checks_and_foreign_keys(connection: &mut PgConnection) -> Result<(Vec<C
 
 async fn keys(connection: &mut PgConnection) -> Result<Vec<Key>, CoreError> {
     type Row = (i64, String, bool, bool, Vec<i16>, Vec<i16>);
-    let rows: Vec<Row> = sqlx::query_as(include_str!("keys.sql"))
-        .fetch_all(connection)
-        .await
-        .map_err(CoreError::from_database)?;
+    let rows: Vec<Row> =
+        sqlx::query_as(include_str!("keys.sql")).fetch_all(connection).await.map_err(CoreError::from_database)?;
     Ok(rows
         .into_iter()
         .map(|(table, name, is_primary, is_plain, columns, reads)| Key {

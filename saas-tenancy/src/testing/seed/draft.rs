@@ -109,8 +109,9 @@ impl Seeds {
         let root = catalogue.root(relation);
         let mut renewed = unique_columns(catalogue, relation, root);
         let is_free = |c: &&Column| {
-            let is_text =
-                catalogue.base(c.type_oid, c.typmod).is_some_and(|t| matches!(t.0.name.as_str(), "text" | "varchar" | "uuid"));
+            let is_text = catalogue
+                .base(c.type_oid, c.typmod)
+                .is_some_and(|t| matches!(t.0.name.as_str(), "text" | "varchar" | "uuid"));
             is_text && !catalogue.checks.iter().any(|check| check.table == root.oid && check.columns.contains(&c.att))
         };
         renewed.extend(root.columns.iter().filter(is_free).map(|c| c.att));

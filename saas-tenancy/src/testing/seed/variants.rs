@@ -115,7 +115,8 @@ mod tests {
     fn any_two_flags_meet_in_each_combination() {
         for one in 0..ROWS - 1 {
             for other in one + 1..ROWS - 1 {
-                let met: HashSet<(usize, usize)> = (0..ROWS).map(|row| (turn(row, one, 2), turn(row, other, 2))).collect();
+                let met: HashSet<(usize, usize)> =
+                    (0..ROWS).map(|row| (turn(row, one, 2), turn(row, other, 2))).collect();
                 assert_eq!(met.len(), 4, "columns {one} and {other}");
             }
         }
