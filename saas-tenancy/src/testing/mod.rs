@@ -28,6 +28,7 @@ mod graph;
 mod infer;
 mod keys;
 mod members;
+mod moves;
 mod partition;
 mod plans;
 mod questions;
