@@ -195,6 +195,7 @@ async fn is_clean(connection: &mut PgConnection) -> bool {
         ", transaction_timestamp() = statement_timestamp()
             and coalesce(current_setting('saas.tenant_id', true), '') = ''
             and coalesce(current_setting('saas.system', true), '') = ''
+            and coalesce(current_setting('saas.member', true), '') = ''
             and current_user = session_user
             and not exists (select from pg_cursors where is_holdable), pg_advisory_unlock_all()::text",
     );

@@ -5,7 +5,7 @@ use std::{any::Any, fmt, str::FromStr, sync::Arc, time::Duration};
 use sqlx::PgPool;
 
 use super::{TenantPool, binding::Sessions};
-use crate::{InvalidInput, RoleName, TenantContext, TenantId};
+use crate::{Actor, InvalidInput, RoleName, TenantContext, TenantId};
 
 /// Where a tenant's rows live. Made only from a pool that was verified.
 #[derive(Clone)]
@@ -101,10 +101,14 @@ impl Place {
     pub(super) fn begin(&self, ctx: &dyn TenantContext, access: Access) -> String {
         let tenant = ctx.tenant();
         let mut sql = format!("{}; set local saas.tenant_id = '{tenant}'", access.begin());
-        if let Some(person) = ctx.actor().person() {
-            // For tables that show members their own rows only: `saas.fence_rows`.
-            let role = ctx.role().map_or("", RoleName::as_str);
-            sql.push_str(&format!("; set local saas.member = '{person} {role}'"));
+        // For tables that show members their own rows only: `saas.fence_rows`. Where nothing is said, they show none.
+        let role = ctx.role().map_or("", RoleName::as_str);
+        match ctx.actor() {
+            Actor::User { id: person } | Actor::Impersonation { user: person, .. } => {
+                sql.push_str(&format!("; set local saas.member = '{person} {role}'"));
+            }
+            Actor::ApiKey { .. } => sql.push_str(&format!("; set local saas.member = ' {role}'")),
+            Actor::Operator { .. } | Actor::System { .. } => sql.push_str("; set local saas.member = '*'"),
         }
         if self.sessions == Sessions::Shared {
             sql.push_str("; deallocate all");

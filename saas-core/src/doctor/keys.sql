@@ -45,13 +45,13 @@ union all
 select 'foreign-key-without-tenant', format('%s.%s', t.name, k.conname),
        format('references %s without tenant_id: foreign keys ignore row-level security, so one tenant can point at, and '
               || 'with a cascade delete, another one''s rows', r.name),
-       case when r.oid = to_regclass('saas.tenant') then format('alter table %s drop constraint %I;', t.name, k.conname)
+       case when r.oid = to_regclass('saas.tenant') or pair.mine is null then format('alter table %s drop constraint %I;', t.name, k.conname)
        else format('%salter table %s drop constraint %I, add constraint %3$I foreign key (tenant_id, %s) references %s (tenant_id, %s)%s%s%s;',
             case when exists (
                 select from pg_index x
                 where x.indrelid = r.oid and x.indisunique and x.indpred is null
                   and (select array_agg(c order by c) from unnest((string_to_array(x.indkey::text, ' ')::smallint[])[1:x.indnkeyatts]) c)
-                    = (select array_agg(c order by c) from unnest(array_append(k.confkey, r.tenant_att)) c))
+                    = (select array_agg(c order by c) from unnest(array_append(array_remove(k.confkey, r.tenant_att), r.tenant_att)) c))
             then '' else format('alter table %s add unique (tenant_id, %s); ', r.name, pair.theirs) end,
             t.name, k.conname, pair.mine, r.name, pair.theirs,
             case k.confupdtype when 'c' then ' on update cascade' else '' end,
@@ -67,6 +67,8 @@ cross join lateral (
     from unnest(k.conkey, k.confkey) with ordinality as u (mine, theirs, place)
     join pg_attribute m on m.attrelid = k.conrelid and m.attnum = u.mine
     join pg_attribute f on f.attrelid = k.confrelid and f.attnum = u.theirs
+    -- that pair is what the mend adds
+    where u.theirs <> r.tenant_att and u.mine <> t.tenant_att
 ) pair
 where t.tenant_att is not null and r.tenant_att is not null
   and not exists (

@@ -46,10 +46,11 @@ where relispartition and relkind in ('r', 'p', 'f') and is_reachable
   and exists (select from pg_attribute a where a.attrelid = object.oid and a.attname = 'tenant_id' and not a.attisdropped)
 union all
 select 'rule', format('%s.%s', o.name, r.rulename),
-       'is a rule on a table: what it does runs with the table owner''s rights',
+       'is a rule on a table or a view: what it does runs with its owner''s rights, whatever the view asks as',
        format('drop rule %I on %s;', r.rulename, o.name)
 from pg_rewrite r join object o on o.oid = r.ev_class
-where o.relkind in ('r', 'p')
+-- the rule of a view's own query is the view
+where o.relkind in ('r', 'p', 'v') and r.ev_type <> '1'
 union all
 select 'definer-function', p.oid::regprocedure::text,
        'runs with its owner''s rights (SECURITY DEFINER), so the tenant''s policies may not apply inside; revoking it does not '
@@ -60,10 +61,15 @@ from routine p
 where p.prosecdef
 union all
 select 'definer-search-path', p.oid::regprocedure::text,
-       'runs with its owner''s rights and finds tables by its caller''s search path: the caller chooses which ones it means',
-       format('alter routine %s set search_path = %I, pg_temp;', p.oid::regprocedure, p.nspname)
+       'runs with its owner''s rights and finds tables by its caller''s search path, or among its caller''s temporary tables: '
+       || 'the caller chooses which ones it means',
+       format('alter routine %s set search_path = %s, pg_temp;', p.oid::regprocedure,
+              coalesce((select nullif(regexp_replace(substr(setting, 13), '(^|,) *"?pg_temp"? *(?=,|$)', '', 'g'), '')
+                        from unnest(p.proconfig) as c (setting) where setting ~ '^search_path='), quote_ident(p.nspname)))
 from routine p
-where p.prosecdef and not exists (select from unnest(p.proconfig) as c (setting) where setting ~ '^search_path=')
+-- With an empty one every name says its schema; temporary tables come first unless they are named last.
+where p.prosecdef
+  and not exists (select from unnest(p.proconfig) as c (setting) where setting ~ '^search_path=(""|.*, *"?pg_temp"?)?$')
 union all
 select 'function-sets-tenant', p.oid::regprocedure::text,
        'sets saas.tenant_id, saas.system or the role for its own body, so it reads as someone else',
@@ -105,7 +111,8 @@ join object o on o.oid = l.polrelid
 cross join lateral (
     select coalesce(pg_get_expr(l.polqual, l.polrelid), '') || ' ' || coalesce(pg_get_expr(l.polwithcheck, l.polrelid), '') as text
 ) expression
-where regexp_replace(expression.text, 'SELECT \(*((NULLIF|split_part)\(+)*current_setting\(', '', 'g') ~ 'current_setting\('
+where not exists (select from pg_attribute a where a.attrelid = o.oid and a.attname = 'tenant_id' and a.atttypid <> 'uuid'::regtype)
+  and regexp_replace(expression.text, 'SELECT \(*((NULLIF|split_part)\(+)*current_setting\(', '', 'g') ~ 'current_setting\('
 union all
 select 'extension-access', e.extname::text,
        'lets the application role leave the database or look into its files by the functions of an extension',
