@@ -4,13 +4,12 @@ use saas_core::CoreError;
 use sqlx::{Connection as _, PgConnection};
 
 use super::{
-    Endpoint, Mode, MoveError, Side,
+    Endpoint, Mode, MoveError, Side, layout,
     record::{Control, Record},
     report::{Listener, Phase, tell},
     session::{self, Lock, Session},
     sides::{clear_table, forget_log, has_rows, unwatch_table},
     state::State,
-    tables,
 };
 
 /// What becomes of the place that the tenant has left.
@@ -40,7 +39,7 @@ pub(super) async fn source(
     };
     session::prepare(&mut session, &from.login).await?;
     require_left(&mut session, record).await?;
-    let layout = tables::read(&mut session, &from.schema).await?;
+    let layout = layout::read(&mut session, &from.schema).await?;
     let is_whole = leave == Leave::Nothing
         && match record.source.mode {
             Mode::Pooled => false,
@@ -163,7 +162,7 @@ async fn clear_target(
         if source.identity().await? != session.identity().await? {
             require_shut(&mut session, record).await?;
         }
-        for table in tables::read(&mut session, &to.schema).await?.tables {
+        for table in layout::read(&mut session, &to.schema).await?.tables {
             tell(listener, Phase::Clear, &table.name);
             clear_table(&mut session, &table.qualified, record.tenant).await?;
         }

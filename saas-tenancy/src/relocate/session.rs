@@ -9,7 +9,10 @@ use sqlx::{Connection as _, PgConnection, postgres::PgConnectOptions};
 use super::{Endpoint, MoveError, error::Side};
 
 /// What a database needs in which rows are copied from or to. A mover applies it where it is missing.
-pub static CAPTURE: saas_core::Schema = saas_core::schema!("capture": 1 "capture/0001_change");
+pub static CAPTURE: saas_core::Schema = saas_core::schema!("capture":
+    1 "capture/0001_change",
+    2 "capture/0002_complete",
+);
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 

@@ -5,7 +5,10 @@ use saas_core::{Actor, CoreError, SystemTx, TenantId, db::Generation};
 use sqlx::PgConnection;
 
 use super::Ground;
-use crate::placement::{Database, PlacementError, Site};
+use crate::{
+    lifecycle::store::Door,
+    placement::{Database, PlacementError, Site},
+};
 
 /// What stands in `saas.tenant` about a tenant.
 #[derive(Debug, Clone)]
@@ -94,22 +97,21 @@ impl Ground {
             .execute(&mut **tx)
             .await
             .map_err(CoreError::from_database)?;
-            set_door_in(tx, stub.tenant, generation, Door::Closed, "its place is being made").await
+            set_door_in(tx, stub.tenant, generation, Door::closed("its place is being made")).await
         })
         .await
     }
 
-    /// Opens the door of a tenant in another database than the control one.
-    pub(in crate::placement) async fn open_door(
+    /// Sets the door of a tenant in another database than the control one.
+    pub(in crate::placement) async fn set_door(
         &self,
         database: &Database,
         tenant: TenantId,
         generation: Generation,
+        door: Door,
     ) -> Result<(), PlacementError> {
-        self.as_system(database, "open a tenant's door", async |tx| {
-            set_door_in(tx, tenant, generation, Door::Open, "").await
-        })
-        .await
+        self.as_system(database, "open a tenant's door", async |tx| set_door_in(tx, tenant, generation, door).await)
+            .await
     }
 
     /// Takes a tenant's registration in another database back.
@@ -172,34 +174,23 @@ impl Ground {
     }
 }
 
-/// Whether a tenant's transactions are let in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::placement) enum Door {
-    Open,
-    Closed,
-}
-
 /// Says at which generation the tenant is at home in a database, and whether it is let in.
 pub(in crate::placement) async fn set_door_in(
     tx: &mut PgConnection,
     tenant: TenantId,
     generation: Generation,
     door: Door,
-    reason: &str,
 ) -> Result<(), CoreError> {
     sqlx::query(
         "insert into saas.resident (tenant_id, generation, state, reason)
-         values ($1, $2, $3, nullif($4, ''))
+         values ($1, $2, $3, $4)
          on conflict (tenant_id) do update
          set generation = excluded.generation, state = excluded.state, reason = excluded.reason",
     )
     .bind(tenant.as_uuid())
     .bind(generation.get())
-    .bind(match door {
-        Door::Open => "open",
-        Door::Closed => "closed",
-    })
-    .bind(reason)
+    .bind(door.state)
+    .bind(door.reason)
     .execute(tx)
     .await
     .map(drop)

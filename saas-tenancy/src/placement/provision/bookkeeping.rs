@@ -7,9 +7,10 @@ use uuid::Uuid;
 use super::{Progress, Step};
 use crate::placement::{
     ClusterName, Mode, Placement, PlacementError, Site, State,
-    ground::{Door, Stub, find_rows_in, set_door_in},
+    ground::{Stub, find_rows_in, set_door_in},
     ledger, record,
 };
+use crate::lifecycle::store::{Door, forget_due, lock_door};
 
 pub(super) const PROVISIONER: Actor = Actor::system("provisioner");
 
@@ -65,7 +66,7 @@ impl Books<'_> {
         let state = State::Provisioning;
         let placement = Placement { tenant, mode, site, schema_version: None, generation, state, reason: None };
         record::put_in(self.tx, &placement, self.now).await?;
-        set_door_in(self.tx, tenant, generation, Door::Closed, "its place is being made").await?;
+        set_door_in(self.tx, tenant, generation, Door::closed("its place is being made")).await?;
         sqlx::query(
             "insert into saas.provisioning (tenant_id, step, changed_at) values ($1, 'requested', $2)
              on conflict (tenant_id) do update set step = 'requested', changed_at = excluded.changed_at",
@@ -141,7 +142,7 @@ impl Books<'_> {
     }
 
     /// Lets the tenant in, at once for every process: the placement, the door and the announcement commit together.
-    pub(super) async fn activate(&mut self, placement: &Placement) -> Result<Placement, PlacementError> {
+    pub(super) async fn activate(&mut self, placement: &Placement, door: Door) -> Result<Placement, PlacementError> {
         let tenant = placement.tenant;
         tenant::lock_in(self.tx, tenant).await?;
         let present = record::find_in(self.tx, tenant).await?;
@@ -152,12 +153,9 @@ impl Books<'_> {
         let schema_version = ledger::version_in(self.tx, &placement.site).await?;
         let active = Placement { state: State::Active, reason: None, schema_version, ..placement.clone() };
         record::put_in(self.tx, &active, self.now).await?;
-        if placement.site.database.is_control() {
-            set_door_in(self.tx, tenant, placement.generation, Door::Open, "").await?;
-        } else {
-            let reason = format!("it lives at {}", placement.site);
-            set_door_in(self.tx, tenant, placement.generation, Door::Closed, &reason).await?;
-        }
+        let door = if placement.site.database.is_control() { door } else { Door::closed("it lives elsewhere") };
+        set_door_in(self.tx, tenant, placement.generation, door).await?;
+        forget_due(self.tx, tenant).await?;
         self.delete_provisioning(tenant).await?;
         self.announce(tenant).await?;
         Ok(active)
@@ -188,6 +186,7 @@ impl Books<'_> {
     /// Sends the tenant back to the shared tables. A generation that was ever served is never used again.
     pub(super) async fn forget(&mut self, placement: &Placement) -> Result<(), PlacementError> {
         let tenant = placement.tenant;
+        let door = lock_door(self.tx, tenant).await?;
         self.delete_provisioning(tenant).await?;
         if placement.generation == Generation::FIRST.next() {
             for statement in
@@ -199,12 +198,16 @@ impl Books<'_> {
                     .await
                     .map_err(CoreError::from_database)?;
             }
+            if door != Door::OPEN {
+                set_door_in(self.tx, tenant, Generation::FIRST, door).await?;
+            }
         } else {
             let generation = placement.generation.next();
             let pooled = Placement { generation, ..Placement::implicit(tenant, None) };
             record::put_in(self.tx, &pooled, self.now).await?;
-            set_door_in(self.tx, tenant, generation, Door::Open, "").await?;
+            set_door_in(self.tx, tenant, generation, door).await?;
         }
+        forget_due(self.tx, tenant).await?;
         self.announce(tenant).await
     }
 

@@ -19,6 +19,7 @@ use super::{
     ground::{Applying, Ground, close, connect},
     ledger, record,
 };
+use crate::lifecycle::store::lock_door;
 
 /// What kind of place a tenant gets.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -240,12 +241,14 @@ impl Provisioner {
             }
             tx.commit().await?;
         }
+        let mut tx = self.begin("let a tenant into its own place").await?;
+        // As far as its status lets it in, which nobody changes until this ends.
+        let door = lock_door(&mut tx, tenant).await?;
         // The door there first: nobody is sent there yet.
         if !site.database.is_control() {
-            self.ground.open_door(&site.database, tenant, placement.generation).await?;
+            self.ground.set_door(&site.database, tenant, placement.generation, door).await?;
         }
-        let mut tx = self.begin("let a tenant into its own place").await?;
-        let active = Books { tx: &mut tx, now: self.clock.now() }.activate(placement).await?;
+        let active = Books { tx: &mut tx, now: self.clock.now() }.activate(placement, door).await?;
         tx.commit().await?;
         Ok(active)
     }
