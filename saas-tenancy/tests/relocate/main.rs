@@ -6,8 +6,10 @@
     reason = "a test fails by panicking, and sets its places up with statements of its own making"
 )]
 
+mod attack;
 mod kill;
 mod online;
 mod refuse;
+mod status;
 mod work;
 mod world;
