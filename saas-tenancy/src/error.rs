@@ -78,7 +78,9 @@ pub enum TenancyError {
         present: crate::lifecycle::State,
     },
     /// The tenant's status changed, and the door of the database that it lives in does not tell it yet.
-    #[error("the status is set and members are refused, but the door at {place} was not set ({cause}); repeat the call")]
+    #[error(
+        "the status is set and members are refused, but the door at {place} was not set ({cause}); repeat the call"
+    )]
     DoorNotSet {
         /// Where the tenant lives.
         place: String,

@@ -192,7 +192,9 @@ pub enum MoveError {
         left: u64,
     },
     /// The tenant's door at the source was set by hand, and does not follow its status.
-    #[error("the tenant's door at the source was set by hand ({reason}); set it to open first, and suspend the tenant by `Lifecycle`")]
+    #[error(
+        "the tenant's door at the source was set by hand ({reason}); set it to open first, and suspend the tenant by `Lifecycle`"
+    )]
     Closed {
         /// What its resident row says.
         reason: String,

@@ -122,7 +122,15 @@ mod tests {
         });
         let constraints = vec!["PRIMARY KEY (tenant_id, id)".into()];
         let (name, qualified) = (name.to_owned(), format!("public.{name}"));
-        Shape { name, qualified, columns: columns.collect(), constraints, partitions: String::new(), is_plain: true, has_key: true }
+        Shape {
+            name,
+            qualified,
+            columns: columns.collect(),
+            constraints,
+            partitions: String::new(),
+            is_plain: true,
+            has_key: true,
+        }
     }
 
     fn layout(tables: Vec<Shape>) -> Layout {

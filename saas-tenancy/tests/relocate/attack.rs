@@ -251,7 +251,14 @@ async fn a_partition_cannot_be_truncated_while_its_rows_are_being_copied() {
     world.mover.move_back(world.acme.tenant(), &operator(), &|_| {}).await.unwrap();
     world.mover.confirm(world.acme.tenant(), &|_| {}).await.unwrap();
     assert_eq!(world.traces_at(&pooled).await, 0, "nor is anything left at the partitions");
+    // Rows that leave with their partition are in no log either.
     world.change_both(&[&pooled], "truncate event_old").await;
+    let detach = "alter table event detach partition event_old";
+    let next = world.make_database().await;
+    let error = world.move_and_run(&next, Phase::CatchUp, &[&pooled], detach).await.unwrap_err();
+    assert_eq!(error.code(), "tables_changed");
+    world.mover.roll_back(world.acme.tenant(), &|_| {}).await.unwrap();
+    assert_eq!(world.traces_at(&pooled).await, 0);
 }
 
 #[tokio::test]

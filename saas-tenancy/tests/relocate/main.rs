@@ -9,6 +9,7 @@
 mod attack;
 mod kill;
 mod online;
+mod process;
 mod refuse;
 mod status;
 mod work;

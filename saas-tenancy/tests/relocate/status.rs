@@ -106,7 +106,7 @@ async fn move_and_change(world: &World, lifecycle: &Lifecycle, to: &Address, pha
         })
         .await
         .unwrap();
-    let changing = changing.lock().unwrap().take().expect("the phase was told");
+    let changing = changing.lock().unwrap().take().unwrap();
     if let Some(changing) = changing {
         changing.await.unwrap();
     }

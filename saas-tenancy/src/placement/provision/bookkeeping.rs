@@ -5,12 +5,12 @@ use saas_core::{Actor, CoreError, SystemTx, TenantId, db::Generation, revision, 
 use uuid::Uuid;
 
 use super::{Progress, Step};
+use crate::lifecycle::store::{Door, forget_due, lock_door};
 use crate::placement::{
     ClusterName, Mode, Placement, PlacementError, Site, State,
     ground::{Stub, find_rows_in, set_door_in},
     ledger, record,
 };
-use crate::lifecycle::store::{Door, forget_due, lock_door};
 
 pub(super) const PROVISIONER: Actor = Actor::system("provisioner");
 
