@@ -39,6 +39,7 @@ pub(crate) struct Servers {
     control_logins: [String; 3],
     second_logins: [String; 3],
     second: PgConnectOptions,
+    pub(crate) rows: i64,
     pub(crate) tenant: RequestContext,
     pub(crate) mover: Mover,
     pub(crate) binding: Placements,
@@ -81,7 +82,7 @@ impl Servers {
             PoolLimits::default().with_per_database(4).with_acquire_timeout(std::time::Duration::from_secs(60));
         let pools = Pools::new(clusters, &KERNEL, limits).expect("pools");
         let binding = Placements::builder(database.tenants().clone(), database.system().clone(), pools).build();
-        Self { database, _second: second_server, control_logins, second_logins, second, tenant, mover, binding }
+        Self { database, rows, _second: second_server, control_logins, second_logins, second, tenant, mover, binding }
     }
 
     async fn connect(&self, place: &Address) -> PgConnection {

@@ -92,7 +92,8 @@ begin
           and (g.tgrelid = target or g.tgrelid in (select p.relid from pg_partition_tree(target) p))
           and g.tgname in (select saas.move_trigger(of_move, kind) from unnest(array['new', 'old', 'key', 'all']) as kind)
     loop
-        execute format('drop trigger %I on %s', found_one.tgname, found_one.part);
+        -- Another mover may be giving the move up.
+        execute format('drop trigger if exists %I on %s', found_one.tgname, found_one.part);
     end loop;
 end
 $$;

@@ -8,7 +8,7 @@ use super::{
     record::{Control, Record},
     report::{Listener, Phase, tell},
     session::{self, Lock, Session},
-    sides::{clear_table, forget_log, has_rows, unwatch_table},
+    sides::{TAKE_OVER_PATIENCE, clear_table, forget_log, has_rows, unwatch_table},
     state::State,
 };
 
@@ -120,6 +120,9 @@ pub(super) async fn target(
     listener: Listener<'_>,
 ) -> Result<(), MoveError> {
     let mut source = Session::open(from, Side::Source).await?;
+    if source.lock(record.tenant, Lock::Source, TAKE_OVER_PATIENCE).await?.is_none() {
+        return Err(MoveError::Driven);
+    }
     session::prepare(&mut source, &from.login).await?;
     let watched: Vec<String> = sqlx::query_scalar(
         "select distinct format('%I.%I', n.nspname, c.relname)
@@ -151,9 +154,8 @@ async fn clear_target(
     to: &Endpoint,
     listener: Listener<'_>,
 ) -> Result<(), MoveError> {
-    const PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
     let mut session = Session::open(to, Side::Target).await?;
-    if session.lock(record.tenant, Lock::Target, PATIENCE).await?.is_none() {
+    if session.lock(record.tenant, Lock::Target, TAKE_OVER_PATIENCE).await?.is_none() {
         return Err(MoveError::Driven);
     }
     // A move that was never captured has put nothing there, and what is there is not its own.

@@ -160,6 +160,7 @@ impl Mover {
     /// cleared. A target that no longer exists is clear.
     ///
     /// # Errors
+    /// [`Driven`](MoveError::Driven) while its mover is alive, which ends at its next step: call this again.
     /// [`WrongState`](MoveError::WrongState) after the switch: confirm it or move back. When the target does not answer,
     /// the source is rid of the move already, and the target is cleared by calling this again.
     pub async fn roll_back(&self, tenant: TenantId, listener: Listener<'_>) -> Result<(), MoveError> {

@@ -182,6 +182,8 @@ pub(super) enum Lock {
     Door,
     /// Of the right to change what the target holds.
     Target,
+    /// Of the right to have the source log its changes, or to stop it.
+    Source,
 }
 
 impl Lock {
@@ -189,6 +191,7 @@ impl Lock {
         match self {
             Self::Door => "select pg_advisory_lock(saas.door($1))",
             Self::Target => "select pg_advisory_lock(hashtextextended('saas.move:' || $1::uuid::text, 0))",
+            Self::Source => "select pg_advisory_lock(hashtextextended('saas.move.source:' || $1::uuid::text, 0))",
         }
     }
 }

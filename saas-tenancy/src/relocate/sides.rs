@@ -14,7 +14,7 @@ use super::{
 };
 
 /// How long a mover waits for one that was killed to let go.
-const TAKE_OVER_PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const TAKE_OVER_PATIENCE: Duration = Duration::from_secs(10);
 /// Rows that are deleted in one transaction.
 const CLEAR_BATCH: i64 = 10_000;
 
@@ -50,6 +50,10 @@ impl Sides {
         }
         let mut gate = Session::open(from, Side::Source).await?;
         let mut source = Session::open(from, Side::Source).await?;
+        // Held by the session that makes the triggers: who stops the log knows that no more of them come.
+        if source.lock(record.tenant, Lock::Source, TAKE_OVER_PATIENCE).await?.is_none() {
+            return Err(MoveError::Driven);
+        }
         session::prepare(&mut source, &from.login).await?;
         session::prepare(&mut target, &to.login).await?;
         let is_one_database = source.identity().await? == target.identity().await?;

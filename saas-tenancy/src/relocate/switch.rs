@@ -20,6 +20,9 @@ const SHORT_ROUND: Duration = Duration::from_millis(100);
 /// A round that takes no longer may be the one for which the tenant waits, where rounds do not get shorter.
 const BEARABLE_ROUND: Duration = Duration::from_millis(400);
 const ROUNDS_TO_SHORTEN: u32 = 5;
+/// A busy machine, or a tenant that writes as fast as the target takes it.
+const LAST_RESORT_ROUND: Duration = Duration::from_millis(800);
+const ROUNDS_BEFORE_LAST_RESORT: u32 = 25;
 const MAX_ROUNDS: u32 = 60;
 /// How long the tenant's new transactions may have to wait for its running ones before the mover lets them pass.
 const FREEZE_PATIENCE: Duration = Duration::from_secs(1);
@@ -66,7 +69,11 @@ async fn catch_up(sides: &mut Sides, record: &mut Record, listener: Listener<'_>
     for round in 1..=MAX_ROUNDS {
         let begun = Instant::now();
         left = carry(sides, record, Phase::CatchUp, listener).await?;
-        let enough = if round < ROUNDS_TO_SHORTEN { SHORT_ROUND } else { BEARABLE_ROUND };
+        let enough = match round {
+            ..ROUNDS_TO_SHORTEN => SHORT_ROUND,
+            ROUNDS_TO_SHORTEN..ROUNDS_BEFORE_LAST_RESORT => BEARABLE_ROUND,
+            ROUNDS_BEFORE_LAST_RESORT.. => LAST_RESORT_ROUND,
+        };
         if left == 0 || begun.elapsed() <= enough {
             return Ok(());
         }

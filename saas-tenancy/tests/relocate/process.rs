@@ -189,7 +189,7 @@ async fn a_mover_killed_at_every_step_is_followed_by_another_through_all_modes_a
     world.seed(&world.acme, rows).await;
     let (untouched, rings) = world.untouched_at(&pooled).await;
     let others = world.rows_at(&pooled, &world.other).await;
-    let work = Work::start(&world, 2);
+    let work = Work::start(&world, 1);
 
     let (schema, database) = (world.make_schema().await, world.make_database().await);
     move_through_deaths(&world, &work, &pooled, &schema).await;

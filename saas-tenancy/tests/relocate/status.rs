@@ -2,7 +2,10 @@
 
 use std::sync::{Arc, Mutex, atomic::Ordering};
 
-use saas_core::{Actor, Clock as _, SystemTx, TenantContext, TenantTx, UserId};
+use saas_core::{
+    Actor, Clock as _, SCHEMA as CORE, SystemClock, SystemPool, SystemTx, TenantContext, TenantId, TenantTx, UserId,
+    db::pool_options,
+};
 use saas_tenancy::{
     lifecycle::Lifecycle,
     placement::{Cluster, Clusters},
@@ -38,12 +41,16 @@ enum Change {
 }
 
 impl World {
-    fn lifecycle(&self, second: &PgConnectOptions) -> Lifecycle {
+    fn clusters(&self, second: &PgConnectOptions) -> Clusters {
         let of = |login: &PgConnectOptions| {
             Cluster::new(login.clone().username("saas_app"), login.clone().username("saas_system"))
         };
-        let clusters = Clusters::new(of(&self.ways.control)).with_cluster("second".parse().unwrap(), of(second));
-        Lifecycle::new(self.db.system().clone(), Arc::new(self.db.clock().clone())).with_clusters(clusters.unwrap())
+        Clusters::new(of(&self.ways.control)).with_cluster("second".parse().unwrap(), of(second)).unwrap()
+    }
+
+    fn lifecycle(&self, second: &PgConnectOptions) -> Lifecycle {
+        let alone = Lifecycle::new(self.db.system().clone(), Arc::new(self.db.clock().clone()));
+        alone.with_clusters(self.clusters(second))
     }
 
     /// Generation and state of the tenant's door at an address, and why.
@@ -67,15 +74,10 @@ impl World {
 }
 
 fn vendor() -> Actor {
-    Actor::Operator { id: UserId::mint(&saas_core::SystemClock) }
+    Actor::Operator { id: UserId::mint(&SystemClock) }
 }
 
-async fn make(lifecycle: &Lifecycle, world: &World, change: Change) {
-    let tenant = world.acme.tenant();
-    make_of(lifecycle, tenant, change).await;
-}
-
-async fn make_of(lifecycle: &Lifecycle, tenant: saas_core::TenantId, change: Change) {
+async fn make(lifecycle: &Lifecycle, tenant: TenantId, change: Change) {
     match change {
         Change::Suspend => lifecycle.suspend(tenant, &vendor(), "unpaid").await.unwrap(),
         Change::Resume => lifecycle.resume(tenant, &vendor()).await.unwrap(),
@@ -85,15 +87,21 @@ async fn make_of(lifecycle: &Lifecycle, tenant: saas_core::TenantId, change: Cha
 
 /// Moves, and changes the status when `phase` is told for the first time. While the doors are being exchanged, a change
 /// has to wait for the move, so that the mover must not wait for it there.
-async fn move_and_change(world: &World, lifecycle: &Lifecycle, to: &Address, phase: Phase, change: Change) {
-    let (tenant, lifecycle, changing) = (world.acme.tenant(), lifecycle.clone(), Mutex::new(None));
+async fn move_and_change(world: &World, to: &Address, phase: Phase, change: Change) {
+    let (tenant, changing) = (world.acme.tenant(), Mutex::new(None));
     world
         .mover
         .move_tenant(tenant, to, &operator(), &|told| {
             let mut changing = changing.lock().unwrap();
             if told.phase == phase && changing.is_none() {
-                let lifecycle = lifecycle.clone();
-                let work = async move { make_of(&lifecycle, tenant, change).await };
+                let (login, clusters) = (world.db.options("saas_system"), world.clusters(&world.ways.second));
+                // With a pool of its own: connections belong to the runtime that opened them.
+                let work = async move {
+                    let pool = pool_options().max_connections(2).connect_lazy_with(login);
+                    let system = SystemPool::open(pool, &[&CORE]).await.unwrap();
+                    let lifecycle = Lifecycle::new(system, Arc::new(SystemClock)).with_clusters(clusters);
+                    make(&lifecycle, tenant, change).await;
+                };
                 // One that waits until the tenant's transactions have left waits for the mover, too.
                 let waits = phase == Phase::Switch || (change == Change::Maintain && phase != Phase::Planned);
                 *changing = Some(if waits {
@@ -126,7 +134,7 @@ async fn change_at_phases(world: &World, away: &Address, phases: &[Phase]) {
         ] {
             match change {
                 Some(Change::Maintain) | None if !with_maintenance => continue,
-                Some(change) => move_and_change(world, &lifecycle, &there, *phase, change).await,
+                Some(change) => move_and_change(world, &there, *phase, change).await,
                 None => {
                     world.mover.move_tenant(world.acme.tenant(), &there, &operator(), &|_| {}).await.unwrap();
                 }
@@ -189,10 +197,10 @@ async fn a_door_that_a_killed_mover_has_closed_is_not_opened_by_a_change_of_stat
             result = moving => panic!("it was not dropped between the doors: {result:?}"),
         }
         assert_eq!(world.mover.find(tenant).await.unwrap().unwrap().state, State::Switching);
-        make(&lifecycle, &world, Change::Suspend).await;
-        make(&lifecycle, &world, Change::Resume).await;
+        make(&lifecycle, tenant, Change::Suspend).await;
+        make(&lifecycle, tenant, Change::Resume).await;
         assert_eq!(world.door_at(&pooled).await, (0, "closed".into(), Some("it has moved".into())));
-        make(&lifecycle, &world, Change::Suspend).await;
+        make(&lifecycle, tenant, Change::Suspend).await;
         if goes_back {
             world.mover.roll_back(tenant, &|_| {}).await.unwrap();
             assert_eq!(world.door_at(&pooled).await.1, "read_only", "as its status is by now, not as it was");
@@ -200,7 +208,7 @@ async fn a_door_that_a_killed_mover_has_closed_is_not_opened_by_a_change_of_stat
             world.mover.resume(tenant, &|_| {}).await.unwrap();
             assert_eq!(world.door_at(&database).await.1, "read_only");
         }
-        make(&lifecycle, &world, Change::Resume).await;
+        make(&lifecycle, tenant, Change::Resume).await;
         assert_eq!(world.is_let().await, (true, true));
     }
 }
@@ -212,10 +220,10 @@ async fn a_change_after_the_move_reaches_the_door_of_the_placed_database_or_stay
     let tenant = world.acme.tenant();
     world.mover.move_tenant(tenant, &database, &operator(), &|_| {}).await.unwrap();
     let lifecycle = world.lifecycle(&world.ways.second);
-    make(&lifecycle, &world, Change::Suspend).await;
+    make(&lifecycle, tenant, Change::Suspend).await;
     assert_eq!(world.door_at(&database).await, (1, "read_only".into(), Some("the tenant is suspended".into())));
     assert_eq!(world.is_let().await, (true, false));
-    make(&lifecycle, &world, Change::Resume).await;
+    make(&lifecycle, tenant, Change::Resume).await;
     assert_eq!(world.is_let().await, (true, true));
 
     // Its server does not answer: the status stands, and whoever asked is told what is missing.
