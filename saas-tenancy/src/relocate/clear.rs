@@ -4,13 +4,12 @@ use saas_core::CoreError;
 use sqlx::{Connection as _, PgConnection};
 
 use super::{
-    Address, Endpoint, Mode, MoveError, Side,
+    Address, Endpoint, Mode, MoveError, Side, layout,
     record::{Control, Record},
     report::{Listener, Phase, tell},
     session::{self, Lock, Session},
-    sides::{clear_table, forget_log, has_rows, unwatch_table},
+    sides::{TAKE_OVER_PATIENCE, clear_table, forget_log, has_rows, unwatch_table},
     state::State,
-    tables,
 };
 
 /// What becomes of the place that the tenant has left.
@@ -41,7 +40,7 @@ pub(super) async fn source(
     };
     session::prepare(&mut session, &from.login).await?;
     require_left(&mut session, record).await?;
-    let layout = tables::read(&mut session, &from.schema).await?;
+    let layout = layout::read(&mut session, &from.schema).await?;
     let is_whole = leave == Leave::Nothing
         && match record.source.mode {
             Mode::Pooled => false,
@@ -156,6 +155,9 @@ pub(super) async fn target(
     listener: Listener<'_>,
 ) -> Result<(), MoveError> {
     let mut source = Session::open(from, Side::Source).await?;
+    if source.lock(record.tenant, Lock::Source, TAKE_OVER_PATIENCE).await?.is_none() {
+        return Err(MoveError::Driven);
+    }
     session::prepare(&mut source, &from.login).await?;
     let watched: Vec<String> = sqlx::query_scalar(
         "select distinct format('%I.%I', n.nspname, c.relname)
@@ -188,9 +190,8 @@ async fn clear_target(
     to: &Endpoint,
     listener: Listener<'_>,
 ) -> Result<(), MoveError> {
-    const PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
     let mut session = Session::open(to, Side::Target).await?;
-    if session.lock(record.tenant, Lock::Target, PATIENCE).await?.is_none() {
+    if session.lock(record.tenant, Lock::Target, TAKE_OVER_PATIENCE).await?.is_none() {
         return Err(MoveError::Driven);
     }
     // A move that was never captured has put nothing there, and what is there is not its own.
@@ -199,7 +200,7 @@ async fn clear_target(
         if source.identity().await? != session.identity().await? {
             require_shut(&mut session, record).await?;
         }
-        for table in tables::read(&mut session, &to.schema).await?.tables {
+        for table in layout::read(&mut session, &to.schema).await?.tables {
             tell(listener, Phase::Clear, &table.name);
             clear_table(&mut session, &table.qualified, record.tenant).await?;
         }

@@ -12,9 +12,13 @@ use uuid::Uuid;
 use super::{
     Address, Mode, MoveError, Report, clear,
     pipe::Carried,
+    placed::{Placement, has_others_in, placement_in},
     state::{Home, State},
 };
-use crate::lifecycle::{self, State as Lifecycle};
+use crate::lifecycle::{
+    State as Status,
+    store::{Door, find_state, forget_due, lock_door},
+};
 
 /// A move and who drives it.
 #[derive(Debug, Clone)]
@@ -29,15 +33,7 @@ pub(super) struct Record {
     pub(super) report: Report,
 }
 
-/// The placement of a tenant: where, and how often it has moved.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Placement {
-    pub(super) address: Address,
-    pub(super) generation: i64,
-}
-
 type Row = (Uuid, String, Uuid, i64, Json<Address>, Json<Address>, Json<Report>);
-type PlacementRow = (String, String, Option<String>, Option<String>, Option<i64>, i64);
 
 /// The control database.
 #[derive(Debug, Clone)]
@@ -63,18 +59,23 @@ impl Control {
     /// Begins a move. One that is under way stands in its way.
     pub(super) async fn begin(&self, tenant: TenantId, target: &Address, actor: &Actor) -> Result<Record, MoveError> {
         let mut tx = self.tx().await?;
-        // An erasure that begins at the same time takes the same lock, and looks for moves behind it.
+        // An erasure begins under the same lock, and is refused while a move is under way.
         tenant::lock_in(&mut tx, tenant).await?;
-        let status = lifecycle::store::find(&mut tx, tenant).await?;
-        if status.is_some_and(|status| matches!(status.state, Lifecycle::Erasing | Lifecycle::Erased)) {
-            return Err(CoreError::NotFound { what: "tenant" }.into());
+        if let Some(state @ (Status::Erasing | Status::Erased)) = find_state(&mut tx, tenant).await? {
+            return Err(MoveError::Erased { state });
         }
-        let Placement { address, generation } = placement_in(&mut tx, tenant).await?;
+        let Placement { address, generation, is_served } = placement_in(&mut tx, tenant).await?;
+        if !is_served {
+            return Err(MoveError::NotServed { address: address.to_string() });
+        }
         if address.is_same_place(target) {
             return Err(MoveError::AlreadyThere { address: address.to_string() });
         }
         if let Some(state) = open_in(&mut tx, tenant).await?.map(|record| record.state) {
             return Err(MoveError::UnderWay { state });
+        }
+        if target.mode != Mode::Pooled && has_others_in(&mut tx, tenant, target).await? {
+            return Err(MoveError::Occupied { address: target.to_string() });
         }
         let now = self.clock.now();
         let (id, lease) = (LeaseToken::mint_at(now).as_uuid(), LeaseToken::mint_at(now).as_uuid());
@@ -176,15 +177,21 @@ impl Control {
         if changed.rows_affected() == 1 { Ok(()) } else { Err(MoveError::Driven) }
     }
 
-    /// The point of no return: the tenant is at home in the target, and every process hears of it.
-    pub(super) async fn switch(&self, record: &mut Record) -> Result<(), MoveError> {
-        let (tenant, now) = (record.tenant, self.clock.now());
+    /// Records the state that comes next, without committing it, and what the tenant's door has to say. Until the answered
+    /// transaction ends, nobody changes the tenant's status, and nobody takes the move over.
+    pub(super) async fn take_turn(&self, record: &Record, to: State) -> Result<(SystemTx, Door), MoveError> {
         let mut tx = self.tx().await?;
-        revision::bump_in(&mut tx, tenant).await?;
-        self.advance_in(&mut tx, record, State::Switched).await?;
-        if placement_in(&mut tx, tenant).await?.generation != record.generation {
+        let door = lock_door(&mut tx, record.tenant).await?;
+        self.advance_in(&mut tx, record, to).await?;
+        if record.home(&placement_in(&mut tx, record.tenant).await?) != Home::Source {
             return Err(MoveError::PlacementChanged { state: record.state });
         }
+        Ok((tx, door))
+    }
+
+    /// The point of no return: the tenant is at home in the target, and every process hears of it.
+    pub(super) async fn switch(&self, mut turn: SystemTx, record: &mut Record) -> Result<(), MoveError> {
+        let (tenant, now) = (record.tenant, self.clock.now());
         // What the ledger says of the place's tables goes before what was said when the move was asked for.
         sqlx::query(
             "insert into saas.placement
@@ -206,11 +213,14 @@ impl Control {
         .bind(record.target.schema_version)
         .bind(record.generation + 1)
         .bind(now)
-        .execute(&mut *tx)
+        .execute(&mut *turn)
         .await
         .map_err(CoreError::from_database)?;
-        self.audit_in(&mut tx, record, "tenant.moved").await?;
-        tx.commit().await?;
+        // Whatever door was due where it lived: the new one was opened as its status is.
+        forget_due(&mut turn, tenant).await?;
+        revision::bump_in(&mut turn, tenant).await?;
+        self.audit_in(&mut turn, record, "tenant.moved").await?;
+        turn.commit().await?;
         record.state = State::Switched;
         Ok(())
     }
@@ -337,26 +347,4 @@ async fn open_in(connection: &mut PgConnection, tenant: TenantId) -> Result<Opti
         Ok(Record { tenant, id, state: state.parse()?, lease, generation, source, target, report })
     })
     .transpose()
-}
-
-async fn placement_in(connection: &mut PgConnection, tenant: TenantId) -> Result<Placement, CoreError> {
-    let row: Option<PlacementRow> = sqlx::query_as(
-        "select mode, cluster, database_name, schema_name, schema_version, generation
-         from saas.placement
-         where tenant_id = $1",
-    )
-    .bind(tenant.as_uuid())
-    .fetch_optional(connection)
-    .await
-    .map_err(CoreError::from_database)?;
-    let Some((mode, cluster, database, schema, schema_version, generation)) = row else {
-        return Ok(Placement { address: Address::pooled("control"), generation: 0 });
-    };
-    let mode = match mode.as_str() {
-        "pooled" => Mode::Pooled,
-        "schema" => Mode::Schema,
-        "database" => Mode::Database,
-        _ => return Err(CoreError::Corrupt { table: "saas.placement", column: "mode" }),
-    };
-    Ok(Placement { address: Address { mode, cluster, database, schema, schema_version }, generation })
 }

@@ -9,7 +9,10 @@ use sqlx::{Connection as _, PgConnection, postgres::PgConnectOptions};
 use super::{Endpoint, MoveError, error::Side};
 
 /// What a database needs in which rows are copied from or to. A mover applies it where it is missing.
-pub static CAPTURE: saas_core::Schema = saas_core::schema!("capture": 1 "capture/0001_change");
+pub static CAPTURE: saas_core::Schema = saas_core::schema!("capture":
+    1 "capture/0001_change",
+    2 "capture/0002_complete",
+);
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -191,6 +194,8 @@ pub(super) enum Lock {
     Door,
     /// Of the right to change what the target holds.
     Target,
+    /// Of the right to have the source log its changes, or to stop it.
+    Source,
 }
 
 impl Lock {
@@ -198,6 +203,7 @@ impl Lock {
         match self {
             Self::Door => "select pg_advisory_lock(saas.door($1))",
             Self::Target => "select pg_advisory_lock(hashtextextended('saas.move:' || $1::uuid::text, 0))",
+            Self::Source => "select pg_advisory_lock(hashtextextended('saas.move.source:' || $1::uuid::text, 0))",
         }
     }
 }

@@ -15,7 +15,7 @@ use sqlx::{Connection as _, PgConnection};
 pub use self::apply::AppliedStep;
 pub(super) use self::{
     apply::{Applied, Applying},
-    tenant::{Door, Stub, find_rows_in, lock_door_in, set_door_in, set_lock_timeout_in},
+    tenant::{Stub, find_rows_in, lock_door_in, set_door_in, set_lock_timeout_in},
 };
 use super::{Clusters, Database, Login, PlacementError, Site};
 

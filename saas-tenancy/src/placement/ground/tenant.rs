@@ -7,7 +7,10 @@ use saas_core::{Actor, CoreError, SystemTx, TenantId, db::Generation};
 use sqlx::PgConnection;
 
 use super::Ground;
-use crate::placement::{Database, PlacementError, Site};
+use crate::{
+    lifecycle::store::Door,
+    placement::{Database, PlacementError, Site},
+};
 
 /// What stands in `saas.tenant` about a tenant.
 #[derive(Debug, Clone)]
@@ -97,22 +100,21 @@ impl Ground {
             .execute(&mut **tx)
             .await
             .map_err(CoreError::from_database)?;
-            set_door_in(tx, stub.tenant, generation, Door::Closed, "its place is being made").await
+            set_door_in(tx, stub.tenant, generation, Door::closed("its place is being made")).await
         })
         .await
     }
 
-    /// Opens the door of a tenant in another database than the control one.
-    pub(in crate::placement) async fn open_door(
+    /// Sets the door of a tenant in another database than the control one.
+    pub(in crate::placement) async fn set_door(
         &self,
         database: &Database,
         tenant: TenantId,
         generation: Generation,
+        door: Door,
     ) -> Result<(), PlacementError> {
-        self.as_system(database, "open a tenant's door", async |tx| {
-            set_door_in(tx, tenant, generation, Door::Open, "").await
-        })
-        .await
+        self.as_system(database, "open a tenant's door", async |tx| set_door_in(tx, tenant, generation, door).await)
+            .await
     }
 
     /// Waits until none of the tenant's transactions is under way in another database, and lets no further one in.
@@ -126,7 +128,7 @@ impl Ground {
         self.as_system(database, "close a tenant's door", async |tx| {
             set_lock_timeout_in(tx, patience).await?;
             lock_door_in(tx, tenant).await?;
-            set_door_in(tx, tenant, generation, Door::Closed, "its place is being removed").await
+            set_door_in(tx, tenant, generation, Door::closed("its place is being removed")).await
         })
         .await
     }
@@ -191,13 +193,6 @@ impl Ground {
     }
 }
 
-/// Whether a tenant's transactions are let in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::placement) enum Door {
-    Open,
-    Closed,
-}
-
 /// Waits until none of the tenant's transactions is under way in this database. Those that come later wait for the end of
 /// this one.
 pub(in crate::placement) async fn lock_door_in(tx: &mut PgConnection, tenant: TenantId) -> Result<(), CoreError> {
@@ -228,21 +223,17 @@ pub(in crate::placement) async fn set_door_in(
     tenant: TenantId,
     generation: Generation,
     door: Door,
-    reason: &str,
 ) -> Result<(), CoreError> {
     sqlx::query(
         "insert into saas.resident (tenant_id, generation, state, reason)
-         values ($1, $2, $3, nullif($4, ''))
+         values ($1, $2, $3, $4)
          on conflict (tenant_id) do update
          set generation = excluded.generation, state = excluded.state, reason = excluded.reason",
     )
     .bind(tenant.as_uuid())
     .bind(generation.get())
-    .bind(match door {
-        Door::Open => "open",
-        Door::Closed => "closed",
-    })
-    .bind(reason)
+    .bind(door.state)
+    .bind(door.reason)
     .execute(tx)
     .await
     .map(drop)

@@ -5,10 +5,13 @@ use saas_core::{Actor, CoreError, SystemTx, TenantId, db::Generation, revision, 
 use uuid::Uuid;
 
 use super::{Progress, Step, Target};
-use crate::lifecycle::State as Lifecycle;
+use crate::lifecycle::{
+    State as Lifecycle,
+    store::{Door, find_state, forget_due},
+};
 use crate::placement::{
     ClusterName, Mode, Placement, PlacementError, Site, State,
-    ground::{Door, Stub, find_rows_in, lock_door_in, set_door_in},
+    ground::{Stub, find_rows_in, lock_door_in, set_door_in},
     ledger, record, stock,
 };
 
@@ -75,7 +78,7 @@ impl Books<'_> {
         let site = site.unwrap_or_else(|| target.site(tenant));
         let placement = Placement { tenant, mode, site, schema_version: None, generation, state, reason: None };
         record::put_in(self.tx, &placement, self.now).await?;
-        set_door_in(self.tx, tenant, generation, Door::Closed, "its place is being made").await?;
+        set_door_in(self.tx, tenant, generation, Door::closed("its place is being made")).await?;
         sqlx::query(
             "insert into saas.provisioning (tenant_id, step, changed_at) values ($1, 'requested', $2)
              on conflict (tenant_id) do update set step = 'requested', changed_at = excluded.changed_at",
@@ -151,7 +154,7 @@ impl Books<'_> {
     }
 
     /// Lets the tenant in, at once for every process: the placement, the door and the announcement commit together.
-    pub(super) async fn activate(&mut self, placement: &Placement) -> Result<Placement, PlacementError> {
+    pub(super) async fn activate(&mut self, placement: &Placement, door: Door) -> Result<Placement, PlacementError> {
         let tenant = placement.tenant;
         tenant::lock_in(self.tx, tenant).await?;
         let present = record::find_in(self.tx, tenant).await?;
@@ -162,12 +165,9 @@ impl Books<'_> {
         let schema_version = ledger::version_in(self.tx, &placement.site).await?;
         let active = Placement { state: State::Active, reason: None, schema_version, ..placement.clone() };
         record::put_in(self.tx, &active, self.now).await?;
-        if placement.site.database.is_control() {
-            set_door_in(self.tx, tenant, placement.generation, Door::Open, "").await?;
-        } else {
-            let reason = format!("it lives at {}", placement.site);
-            set_door_in(self.tx, tenant, placement.generation, Door::Closed, &reason).await?;
-        }
+        let door = if placement.site.database.is_control() { door } else { Door::closed("it lives elsewhere") };
+        set_door_in(self.tx, tenant, placement.generation, door).await?;
+        forget_due(self.tx, tenant).await?;
         self.delete_provisioning(tenant).await?;
         self.announce(tenant).await?;
         Ok(active)
@@ -221,8 +221,7 @@ impl Books<'_> {
 
     /// A place of its own would open a door to a tenant that is gone.
     async fn require_alive(&mut self, tenant: TenantId) -> Result<(), PlacementError> {
-        let status = crate::lifecycle::store::find(self.tx, tenant).await?;
-        match status.map(|status| status.state) {
+        match find_state(self.tx, tenant).await? {
             Some(state @ (Lifecycle::Erasing | Lifecycle::Erased)) => {
                 in_the_way(tenant, format!("is {state}"), "create a new tenant instead")
             }
@@ -235,7 +234,7 @@ impl Books<'_> {
         let generation = placement.generation.next();
         let pooled = Placement { generation, ..Placement::implicit(placement.tenant, None) };
         record::put_in(self.tx, &pooled, self.now).await?;
-        set_door_in(self.tx, placement.tenant, generation, Door::Closed, "the tenant is being erased").await?;
+        set_door_in(self.tx, placement.tenant, generation, Door::of(Some(Lifecycle::Erasing))).await?;
         self.announce(placement.tenant).await
     }
 

@@ -3,9 +3,10 @@
 use saas_core::{CoreError, TenantId, db::Generation, tenant};
 
 use super::bookkeeping::{Books, in_the_way};
+use crate::lifecycle::store::{Door, forget_due, lock_door};
 use crate::placement::{
     ClusterName, Placement, PlacementError, Site, State,
-    ground::{Door, lock_door_in, set_door_in},
+    ground::{lock_door_in, set_door_in},
     ledger, record, stock,
 };
 
@@ -34,7 +35,7 @@ impl Books<'_> {
         placement.reason = Some(LEAVING.to_owned());
         record::put_in(self.tx, &placement, self.now).await?;
         lock_door_in(self.tx, tenant).await?;
-        set_door_in(self.tx, tenant, placement.generation, Door::Closed, LEAVING).await?;
+        set_door_in(self.tx, tenant, placement.generation, Door::closed(LEAVING)).await?;
         self.announce(tenant).await?;
         Ok(Some(placement))
     }
@@ -64,6 +65,7 @@ impl Books<'_> {
     /// Sends the tenant back to the shared tables. A generation that was ever served is never used again.
     pub(super) async fn forget(&mut self, placement: &Placement) -> Result<(), PlacementError> {
         let tenant = placement.tenant;
+        let door = lock_door(self.tx, tenant).await?;
         self.delete_provisioning(tenant).await?;
         if placement.generation == Generation::FIRST.next() {
             for statement in
@@ -75,12 +77,16 @@ impl Books<'_> {
                     .await
                     .map_err(CoreError::from_database)?;
             }
+            if door != Door::OPEN {
+                set_door_in(self.tx, tenant, Generation::FIRST, door).await?;
+            }
         } else {
             let generation = placement.generation.next();
             let pooled = Placement { generation, ..Placement::implicit(tenant, None) };
             record::put_in(self.tx, &pooled, self.now).await?;
-            set_door_in(self.tx, tenant, generation, Door::Open, "").await?;
+            set_door_in(self.tx, tenant, generation, door).await?;
         }
+        forget_due(self.tx, tenant).await?;
         self.announce(tenant).await
     }
 

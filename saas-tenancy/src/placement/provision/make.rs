@@ -1,6 +1,7 @@
 //! The steps by which a place is made. Each may be repeated.
 
 use super::{Books, Provisioner, Step, Target, bookkeeping::in_the_way};
+use crate::lifecycle::store::lock_door;
 use crate::placement::{
     Placement, PlacementError, Site,
     ground::{Applied, Applying, unlock},
@@ -37,12 +38,14 @@ impl Provisioner {
     /// Opens the door of a place, and sends the tenant there.
     pub(super) async fn let_in(&self, placement: &Placement) -> Result<Placement, PlacementError> {
         let (tenant, site) = (placement.tenant, &placement.site);
+        let mut tx = self.begin("let a tenant into its own place").await?;
+        // As far as its status lets it in, which nobody changes until this ends.
+        let door = lock_door(&mut tx, tenant).await?;
         // The door there first: nobody is sent there yet.
         if !site.database.is_control() {
-            self.ground.open_door(&site.database, tenant, placement.generation).await?;
+            self.ground.set_door(&site.database, tenant, placement.generation, door).await?;
         }
-        let mut tx = self.begin("let a tenant into its own place").await?;
-        let active = Books { tx: &mut tx, now: self.clock.now() }.activate(placement).await?;
+        let active = Books { tx: &mut tx, now: self.clock.now() }.activate(placement, door).await?;
         tx.commit().await?;
         Ok(active)
     }

@@ -3,10 +3,11 @@
 use saas_core::{CoreError, SystemPool, SystemTx};
 
 use super::{Provisioner, bookkeeping::Books};
+use crate::lifecycle::{State, store::Door};
 use crate::placement::{
     Placement, PlacementError,
     error::is_missing_database,
-    ground::{Door, set_door_in, unlock},
+    ground::{set_door_in, unlock},
 };
 
 impl Provisioner {
@@ -25,7 +26,7 @@ impl Provisioner {
 
     /// Closes the door of a place in its own database: part of the caller's transaction there.
     pub(crate) async fn shut_in(&self, tx: &mut SystemTx, placement: &Placement) -> Result<(), CoreError> {
-        set_door_in(tx, placement.tenant, placement.generation, Door::Closed, "the tenant is being erased").await
+        set_door_in(tx, placement.tenant, placement.generation, Door::of(Some(State::Erasing))).await
     }
 
     /// Removes a place of the tenant's own that was shut and emptied, or finds it removed. Unlike
