@@ -11,4 +11,5 @@ mod fleet;
 mod modes;
 mod pools;
 mod provision;
+mod sessions;
 mod stage;
