@@ -3,8 +3,9 @@
 use std::sync::{Arc, PoisonError, atomic::Ordering};
 
 use saas_core::{CoreError, TenantPool, db::pool_options};
-use sqlx::{ConnectOptions as _, Connection as _, postgres::PgConnectOptions};
+use sqlx::postgres::PgConnectOptions;
 use tokio::{
+    net::TcpStream,
     sync::{Mutex as Gate, OwnedMutexGuard, OwnedSemaphorePermit},
     time::Instant,
 };
@@ -85,9 +86,7 @@ impl Inner {
             .acquire_timeout(limits.acquire_timeout)
             .connect_lazy_with(options.clone());
         let verified = async {
-            // One plain attempt first: the pool itself would ask a server that refuses again and again.
-            let connection = options.connect().await.map_err(CoreError::from_database)?;
-            connection.close().await.map_err(CoreError::from_database)?;
+            is_there(&options).await?;
             TenantPool::open(pool.clone(), inner.schemas).await
         };
         let late = |late| Err(CoreError::Unavailable { cause: Box::new(late) });
@@ -148,4 +147,15 @@ impl Inner {
         });
         async move { drop(closing.await) }
     }
+}
+
+/// Whether anything listens at an address: the pool would ask a machine that refuses again and again. Not with a connection
+/// to the database: its session would still be there, for a moment, beside those of the pool.
+async fn is_there(options: &PgConnectOptions) -> Result<(), CoreError> {
+    let in_a_directory = options.get_socket().is_some() || options.get_host().starts_with('/');
+    if !in_a_directory {
+        let refused = |error| CoreError::from_database(sqlx::Error::Io(error));
+        TcpStream::connect((options.get_host(), options.get_port())).await.map_err(refused)?;
+    }
+    Ok(())
 }
