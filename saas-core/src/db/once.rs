@@ -102,7 +102,7 @@ impl Once {
 /// Runs a statement at a place.
 pub(super) async fn run(place: &Place, ctx: &dyn TenantContext, once: &Once) -> Result<Vec<PgRow>, CoreError> {
     let begin = place.begin(ctx, Access::Read);
-    Guard::read_once(&place.pool, &begin, once, place.forgets_statements()).await
+    Guard::read_once(place, &begin, once).await
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 -- Keys and references: they ignore row-level security, so the tenant must be part of them.
-with tenant_table as (
+with tenant_table as not materialized (
     select c.oid, format('%I.%I', n.nspname, c.relname) as name,
+           n.nspname = coalesce(nullif(current_setting('saas.examined_schema', true), ''), n.nspname) as is_examined,
            (select a.attnum from pg_attribute a
             where a.attrelid = c.oid and not a.attisdropped
               and a.attname = case when c.oid = to_regclass('saas.tenant') then 'id' else 'tenant_id' end) as tenant_att
@@ -37,7 +38,7 @@ select 'unique-without-tenant' as code, i.name as object,
 from tenant_table t
 join unique_index i on i.indrelid = t.oid
 left join pg_constraint k on k.conindid = i.indexrelid and k.conrelid = t.oid and k.contype in ('p', 'u', 'x')
-where t.tenant_att is not null
+where t.is_examined and t.tenant_att is not null
   and not exists (
       select from unnest(i.key, k.conexclop) as u (att, op)
       where u.att = t.tenant_att and (u.op is null or u.op = '=(uuid,uuid)'::regoperator))
@@ -70,7 +71,7 @@ cross join lateral (
     -- that pair is what the mend adds
     where u.theirs <> r.tenant_att and u.mine <> t.tenant_att
 ) pair
-where t.tenant_att is not null and r.tenant_att is not null
+where t.is_examined and t.tenant_att is not null and r.tenant_att is not null
   and not exists (
       select from unnest(k.conkey, k.confkey) as u (mine, theirs)
       where u.mine = t.tenant_att and u.theirs = r.tenant_att)

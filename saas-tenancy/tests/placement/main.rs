@@ -16,6 +16,7 @@ mod modes;
 mod pools;
 mod provision;
 mod runners;
+mod sessions;
 mod stage;
 mod stock;
 mod storm;

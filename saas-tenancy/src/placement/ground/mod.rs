@@ -105,7 +105,10 @@ impl Ground {
     /// What the isolation audit has against a site. In a database with others, only what concerns its schema counts.
     pub(super) async fn examine(&self, site: &Site) -> Result<Vec<Finding>, PlacementError> {
         let system = self.system(&site.database).await?;
-        let findings = doctor::examine(system.pool()).await;
+        let findings = match &site.schema {
+            Some(schema) => doctor::examine_schema(system.pool(), schema).await,
+            None => doctor::examine(system.pool()).await,
+        };
         system.pool().close().await;
         let concerns = |object: &str| match &site.schema {
             Some(schema) => object == schema.as_str() || object.contains(&format!("{schema}.")),

@@ -1,13 +1,11 @@
 //! How a database's pool is opened, and how room is made for it.
 
-use std::{
-    sync::{Arc, PoisonError, atomic::Ordering},
-    time::Duration,
-};
+use std::sync::{Arc, PoisonError, atomic::Ordering};
 
 use saas_core::{CoreError, TenantPool, db::pool_options};
-use sqlx::{ConnectOptions as _, Connection as _, postgres::PgConnectOptions};
+use sqlx::postgres::PgConnectOptions;
 use tokio::{
+    net::TcpStream,
     sync::{Mutex as Gate, OwnedMutexGuard, OwnedSemaphorePermit},
     time::Instant,
 };
@@ -38,30 +36,6 @@ struct Ticket {
     _gate: OwnedMutexGuard<()>,
     _opening: OwnedSemaphorePermit,
     share: Share,
-}
-
-/// Between two tries at a server that is full.
-const FULL_PAUSE: Duration = Duration::from_millis(20);
-
-/// One plain attempt before the pool is used, which would ask a server that refuses again and again.
-///
-/// A server that has no connection to spare is asked until `deadline`: it takes a moment to end sessions that were closed
-/// here, and those may be the very ones that made room.
-async fn knock(options: &PgConnectOptions, deadline: Instant) -> Result<(), CoreError> {
-    const TOO_MANY_CONNECTIONS: &str = "53300";
-    loop {
-        match options.connect().await {
-            Ok(connection) => return connection.close().await.map_err(CoreError::from_database),
-            Err(error) => {
-                let is_full =
-                    error.as_database_error().and_then(|e| e.code()).is_some_and(|c| c == TOO_MANY_CONNECTIONS);
-                if !is_full || Instant::now() + FULL_PAUSE * 2 > deadline {
-                    return Err(CoreError::from_database(error));
-                }
-                tokio::time::sleep(FULL_PAUSE).await;
-            }
-        }
-    }
 }
 
 impl Inner {
@@ -112,7 +86,7 @@ impl Inner {
             .acquire_timeout(limits.acquire_timeout)
             .connect_lazy_with(options.clone());
         let verified = async {
-            knock(&options, Instant::now() + limits.connect_timeout).await?;
+            is_there(&options).await?;
             TenantPool::open(pool.clone(), inner.schemas).await
         };
         let late = |late| Err(CoreError::Unavailable { cause: Box::new(late) });
@@ -173,4 +147,16 @@ impl Inner {
         });
         async move { drop(closing.await) }
     }
+}
+
+/// Whether anything listens at an address: the pool would ask a machine that refuses again and again, as it does, rightly, with
+/// a server that is full for a moment. Not with a connection
+/// to the database: its session would still be there, for a moment, beside those of the pool.
+async fn is_there(options: &PgConnectOptions) -> Result<(), CoreError> {
+    let in_a_directory = options.get_socket().is_some() || options.get_host().starts_with('/');
+    if !in_a_directory {
+        let refused = |error| CoreError::from_database(sqlx::Error::Io(error));
+        TcpStream::connect((options.get_host(), options.get_port())).await.map_err(refused)?;
+    }
+    Ok(())
 }
