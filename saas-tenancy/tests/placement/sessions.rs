@@ -93,6 +93,6 @@ async fn schemas_of_another_cluster_count_as_well() {
     let first = session(&binding, &ctx, How::Write).await.unwrap();
     let second = session(&binding, &ctx, How::Write).await.unwrap();
     assert_ne!(first, second, "one schema is as many as it may serve");
-    provisioner.remove_site_with_rows(ctx.tenant(), &target.site(ctx.tenant())).await.unwrap();
+    provisioner.deprovision(ctx.tenant()).await.unwrap();
     stage.finish().await;
 }

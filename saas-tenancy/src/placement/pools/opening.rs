@@ -1,9 +1,12 @@
 //! How a database's pool is opened, and how room is made for it.
 
-use std::sync::{Arc, PoisonError, atomic::Ordering};
+use std::{
+    sync::{Arc, PoisonError, atomic::Ordering},
+    time::Duration,
+};
 
 use saas_core::{CoreError, TenantPool, db::pool_options};
-use sqlx::postgres::PgConnectOptions;
+use sqlx::{ConnectOptions as _, Connection as _, postgres::PgConnectOptions};
 use tokio::{
     net::TcpStream,
     sync::{Mutex as Gate, OwnedMutexGuard, OwnedSemaphorePermit},
@@ -89,8 +92,13 @@ impl Inner {
             is_there(&options).await?;
             TenantPool::open(pool.clone(), inner.schemas).await
         };
-        let late = |late| Err(CoreError::Unavailable { cause: Box::new(late) });
-        match tokio::time::timeout(limits.connect_timeout, verified).await.unwrap_or_else(late) {
+        let verified = match tokio::time::timeout(limits.connect_timeout, verified).await {
+            Ok(verified) => verified,
+            Err(late) => Err(refusal(&options, limits.connect_timeout)
+                .await
+                .unwrap_or_else(|| CoreError::Unavailable { cause: Box::new(late) })),
+        };
+        match verified {
             Ok(verified) => {
                 inner.opened.fetch_add(1, Ordering::Relaxed);
                 let open = inner.shelf.put(Open::new(database, verified, share));
@@ -159,4 +167,15 @@ async fn is_there(options: &PgConnectOptions) -> Result<(), CoreError> {
         TcpStream::connect((options.get_host(), options.get_port())).await.map_err(refused)?;
     }
     Ok(())
+}
+
+/// Why a server lets nobody in: a pool that asked it again and again says only that it took too long.
+async fn refusal(options: &PgConnectOptions, patience: Duration) -> Option<CoreError> {
+    match tokio::time::timeout(patience, options.connect()).await.ok()? {
+        Ok(connection) => {
+            drop(connection.close().await);
+            None
+        }
+        Err(error) => Some(CoreError::from_database(error)),
+    }
 }
