@@ -1,34 +1,42 @@
-//! Tenants in databases of their own under one budget of connections, and what a pooled tenant costs to make.
+//! Two hundred tenants in databases of their own under a budget of forty connections.
 //!
-//! Durable server, both contenders on the same one; the results are ratios within this run.
+//! Beside the same requests to one database that holds all forty connections, and to the same databases with a connection
+//! made for each request; round by round on one durable server. The server is asked all the while how many there are.
 
 #![expect(clippy::disallowed_types, reason = "names databases that it numbers itself")]
+#![expect(clippy::disallowed_methods, reason = "the peers use the driver's own pool and connections")]
 
 use std::{
-    sync::Arc,
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use saas_benches::{median, ratio, zipf};
 use saas_core::{
-    Schema, SystemClock, SystemPool, TenantPool,
+    Schema,
     db::pool_options,
     migrate,
     testing::{DevServer, Durability},
 };
-use saas_tenancy::{
-    NewTenant, Tenancy, VerifiedEmail,
-    placement::{Cluster, Clusters, Database, PoolLimits, Pools},
-};
-use sqlx::{AssertSqlSafe, ConnectOptions, Executor, PgConnection, postgres::PgConnectOptions};
+use saas_tenancy::placement::{Cluster, Clusters, Database, PoolLimits, Pools};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection, PgPool, postgres::PgConnectOptions};
+use tokio::{sync::Semaphore, task::JoinHandle};
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 const DATABASES: usize = 200;
 const BUDGET: u32 = 40;
-const USERS: usize = 16;
-const REQUESTS: usize = 4_000;
-const TENANTS: usize = 10_000;
+/// More than there are connections, so that some always wait.
+const USERS: usize = 64;
+const ROUNDS: usize = 5;
+const REQUESTS: usize = 1_500;
+/// What a user does once it has a database, a few times: more would hide what finding the database costs.
+const STATEMENT: &str = "select count(*) from saas.tenant";
+const STATEMENTS: usize = 3;
 
 static KERNEL: [&Schema; 1] = [&saas_core::SCHEMA];
 
@@ -36,45 +44,26 @@ static KERNEL: [&Schema; 1] = [&saas_core::SCHEMA];
 async fn main() -> Result<(), Failure> {
     let server = DevServer::start_own(Durability::Full)?;
     let admin: PgConnectOptions = server.admin_url().parse()?;
-    migrate(&admin, &[&saas_core::SCHEMA, &saas_tenancy::SCHEMA]).await?;
+    migrate(&admin, &KERNEL).await?;
     let mut owner = admin.connect().await?;
-    pooled_tenants(&admin).await?;
-    own_databases(&admin, &mut owner).await
+    make_databases(&admin, &mut owner).await?;
+    // Every request to another database than the last ones: the worst there is, and no service's traffic.
+    contest("uniform", &admin, uniform, Goals { to_one: 0.02, to_each: 0.7, slowest: 4.0 }).await?;
+    contest("skewed", &admin, skewed, Goals { to_one: 0.04, to_each: 1.2, slowest: 4.0 }).await
 }
 
-/// The cost of one more pooled tenant, among few and among many.
-async fn pooled_tenants(admin: &PgConnectOptions) -> Result<(), Failure> {
-    let schemas = [&saas_core::SCHEMA, &saas_tenancy::SCHEMA];
-    let login = |role: &str| admin.clone().username(role);
-    let tenants = TenantPool::open(pool_options().connect_lazy_with(login("saas_app")), &schemas).await?;
-    let system = SystemPool::open(pool_options().connect_lazy_with(login("saas_system")), &schemas).await?;
-    let tenancy = Tenancy::new(tenants, system, Arc::new(SystemClock));
-    // Interleaved, so that what else the machine does weighs on both: an owner of its own for each tenant, and one person
-    // who owns them all.
-    let one_owner = VerifiedEmail::vouched("ada@example.com".parse()?);
-    let (mut own, mut same) = (Vec::with_capacity(TENANTS), Vec::with_capacity(TENANTS));
-    for n in 0..TENANTS {
-        let new_owner = VerifiedEmail::vouched(format!("owner-{n}@example.com").parse()?);
-        for (name, owner, millis) in [("own", &new_owner, &mut own), ("same", &one_owner, &mut same)] {
-            let new = NewTenant::new(format!("{name}-{n}").parse()?, "A tenant")?;
-            let one = Instant::now();
-            tenancy.create_tenant(&new, owner).await?;
-            millis.push(one.elapsed().as_secs_f64() * 1e3);
-        }
-    }
-    for (name, millis) in [("own", &own), ("same", &same)] {
-        let rate = TENANTS as f64 * 1e3 / millis.iter().sum::<f64>();
-        let (first, last) = (median(&millis[..1_000]), median(&millis[TENANTS - 1_000..]));
-        println!(
-            "{name} owner: {rate:.0} tenants/s; {first:.2} ms among the first thousand, {last:.2} ms among the last"
-        );
-        ratio(&format!("provision.{name}_owner.last_thousand_to_first"), last / first, true, 1.3);
-    }
-    Ok(())
+/// Every database is as likely as any other.
+fn uniform(seed: u64) -> Vec<usize> {
+    let mut random = fastrand::Rng::with_seed(seed);
+    (0..REQUESTS).map(|_| random.usize(..DATABASES)).collect()
 }
 
-/// Requests to 200 databases with 40 connections in all, beside the same requests to as many as fit at once.
-async fn own_databases(admin: &PgConnectOptions, owner: &mut PgConnection) -> Result<(), Failure> {
+/// Some databases are asked for far more often than others.
+fn skewed(seed: u64) -> Vec<usize> {
+    zipf(DATABASES, REQUESTS, seed)
+}
+
+async fn make_databases(admin: &PgConnectOptions, owner: &mut PgConnection) -> Result<(), Failure> {
     owner.execute("create database template_of_places").await?;
     migrate(&admin.clone().database("template_of_places"), &KERNEL).await?;
     let began = Instant::now();
@@ -82,49 +71,136 @@ async fn own_databases(admin: &PgConnectOptions, owner: &mut PgConnection) -> Re
         let create = format!("create database place_{n} template template_of_places strategy file_copy");
         owner.execute(AssertSqlSafe(create)).await?;
     }
-    println!(
-        "{DATABASES} databases from a template: {:.0} ms each",
-        began.elapsed().as_secs_f64() * 1e3 / DATABASES as f64
-    );
-    let login = |role: &str| admin.clone().username(role);
-    let cluster = || Clusters::new(Cluster::new(login("saas_app"), login("saas_system")));
+    let each = began.elapsed().as_secs_f64() * 1e3 / DATABASES as f64;
+    println!("{DATABASES} databases from a template: {each:.0} ms each");
+    Ok(())
+}
+
+struct Goals {
+    to_one: f64,
+    to_each: f64,
+    slowest: f64,
+}
+
+/// Runs all three on the same requests, `ROUNDS` times.
+async fn contest(
+    name: &str,
+    admin: &PgConnectOptions,
+    targets: fn(u64) -> Vec<usize>,
+    goals: Goals,
+) -> Result<(), Failure> {
+    let login = |role: &str| admin.clone().username(role).application_name(name);
     let limits = PoolLimits::default()
         .with_connections(BUDGET)
+        .with_per_database(1)
         .with_openings_per_cluster(8)
         .with_acquire_timeout(Duration::from_secs(60));
-    for (name, databases) in [("fit", BUDGET as usize / 2), ("all", DATABASES)] {
-        let pools = Pools::new(cluster(), &KERNEL, limits)?;
-        let (rate, p99) = storm(&pools, zipf(databases, REQUESTS, 7)).await?;
-        let stats = pools.stats();
-        println!(
-            "{name}: {databases} databases, {USERS} users: {rate:.0} requests/s, p99 {p99:.1} ms, {} opened, {} reaped, {} reserved",
-            stats.opened, stats.reaped, stats.reserved
-        );
-        let connections: i64 = sqlx::query_scalar("select count(*) from pg_stat_activity where datname like 'place%'")
-            .fetch_one(&mut *owner)
-            .await?;
-        ratio(&format!("pools.{name}.connections_to_budget"), connections as f64 / f64::from(BUDGET), true, 1.0);
-        for n in 0..databases {
-            pools.close(&Database { name: Some(format!("place_{n}").parse()?), ..Database::control() }).await;
+    let clusters = Clusters::new(Cluster::new(login("saas_app"), login("saas_system")));
+    let pools = Pools::new(clusters, &KERNEL, limits)?;
+    let peer = admin.clone().username("saas_app");
+    let one = pool_options().max_connections(BUDGET).connect_lazy_with(peer.clone().database("template_of_places"));
+    let each = Box::new(Each { login: peer, turns: Arc::new(Semaphore::new(BUDGET as usize)) });
+    let watch = Watch::begin(admin, name).await?;
+
+    let mut rates: [Vec<f64>; 3] = Default::default();
+    let mut waits: HashMap<usize, Vec<f64>> = HashMap::new();
+    for round in 0..ROUNDS {
+        let targets: Arc<[usize]> = targets(round as u64).into();
+        let contenders = [Target::Pools(pools.clone()), Target::One(one.clone()), Target::Each(each.clone())];
+        for (contender, rates) in contenders.into_iter().zip(&mut rates) {
+            let ours = matches!(contender, Target::Pools(_));
+            let (rate, millis) = storm(contender, &targets).await?;
+            rates.push(rate);
+            if ours {
+                for (target, millis) in millis {
+                    waits.entry(target).or_default().push(millis);
+                }
+            }
         }
+    }
+    let (most, looks) = watch.end().await?;
+    let stats = pools.stats();
+    let to = |peer: usize| median(&rates[0].iter().zip(&rates[peer]).map(|(a, b)| a / b).collect::<Vec<_>>());
+    println!(
+        "{name}: {:.0} requests/s; {:.0} to one database, {:.0} with a connection each; {} opened, {} reaped; \
+         at most {most} connections in {looks} looks",
+        median(&rates[0]),
+        median(&rates[1]),
+        median(&rates[2]),
+        stats.opened,
+        stats.reaped
+    );
+    ratio(&format!("pools.{name}.connections_to_budget"), most as f64 / f64::from(BUDGET), true, 1.0);
+    ratio(&format!("pools.{name}.rate_to_one_database"), to(1), false, goals.to_one);
+    ratio(&format!("pools.{name}.rate_to_a_connection_each"), to(2), false, goals.to_each);
+    let tenants: Vec<f64> = waits.values().filter(|waits| waits.len() >= 10).map(|waits| median(waits)).collect();
+    let slowest = tenants.iter().copied().fold(0.0, f64::max);
+    println!("{name}: the middle tenant waits {:.1} ms, the slowest {slowest:.1} ms", median(&tenants));
+    ratio(&format!("pools.{name}.slowest_tenant_to_median"), slowest / median(&tenants), true, goals.slowest);
+    one.close().await;
+    for n in 0..DATABASES {
+        pools.close(&place(n)?).await;
     }
     Ok(())
 }
 
-/// Requests per second, and the duration that one in a hundred exceeds, in milliseconds.
-async fn storm(pools: &Pools, targets: Vec<usize>) -> Result<(f64, f64), Failure> {
-    let targets = Arc::new(targets);
+fn place(n: usize) -> Result<Database, Failure> {
+    Ok(Database { name: Some(format!("place_{n}").parse()?), ..Database::control() })
+}
+
+/// Where requests go.
+#[derive(Clone)]
+enum Target {
+    Pools(Pools),
+    One(PgPool),
+    Each(Box<Each>),
+}
+
+/// A connection for each request, no more at a time than the budget.
+#[derive(Clone)]
+struct Each {
+    login: PgConnectOptions,
+    turns: Arc<Semaphore>,
+}
+
+impl Target {
+    async fn ask(&self, target: usize) -> Result<(), Failure> {
+        match self {
+            Self::Pools(pools) => {
+                let lease = pools.lease(&place(target)?).await?;
+                ask(&mut *lease.pool().pool().acquire().await?).await
+            }
+            Self::One(pool) => ask(&mut *pool.acquire().await?).await,
+            Self::Each(each) => {
+                let Each { login, turns } = &**each;
+                let _turn = turns.acquire().await?;
+                let mut connection = login.clone().database(&format!("place_{target}")).connect().await?;
+                ask(&mut connection).await?;
+                connection.close().await?;
+                Ok(())
+            }
+        }
+    }
+}
+
+async fn ask(connection: &mut PgConnection) -> Result<(), Failure> {
+    for _ in 0..STATEMENTS {
+        connection.execute(sqlx::query(STATEMENT)).await?;
+    }
+    Ok(())
+}
+
+/// Requests per second, and how many milliseconds each request took.
+async fn storm(target: Target, targets: &Arc<[usize]>) -> Result<(f64, Vec<(usize, f64)>), Failure> {
     let began = Instant::now();
     let users = (0..USERS).map(|user| {
-        let (pools, targets) = (pools.clone(), Arc::clone(&targets));
+        let (target, targets) = (target.clone(), Arc::clone(targets));
         tokio::spawn(async move {
             let mut millis = Vec::new();
-            for target in targets.iter().skip(user).step_by(USERS) {
-                let database = Database { name: Some(format!("place_{target}").parse()?), ..Database::control() };
+            for place in targets.iter().skip(user).step_by(USERS) {
                 let one = Instant::now();
-                let lease = pools.lease(&database).await?;
-                sqlx::query("select count(*) from saas.tenant").execute(lease.pool().pool()).await?;
-                millis.push(one.elapsed().as_secs_f64() * 1e3);
+                target.ask(*place).await?;
+                millis.push((*place, one.elapsed().as_secs_f64() * 1e3));
             }
             Ok::<_, Failure>(millis)
         })
@@ -133,7 +209,38 @@ async fn storm(pools: &Pools, targets: Vec<usize>) -> Result<(f64, f64), Failure
     for user in users.collect::<Vec<_>>() {
         millis.extend(user.await??);
     }
-    let rate = millis.len() as f64 / began.elapsed().as_secs_f64();
-    millis.sort_by(f64::total_cmp);
-    Ok((rate, millis[millis.len() * 99 / 100]))
+    Ok((millis.len() as f64 / began.elapsed().as_secs_f64(), millis))
+}
+
+/// Counts an application's connections on the server, again and again.
+struct Watch {
+    over: Arc<AtomicBool>,
+    counting: JoinHandle<Result<(i64, usize), sqlx::Error>>,
+}
+
+const COUNT: &str = "select count(*) from pg_stat_activity where application_name = $1 and usename = 'saas_app'";
+const BETWEEN_LOOKS: Duration = Duration::from_millis(2);
+
+impl Watch {
+    async fn begin(admin: &PgConnectOptions, name: &str) -> Result<Self, Failure> {
+        let (mut connection, name) = (admin.connect().await?, name.to_owned());
+        let over = Arc::new(AtomicBool::new(false));
+        let ended = Arc::clone(&over);
+        let counting = tokio::spawn(async move {
+            let (mut most, mut looks) = (0, 0);
+            while !ended.load(Ordering::Relaxed) {
+                most = most.max(sqlx::query_scalar(COUNT).bind(&name).fetch_one(&mut connection).await?);
+                looks += 1;
+                tokio::time::sleep(BETWEEN_LOOKS).await;
+            }
+            Ok((most, looks))
+        });
+        Ok(Self { over, counting })
+    }
+
+    /// The most that there were, and how often was looked.
+    async fn end(self) -> Result<(i64, usize), Failure> {
+        self.over.store(true, Ordering::Relaxed);
+        Ok(self.counting.await??)
+    }
 }

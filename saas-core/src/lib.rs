@@ -127,4 +127,5 @@ pub static SCHEMA: Schema = schema!("core":
     8 "0008_fence_rows",
     9 "0009_tenant_status",
     10 "0010_search",
+    12 "0012_fences_under_attack",
 );

@@ -77,6 +77,17 @@ pub enum TenancyError {
         /// What it is.
         present: crate::lifecycle::State,
     },
+    /// The tenant's status changed, and the door of the database that it lives in does not tell it yet.
+    #[error(
+        "the status is set and members are refused, but the door at {place} was not set ({cause}); repeat the call"
+    )]
+    DoorNotSet {
+        /// Where the tenant lives.
+        place: String,
+        /// What was in the way.
+        #[source]
+        cause: Box<CoreError>,
+    },
     /// The erasure of the tenant is not where this could be done.
     #[cfg(feature = "postgres")]
     #[error("{}", match present {
@@ -149,12 +160,12 @@ impl TenancyError {
             #[cfg(feature = "postgres")]
             Self::Status { .. } | Self::Erasure { .. } | Self::EraseBlocked { .. } => ErrorKind::Conflict,
             Self::NotMember | Self::DomainNotClaimed => ErrorKind::NotFound,
-            Self::ProofUnread { .. } | Self::InMaintenance { .. } => ErrorKind::Unavailable,
+            Self::ProofUnread { .. } | Self::InMaintenance { .. } | Self::DoorNotSet { .. } => ErrorKind::Unavailable,
             Self::NotAllowed { .. } | Self::RankTooLow { .. } | Self::NotAPerson { .. } => ErrorKind::Forbidden,
             #[cfg(feature = "postgres")]
             Self::Unfenced { .. } => ErrorKind::Misconfigured,
             #[cfg(feature = "postgres")]
-            Self::Target(_) => ErrorKind::Unavailable,
+            Self::Target(error) => error.kind(),
         }
     }
 
@@ -181,13 +192,14 @@ impl TenancyError {
             Self::Erasure { .. } => "erasure_state",
             #[cfg(feature = "postgres")]
             Self::EraseBlocked { .. } => "erase_blocked",
+            Self::DoorNotSet { .. } => "door_not_set",
             Self::DomainNotClaimed => "domain_not_claimed",
             Self::TooManyDomains { .. } => "too_many_domains",
             Self::ProofUnread { .. } => "proof_unread",
             #[cfg(feature = "postgres")]
             Self::Unfenced { .. } => "table_unfenced",
             #[cfg(feature = "postgres")]
-            Self::Target(_) => "export_target",
+            Self::Target(error) => error.code(),
         }
     }
 

@@ -57,4 +57,7 @@ pub static SCHEMA: saas_core::Schema = saas_core::schema!("tenancy":
     3 "0003_erase",
     4 "0004_fleet",
     5 "0005_move",
+    6 "0006_stock",
+    7 "0007_door",
+    8 "0008_end",
 );

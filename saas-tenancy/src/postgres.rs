@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, Utc};
 use saas_core::{CoreError, EmailAddress, PageSize, TenantId, UserId};
-use sqlx::PgConnection;
+use sqlx::{PgConnection, Postgres, postgres::PgArguments, query::Query};
 use uuid::Uuid;
 
 use crate::{
@@ -11,6 +11,14 @@ use crate::{
 };
 
 const CORRUPT_ROLE: CoreError = CoreError::Corrupt { table: "saas.membership", column: "role" };
+
+/// Runs a statement that answers no rows, and says how many it changed.
+pub(crate) async fn execute(
+    connection: &mut PgConnection,
+    statement: Query<'_, Postgres, PgArguments>,
+) -> Result<u64, CoreError> {
+    statement.execute(connection).await.map(|done| done.rows_affected()).map_err(CoreError::from_database)
+}
 
 /// The account under an address; created if there is none. Safe when two requests bring the same address at once.
 pub(crate) async fn ensure_user(

@@ -30,9 +30,12 @@ async fn a_login_that_can_become_another_role_is_seen_and_the_mend_mends_it() {
     // A member of saas_app and of nothing else is bound by its policies.
     let target = Target::from(&database).with_application(database.options(&login));
     let members_only = attack(target.clone()).await.unwrap();
-    for (role, code) in
-        [(reader.as_str(), "role-membership"), ("saas_owner", "role-membership"), ("saas_system", "role-membership")]
-    {
+    for (role, code) in [
+        (reader.as_str(), "role-membership"),
+        ("saas_owner", "role-membership"),
+        ("saas_system", "role-membership"),
+        ("pg_read_all_data", "role-membership"),
+    ] {
         let grant = format!("grant {role} to {login}");
         owner.execute(AssertSqlSafe(grant)).await.unwrap();
         let report = attack(target.clone()).await.unwrap();

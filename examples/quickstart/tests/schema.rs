@@ -28,11 +28,16 @@ const ACROSS_TENANTS: &[&str] = &[
     "where livemode = $1 and ($2::uuid is null or tenant_id > $2)", // all tenants, page by page, to derive them anew
     "from saas.billing_object where object_id", // an object whose owner is not known yet
     "where mode <> 'pooled' and ($1::uuid is null or tenant_id > $1)", // all places of tenants, page by page, to migrate them
+    "from saas.placement -- of whoever it is",                         // whose a place is, before it is removed
     "select cluster from saas.placement where mode = 'pooled'", // the clusters whose shared tables serve somebody
     "where state in ('provisioning', 'failed') and ($1::uuid is null or tenant_id > $1)", // places to be finished
     "from saas.move -- of every tenant",                        // moves to be resumed
+    "from saas.export_job -- of every tenant",                  // exports to be done, or to be removed
     "to_regclass('saas.resident') is not null",                 // whether the table is there
     "hashtextextended('saas.move:'",                            // the name of a lock
+    "hashtextextended('saas.export_job:'",                      // the name of a lock
+    "from saas.door_due order by since",                        // doors to be set
+    "hashtextextended('saas.move.source:'",                     // the name of another
 ];
 
 /// Pieces of statements, and scripts of several: not to be prepared on their own.

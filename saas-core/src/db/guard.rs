@@ -19,7 +19,7 @@ use sqlx::{
 };
 use sqlx_core::{sql_str::SqlSafeStr, transaction::TransactionManager};
 
-use super::once::Once;
+use super::{Place, once::Once, served::Served};
 use crate::CoreError;
 
 /// One open transaction on one pooled connection.
@@ -28,6 +28,7 @@ pub(crate) struct Guard {
     connection: Option<PoolConnection<Postgres>>,
     /// An answer is outstanding: what state the connection is in is not known.
     suspect: bool,
+    served: Option<Served>,
 }
 
 impl Guard {
@@ -35,11 +36,18 @@ impl Guard {
     #[expect(clippy::disallowed_methods, reason = "the one place that takes connections")]
     pub(crate) async fn begin(pool: &PgPool, begin: impl SqlSafeStr) -> Result<Self, CoreError> {
         let connection = pool.acquire().await.map_err(CoreError::from_database)?;
-        let mut guard = Self { connection: Some(connection), suspect: true };
+        let mut guard = Self { connection: Some(connection), suspect: true, served: None };
         PgTransactionManager::begin(guard.connection_mut(), Some(begin.into_sql_str()))
             .await
             .map_err(CoreError::from_database)?;
         guard.suspect = false;
+        Ok(guard)
+    }
+
+    /// As [`begin`](Self::begin), at a place. A session that has served enough schemas is closed when it is released.
+    pub(super) async fn begin_at(place: &Place, begin: impl SqlSafeStr) -> Result<Self, CoreError> {
+        let mut guard = Self::begin(&place.pool, begin).await?;
+        guard.served = place.served();
         Ok(guard)
     }
 
@@ -69,18 +77,17 @@ impl Guard {
     /// what an error means: it may stand in the place of the commit's answer.
     #[expect(clippy::disallowed_methods, reason = "the one place that takes connections")]
     pub(super) async fn once(
-        pool: &PgPool,
+        place: &Place,
         begin: &str,
         once: &Once,
-        forgets: bool,
         failed: fn(sqlx::Error) -> CoreError,
     ) -> Result<Vec<PgRow>, CoreError> {
         const NOT_PREPARED: &str = "26000";
-        let connection = pool.acquire().await.map_err(CoreError::from_database)?;
-        let mut guard = Self { connection: Some(connection), suspect: true };
+        let connection = place.pool.acquire().await.map_err(CoreError::from_database)?;
+        let mut guard = Self { connection: Some(connection), suspect: true, served: place.served() };
         let nonce = next_nonce();
         let (prepare, execute) = (once.prepare(), once.execute(nonce));
-        let first = if forgets {
+        let first = if place.forgets_statements() {
             format!("{begin}; {prepare}; {execute}; commit")
         } else {
             format!("{begin}; {execute}; commit")
@@ -154,7 +161,7 @@ impl Drop for Guard {
             (false, Ok(runtime)) => {
                 // Ends the transaction, or the empty one after a commit. Queued: sent with the next question.
                 PgTransactionManager::start_rollback(&mut connection);
-                runtime.spawn(Release { connection, clean: false }.go());
+                runtime.spawn(Release { connection, clean: false, served: self.served.take() }.go());
             }
             (true, _) | (_, Err(_)) => connection.close_on_drop(),
         }
@@ -165,6 +172,7 @@ impl Drop for Guard {
 struct Release {
     connection: PoolConnection<Postgres>,
     clean: bool,
+    served: Option<Served>,
 }
 
 /// How long a connection may take to prove clean, a statement included that was still running when it was dropped.
@@ -172,7 +180,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 impl Release {
     async fn go(mut self) {
-        self.clean = tokio::time::timeout(PATIENCE, is_clean(&mut self.connection)).await.unwrap_or(false);
+        self.clean =
+            tokio::time::timeout(PATIENCE, is_clean(&mut self.connection, self.served.as_ref())).await.unwrap_or(false);
     }
 }
 
@@ -185,24 +194,28 @@ impl Drop for Release {
 }
 
 /// Whether a connection is where it was when it was handed out: outside a transaction, bound to no tenant, as the same
-/// role, without cursors, and answering this question. Locks of the session are given up.
+/// role, without cursors, answering this question, and with room for another schema. Locks of the session are given up.
 ///
 /// Over the simple protocol: only there do `transaction_timestamp()` and `statement_timestamp()` agree exactly when no
 /// transaction is open. Settings that a statement without `local` made stay; those are the application's own affair.
-async fn is_clean(connection: &mut PgConnection) -> bool {
+async fn is_clean(connection: &mut PgConnection, served: Option<&Served>) -> bool {
     let nonce = next_nonce();
-    let question = with_nonce(
-        "select ",
-        nonce,
-        ", transaction_timestamp() = statement_timestamp()
-            and coalesce(current_setting('saas.tenant_id', true), '') = ''
-            and coalesce(current_setting('saas.system', true), '') = ''
-            and current_user = session_user
-            and not exists (select from pg_cursors where is_holdable), pg_advisory_unlock_all()::text",
-    );
+    let count = served.map_or_else(|| "0".to_owned(), Served::count);
+    let question = with_nonce("select ", nonce, &format!("{IS_CLEAN}, {count}"));
     let row = sqlx::raw_sql(question).fetch_one(connection).await;
-    row.is_ok_and(|row| answers(Some(&row), nonce) && row.try_get(1).unwrap_or(false))
+    row.is_ok_and(|row| {
+        answers(Some(&row), nonce)
+            && row.try_get(1).unwrap_or(false)
+            && served.is_none_or(|served| row.try_get(3).is_ok_and(|count| served.allows(count)))
+    })
 }
+
+const IS_CLEAN: &str = ", transaction_timestamp() = statement_timestamp()
+    and coalesce(current_setting('saas.tenant_id', true), '') = ''
+    and coalesce(current_setting('saas.system', true), '') = ''
+    and coalesce(current_setting('saas.member', true), '') = ''
+    and current_user = session_user
+    and not exists (select from pg_cursors where is_holdable), pg_advisory_unlock_all()::text";
 
 /// Distinguishes each question of this process from the ones before it.
 fn next_nonce() -> u64 {
@@ -210,8 +223,8 @@ fn next_nonce() -> u64 {
     NONCE.fetch_add(1, Ordering::Relaxed)
 }
 
-#[expect(clippy::disallowed_types, reason = "two literals and a number")]
-fn with_nonce(before: &'static str, nonce: u64, after: &'static str) -> sqlx::AssertSqlSafe<String> {
+#[expect(clippy::disallowed_types, reason = "literals of this module, a number, and a schema's mark")]
+fn with_nonce(before: &'static str, nonce: u64, after: &str) -> sqlx::AssertSqlSafe<String> {
     sqlx::AssertSqlSafe(format!("{before}{nonce}::bigint{after}"))
 }
 

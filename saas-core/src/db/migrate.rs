@@ -114,7 +114,9 @@ const ROLES: &str = include_str!("roles.sql");
 
 const AS_OWNER: &str = "set role saas_owner; set search_path = pg_catalog, pg_temp";
 
+// One at a time: two processes that start together would change the same rows of the catalogue, which is an error there.
 const READ_LEDGERS: &str = "do $$ declare t regclass; begin
+    perform pg_advisory_xact_lock(hashtextextended('saas.migrate', 0));
     for t in select c.oid from pg_class c join pg_namespace n on n.oid = c.relnamespace
              where n.nspname = 'saas' and c.relname like '\\_migrations\\_%' and c.relkind = 'r' loop
         execute format('grant select on %s to saas_app, saas_system', t);

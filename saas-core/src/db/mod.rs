@@ -11,6 +11,7 @@ mod guard;
 mod migrate;
 mod once;
 mod place;
+mod served;
 mod tx;
 mod work;
 

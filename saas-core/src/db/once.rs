@@ -132,7 +132,7 @@ pub(super) async fn run(
         Access::Read | Access::Snapshot => CoreError::from_database,
     };
     let begin = place.begin(ctx, access);
-    Guard::once(&place.pool, &begin, once, place.forgets_statements(), failed).await
+    Guard::once(place, &begin, once, failed).await
 }
 
 #[cfg(test)]

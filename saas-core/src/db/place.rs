@@ -1,11 +1,11 @@
 //! Where a tenant's rows live, and the statement that opens a transaction there.
 
-use std::{any::Any, fmt, str::FromStr, sync::Arc, time::Duration};
+use std::{any::Any, fmt, num::NonZeroU32, str::FromStr, sync::Arc, time::Duration};
 
 use sqlx::PgPool;
 
-use super::{TenantPool, binding::Sessions};
-use crate::{InvalidInput, RoleName, TenantContext, TenantId};
+use super::{TenantPool, binding::Sessions, served::Served};
+use crate::{Actor, InvalidInput, RoleName, TenantContext, TenantId};
 
 /// Where a tenant's rows live. Made only from a pool that was verified.
 #[derive(Clone)]
@@ -13,11 +13,14 @@ pub struct Place {
     pub(super) pool: PgPool,
     sessions: Sessions,
     schema: Option<SchemaName>,
+    schemas_per_connection: NonZeroU32,
     generation: Option<Generation>,
     statement_timeout: Option<Duration>,
     /// Kept until the transaction ends.
     pub(super) held: Option<Arc<dyn Any + Send + Sync>>,
 }
+
+const SCHEMAS_PER_CONNECTION: NonZeroU32 = NonZeroU32::new(100).unwrap();
 
 /// How often a tenant has moved. Grows with every move.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -54,6 +57,7 @@ impl Place {
             pool: tenants.pool().clone(),
             sessions: tenants.sessions,
             schema: None,
+            schemas_per_connection: SCHEMAS_PER_CONNECTION,
             generation: None,
             statement_timeout: None,
             held: None,
@@ -65,6 +69,15 @@ impl Place {
     #[must_use]
     pub fn in_schema(mut self, schema: SchemaName) -> Self {
         self.schema = Some(schema);
+        self
+    }
+
+    /// Closes a connection when it has served so many schemas, 100 unless set: the server's session keeps the catalogue of
+    /// every table that it has touched, about 10 KB for each, until it ends. Behind a pooler, whose sessions are not this
+    /// process's to end, the pooler's own setting (`server_lifetime`) bounds that instead.
+    #[must_use]
+    pub const fn with_schemas_per_connection(mut self, schemas: NonZeroU32) -> Self {
+        self.schemas_per_connection = schemas;
         self
     }
 
@@ -95,16 +108,28 @@ impl Place {
         self.sessions == Sessions::Shared
     }
 
+    /// What a session has to remember of a transaction here.
+    pub(super) fn served(&self) -> Option<Served> {
+        match (self.sessions, &self.schema) {
+            (Sessions::Own, Some(schema)) => Some(Served::new(schema, self.schemas_per_connection)),
+            (Sessions::Shared, _) | (_, None) => None,
+        }
+    }
+
     /// Opens a transaction and binds the tenant, in one round trip.
     ///
     /// `SET LOCAL`, not `set_config()`: distributed PostgreSQL passes only the former on to its workers.
     pub(super) fn begin(&self, ctx: &dyn TenantContext, access: Access) -> String {
         let tenant = ctx.tenant();
         let mut sql = format!("{}; set local saas.tenant_id = '{tenant}'", access.begin());
-        if let Some(person) = ctx.actor().person() {
-            // For tables that show members their own rows only: `saas.fence_rows`.
-            let role = ctx.role().map_or("", RoleName::as_str);
-            sql.push_str(&format!("; set local saas.member = '{person} {role}'"));
+        // For tables that show members their own rows only: `saas.fence_rows`. Where nothing is said, they show none.
+        let role = ctx.role().map_or("", RoleName::as_str);
+        match ctx.actor() {
+            Actor::User { id: person } | Actor::Impersonation { user: person, .. } => {
+                sql.push_str(&format!("; set local saas.member = '{person} {role}'"));
+            }
+            Actor::ApiKey { .. } => sql.push_str(&format!("; set local saas.member = ' {role}'")),
+            Actor::Operator { .. } | Actor::System { .. } => sql.push_str("; set local saas.member = '*'"),
         }
         if self.sessions == Sessions::Shared {
             sql.push_str("; deallocate all");

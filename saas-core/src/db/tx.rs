@@ -80,7 +80,7 @@ impl TenantTx {
 
     async fn open_at(place: &Place, ctx: &dyn TenantContext, access: Access) -> Result<Self, CoreError> {
         let tenant = ctx.tenant();
-        let guard = Guard::begin(&place.pool, sqlx::AssertSqlSafe(place.begin(ctx, access))).await?;
+        let guard = Guard::begin_at(place, sqlx::AssertSqlSafe(place.begin(ctx, access))).await?;
         Ok(Self { guard, tenant, actor: ctx.actor().clone(), request: ctx.request(), _held: place.held.clone() })
     }
 

@@ -11,6 +11,8 @@ mine as (
     from pg_class c
     join pg_namespace n on n.oid = c.relnamespace
     where n.nspname not in ('pg_catalog', 'information_schema') and n.nspname not like 'pg\_%'
+      -- one schema, where only that one is examined
+      and n.nspname = coalesce(nullif(current_setting('saas.examined_schema', true), ''), n.nspname)
 )
 select 'dangerous-grant' as code, name as object,
        format('grants %s to %s: that ignores row-level security', privilege, role) as reason,

@@ -1,6 +1,7 @@
 -- Keys and references: they ignore row-level security, so the tenant must be part of them.
-with tenant_table as (
+with tenant_table as not materialized (
     select c.oid, format('%I.%I', n.nspname, c.relname) as name,
+           n.nspname = coalesce(nullif(current_setting('saas.examined_schema', true), ''), n.nspname) as is_examined,
            (select a.attnum from pg_attribute a
             where a.attrelid = c.oid and not a.attisdropped
               and a.attname = case when c.oid = to_regclass('saas.tenant') then 'id' else 'tenant_id' end) as tenant_att
@@ -37,7 +38,7 @@ select 'unique-without-tenant' as code, i.name as object,
 from tenant_table t
 join unique_index i on i.indrelid = t.oid
 left join pg_constraint k on k.conindid = i.indexrelid and k.conrelid = t.oid and k.contype in ('p', 'u', 'x')
-where t.tenant_att is not null
+where t.is_examined and t.tenant_att is not null
   and not exists (
       select from unnest(i.key, k.conexclop) as u (att, op)
       where u.att = t.tenant_att and (u.op is null or u.op = '=(uuid,uuid)'::regoperator))
@@ -45,13 +46,13 @@ union all
 select 'foreign-key-without-tenant', format('%s.%s', t.name, k.conname),
        format('references %s without tenant_id: foreign keys ignore row-level security, so one tenant can point at, and '
               || 'with a cascade delete, another one''s rows', r.name),
-       case when r.oid = to_regclass('saas.tenant') then format('alter table %s drop constraint %I;', t.name, k.conname)
+       case when r.oid = to_regclass('saas.tenant') or pair.mine is null then format('alter table %s drop constraint %I;', t.name, k.conname)
        else format('%salter table %s drop constraint %I, add constraint %3$I foreign key (tenant_id, %s) references %s (tenant_id, %s)%s%s%s;',
             case when exists (
                 select from pg_index x
                 where x.indrelid = r.oid and x.indisunique and x.indpred is null
                   and (select array_agg(c order by c) from unnest((string_to_array(x.indkey::text, ' ')::smallint[])[1:x.indnkeyatts]) c)
-                    = (select array_agg(c order by c) from unnest(array_append(k.confkey, r.tenant_att)) c))
+                    = (select array_agg(c order by c) from unnest(array_append(array_remove(k.confkey, r.tenant_att), r.tenant_att)) c))
             then '' else format('alter table %s add unique (tenant_id, %s); ', r.name, pair.theirs) end,
             t.name, k.conname, pair.mine, r.name, pair.theirs,
             case k.confupdtype when 'c' then ' on update cascade' else '' end,
@@ -67,8 +68,10 @@ cross join lateral (
     from unnest(k.conkey, k.confkey) with ordinality as u (mine, theirs, place)
     join pg_attribute m on m.attrelid = k.conrelid and m.attnum = u.mine
     join pg_attribute f on f.attrelid = k.confrelid and f.attnum = u.theirs
+    -- that pair is what the mend adds
+    where u.theirs <> r.tenant_att and u.mine <> t.tenant_att
 ) pair
-where t.tenant_att is not null and r.tenant_att is not null
+where t.is_examined and t.tenant_att is not null and r.tenant_att is not null
   and not exists (
       select from unnest(k.conkey, k.confkey) as u (mine, theirs)
       where u.mine = t.tenant_att and u.theirs = r.tenant_att)

@@ -11,6 +11,8 @@ object as (
     from pg_class c
     join pg_namespace n on n.oid = c.relnamespace
     where n.nspname not in ('pg_catalog', 'information_schema') and n.nspname not like 'pg\_%'
+      -- one schema, where only that one is examined
+      and n.nspname = coalesce(nullif(current_setting('saas.examined_schema', true), ''), n.nspname)
       and not exists (select from pg_depend d where d.classid = 'pg_class'::regclass and d.objid = c.oid and d.deptype = 'e')
 ),
 routine as (
@@ -46,10 +48,11 @@ where relispartition and relkind in ('r', 'p', 'f') and is_reachable
   and exists (select from pg_attribute a where a.attrelid = object.oid and a.attname = 'tenant_id' and not a.attisdropped)
 union all
 select 'rule', format('%s.%s', o.name, r.rulename),
-       'is a rule on a table: what it does runs with the table owner''s rights',
+       'is a rule on a table or a view: what it does runs with its owner''s rights, whatever the view asks as',
        format('drop rule %I on %s;', r.rulename, o.name)
 from pg_rewrite r join object o on o.oid = r.ev_class
-where o.relkind in ('r', 'p')
+-- the rule of a view's own query is the view
+where o.relkind in ('r', 'p', 'v') and r.ev_type <> '1'
 union all
 select 'definer-function', p.oid::regprocedure::text,
        'runs with its owner''s rights (SECURITY DEFINER), so the tenant''s policies may not apply inside; revoking it does not '
@@ -60,10 +63,15 @@ from routine p
 where p.prosecdef
 union all
 select 'definer-search-path', p.oid::regprocedure::text,
-       'runs with its owner''s rights and finds tables by its caller''s search path: the caller chooses which ones it means',
-       format('alter routine %s set search_path = %I, pg_temp;', p.oid::regprocedure, p.nspname)
+       'runs with its owner''s rights and finds tables by its caller''s search path, or among its caller''s temporary tables: '
+       || 'the caller chooses which ones it means',
+       format('alter routine %s set search_path = %s, pg_temp;', p.oid::regprocedure,
+              coalesce((select nullif(regexp_replace(substr(setting, 13), '(^|,) *"?pg_temp"? *(?=,|$)', '', 'g'), '')
+                        from unnest(p.proconfig) as c (setting) where setting ~ '^search_path='), quote_ident(p.nspname)))
 from routine p
-where p.prosecdef and not exists (select from unnest(p.proconfig) as c (setting) where setting ~ '^search_path=')
+-- With an empty one every name says its schema; temporary tables come first unless they are named last.
+where p.prosecdef
+  and not exists (select from unnest(p.proconfig) as c (setting) where setting ~ '^search_path=(""|.*, *"?pg_temp"?)?$')
 union all
 select 'function-sets-tenant', p.oid::regprocedure::text,
        'sets saas.tenant_id, saas.system or the role for its own body, so it reads as someone else',
@@ -89,8 +97,8 @@ union all
 select 'policy-always-true', format('%s.%s', l.polrelid::regclass, l.polname),
        'is true for every row: the table is open as soon as its restrictive policy is gone',
        format('drop policy if exists %I on %s; select saas.fence_policies(%L);', l.polname, l.polrelid::regclass, l.polrelid::regclass::text)
-from pg_policy l
-join object o on o.oid = l.polrelid
+from object o
+cross join lateral (select * from pg_policy l where l.polrelid = o.oid offset 0) l
 where l.polpermissive and 'true' in (pg_get_expr(l.polqual, l.polrelid), pg_get_expr(l.polwithcheck, l.polrelid))
   and (0 = any(l.polroles) or exists (select from app where app.oid = any(l.polroles)))
   and (o.oid = to_regclass('saas.tenant')
@@ -100,12 +108,14 @@ union all
 select 'policy-per-row', format('%s.%s', l.polrelid::regclass, l.polname),
        'reads its setting anew for every row, because it is not inside a sub-select: a large table is read slowly',
        format('drop policy if exists %I on %s; select saas.fence_policies(%L);', l.polname, l.polrelid::regclass, l.polrelid::regclass::text)
-from pg_policy l
-join object o on o.oid = l.polrelid
+from object o
+-- `offset`: to print a policy is slow, so those of these objects only
+cross join lateral (select * from pg_policy l where l.polrelid = o.oid offset 0) l
 cross join lateral (
     select coalesce(pg_get_expr(l.polqual, l.polrelid), '') || ' ' || coalesce(pg_get_expr(l.polwithcheck, l.polrelid), '') as text
 ) expression
-where regexp_replace(expression.text, 'SELECT \(*((NULLIF|split_part)\(+)*current_setting\(', '', 'g') ~ 'current_setting\('
+where not exists (select from pg_attribute a where a.attrelid = o.oid and a.attname = 'tenant_id' and a.atttypid <> 'uuid'::regtype)
+  and regexp_replace(expression.text, 'SELECT \(*((NULLIF|split_part)\(+)*current_setting\(', '', 'g') ~ 'current_setting\('
 union all
 select 'extension-access', e.extname::text,
        'lets the application role leave the database or look into its files by the functions of an extension',

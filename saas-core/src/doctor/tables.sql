@@ -19,16 +19,30 @@ candidate as (
     left join pg_attribute a on a.attrelid = c.oid and a.attname = 'tenant_id' and not a.attisdropped
     where c.relkind in ('r', 'p') and c.relpersistence <> 't'
       and n.nspname not in ('pg_catalog', 'information_schema') and n.nspname not like 'pg\_%'
+      -- one schema, where only that one is examined
+      and n.nspname = coalesce(nullif(current_setting('saas.examined_schema', true), ''), n.nspname)
 ),
 -- A partition is reached through its parent; on its own it has no grants (see routes.sql).
 tenant_table as (
-    select c.* from candidate c
+    select c.*,
+           -- What a fence needs first; policies stand in the way of another type.
+           case when tenant_att is null or tenant_type = 'uuid'::regtype then '' else
+               coalesce((select string_agg(format('drop policy if exists %I on %s; ', d.policy, c.name), '')
+                         from (select p.polname from pg_policy p where p.polrelid = c.oid
+                               union select unnest(array['saas_tenant', 'saas_tenant_only', 'saas_system'])) d (policy)), '')
+               || format('alter table %s alter column tenant_id type uuid using tenant_id::text::uuid; ', c.name) end
+           || case when tenant_att is null or tenant_not_null then '' else
+               format('alter table %s alter column tenant_id set not null; ', c.name) end as first,
+           exists (select from saas.fenced_table f where f.name = c.name) as is_fenced
+    from candidate c
     where is_tenant_table and not relispartition
       and not exists (select from saas.global_table g where g.name = c.name)
 ),
 isolating as (
     select p.polrelid
-    from pg_policy p
+    from tenant_table t
+    -- Of these tables only, which `offset` enforces: to print a policy is slow.
+    cross join lateral (select * from pg_policy p where p.polrelid = t.oid offset 0) p
     where not p.polpermissive and p.polcmd = '*'
       and ('saas_app'::regrole::oid = any(p.polroles) or 0 = any(p.polroles))
       and pg_get_expr(p.polqual, p.polrelid)
@@ -39,8 +53,8 @@ isolating as (
 )
 select 'rls-off' as code, name as object,
        'has tenants'' rows but no row-level security: every tenant sees all of them' as reason,
-       format('select saas.fence(%L);', name) as mend
-from tenant_table where not relrowsecurity and is_reachable
+       first || format(case when is_fenced then 'select saas.fence_policies(%L);' else 'select saas.fence(%L);' end, name) as mend
+from tenant_table where not relrowsecurity and (is_reachable or is_fenced)
 union all
 select 'rls-not-forced', name,
        'does not force row-level security: whoever runs as its owner, such as a view or a function, sees every tenant',
@@ -50,12 +64,12 @@ union all
 select 'no-isolation-policy', name,
        'has no restrictive policy with the tenant predicate for reading and writing: any other permissive policy, or a loose '
        || 'WITH CHECK, opens it',
-       format('select saas.fence_policies(%L);', name)
+       first || format('select saas.fence_policies(%L);', name)
 from tenant_table t
 where relrowsecurity and is_reachable and not exists (select from isolating i where i.polrelid = t.oid)
 union all
 select 'no-policy', name, 'has no permissive policy for the application role: row-level security hides every row, also from its tenant',
-       format('select saas.fence_policies(%L);', name)
+       first || format('select saas.fence_policies(%L);', name)
 from tenant_table t
 where relrowsecurity and is_reachable
   and not exists (select from pg_policy p
@@ -63,11 +77,11 @@ where relrowsecurity and is_reachable
                     and ('saas_app'::regrole::oid = any(p.polroles) or 0 = any(p.polroles)))
 union all
 select 'tenant-nullable', name, 'allows rows without a tenant, which nobody can see and nothing can clean up',
-       format('alter table %s alter column tenant_id set not null;', name)
+       first || format('select saas.fence_policies(%L);', name)
 from tenant_table where tenant_att is not null and not tenant_not_null
 union all
 select 'tenant-type', name, format('has a tenant_id of type %s; the fence binds a uuid', tenant_type::regtype),
-       format('alter table %s alter column tenant_id type uuid using tenant_id::uuid;', name)
+       first || format('select saas.fence_policies(%L);', name)
 from tenant_table where tenant_att is not null and tenant_type <> 'uuid'::regtype
 union all
 select 'unclassified-table', name,
@@ -91,6 +105,21 @@ from candidate c
 where not is_tenant_table and is_writable and not relispartition
   and (exists (select from saas.global_table g where g.name = c.name) or nspname = 'saas')
 union all
+select 'global-table-with-tenant', c.name,
+       'is declared to belong to no tenant and has a tenant_id: whatever it says of tenants, each of them reads',
+       format('delete from saas.global_table where name = %L; select saas.fence(%1$L);', c.name)
+from candidate c join saas.global_table g on g.name = c.name
+where c.tenant_att is not null and g.audience = 'everyone'
+union all
+select 'renamed-fence', t.name, 'is fenced, but under this name nobody knows: what the audit and saas.fence_refresh do by name, passes over it',
+       coalesce((select format('select saas.fence(%L, %L);', t.name, string_agg(p.privilege, ', '))
+                 from (values ('select'), ('insert'), ('update'), ('delete')) as p (privilege)
+                 where has_table_privilege('saas_app', t.oid, p.privilege)),
+                format('select saas.fence(%L); revoke all on %s from saas_app;', t.name, t.name))
+from tenant_table t
+where not t.is_fenced and exists (select from pg_policy p where p.polrelid = t.oid and p.polname = 'saas_system')
+  and exists (select from saas.fenced_table f where not exists (select from candidate c where c.name = f.name))
+union all
 select 'excess-grant', t.name, format('grants %s to %s, beyond what its fence granted', p.privilege, app.rolname),
        format('revoke %s on %s from %I, public;', p.privilege, t.name, app.rolname)
 from tenant_table t
@@ -112,9 +141,13 @@ where not exists (
     where p.polrelid = t.oid and p.polname = 'saas_rows' and not p.polpermissive and p.polcmd = '*'
       and ('saas_app'::regrole::oid = any(p.polroles) or 0 = any(p.polroles))
       and pg_get_expr(p.polqual, p.polrelid) = pg_get_expr(p.polwithcheck, p.polrelid)
-      and position(format('(%I = ( SELECT (NULLIF(split_part(current_setting(''saas.member''', r.owner_column)
-                   in pg_get_expr(p.polqual, p.polrelid)) > 0
-      and position(quote_literal(r.sees_all::text) || '::text[]' in pg_get_expr(p.polqual, p.polrelid)) > 0)
+      -- Versions of the server differ in whether a sub-select's column is named.
+      and regexp_replace(pg_get_expr(p.polqual, p.polrelid), ' AS "?[a-z_]+"?\)', ')', 'g') = format(
+          '((( SELECT current_setting(''saas.member''::text, true)) = ''*''::text)'
+          || ' OR (( SELECT split_part(current_setting(''saas.member''::text, true), '' ''::text, 2)) = ANY (%L::text[]))'
+          || ' OR (%I = ( SELECT (NULLIF(NULLIF(split_part(current_setting(''saas.member''::text, true), '' ''::text, 1), '
+          || '''''::text), ''*''::text))::uuid)))',
+          r.sees_all, r.owner_column))
 union all
 select 'inherited', t.name, format('inherits from %s, through which its rows are read by that table''s rules', i.inhparent::regclass),
        format('alter table %s no inherit %s;', t.name, i.inhparent::regclass)

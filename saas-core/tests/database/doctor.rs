@@ -237,3 +237,65 @@ async fn a_role_that_is_a_member_of_the_owner_is_named() {
     owner.execute("rollback").await.unwrap();
     assert!(rows.iter().any(|(code, object, ..)| code == "role-membership" && object == "saas_app"), "{rows:?}");
 }
+
+/// One of everything that is a matter of a schema, in the schema that the search path names.
+const LEAKS_OF_A_SCHEMA: &str = "
+    create table project (tenant_id uuid not null references saas.tenant (id), id uuid not null, primary key (tenant_id, id));
+    create table task (tenant_id uuid not null, id uuid not null, project_id uuid not null, primary key (tenant_id, id));
+    create table note (tenant_id uuid not null references saas.tenant (id), id uuid not null, primary key (tenant_id, id));
+    create table open (tenant_id uuid not null, id uuid not null, primary key (tenant_id, id));
+    create table diary (tenant_id uuid not null, id uuid not null, primary key (tenant_id, id));
+    select saas.fence('project'), saas.fence('task'), saas.fence('note'), saas.fence('open'), saas.fence('diary');
+    alter table project add unique (id), disable row level security;
+    alter table task add constraint loose foreign key (project_id) references project (id);
+    alter table note no force row level security;
+    alter policy saas_tenant_only on note using (true);
+    create policy always on open to saas_app using (true);
+    create policy each_row on diary to saas_app using (id::text = current_setting('some.setting'));
+    grant truncate on diary to saas_app;
+    create table country (code text primary key);
+    create view everything as select * from diary;
+    create materialized view stored as select * from diary;
+    create sequence counter;
+    grant select on country, everything, stored to saas_app;
+    grant usage on sequence counter to saas_app;";
+
+#[tokio::test]
+async fn one_schema_is_examined_alone_and_as_strictly_as_the_whole_database() {
+    let fixture = Fixture::start().await;
+    let mut owner = fixture.db.owner().await;
+    for schema in ["saas_t_one", "saas_t_other"] {
+        let leaks = format!(
+            "create schema {schema}; grant usage on schema {schema} to saas_app, saas_system;
+             set search_path = {schema}; {LEAKS_OF_A_SCHEMA} reset search_path"
+        );
+        owner.execute(AssertSqlSafe(leaks)).await.unwrap();
+    }
+    let mut all = examine(&fixture).await;
+    let pool = fixture.db.tenants().pool();
+    let alone = doctor::examine_schema(pool, &"saas_t_one".parse().unwrap()).await.unwrap();
+    all.retain(|finding| !finding.object.contains("saas_t_other."));
+    assert_eq!(alone, all);
+    let mut codes: Vec<&str> = alone.iter().map(|finding| finding.code.as_str()).collect();
+    codes.sort_unstable();
+    codes.dedup();
+    let expected = [
+        "dangerous-grant",
+        "foreign-key-without-tenant",
+        "materialized-view",
+        "no-isolation-policy",
+        "open-sequence",
+        "policy-always-true",
+        "policy-per-row",
+        "rls-not-forced",
+        "rls-off",
+        "unclassified-table",
+        "unique-without-tenant",
+        "view-as-owner",
+    ];
+    assert_eq!(codes, expected);
+    let empty = doctor::examine_schema(pool, &"saas_t_nowhere".parse().unwrap()).await.unwrap();
+    assert_eq!(empty, [], "whose leaks are no other schema's");
+    // The next one on the same connection looks at everything again.
+    assert_eq!(examine(&fixture).await.len(), 2 * alone.len());
+}

@@ -9,6 +9,7 @@
 mod adopter;
 mod cancel;
 mod doctor;
+mod fence;
 mod idempotency;
 mod isolation;
 mod login;
@@ -19,4 +20,5 @@ mod pooler;
 mod record;
 mod rows;
 mod search;
+mod search_hostile;
 mod transactions;

@@ -1,6 +1,8 @@
 //! Rows of one person inside a tenant, and the fence again for what changed under it.
 
-use saas_core::{Actor, ErrorKind, RequestContext, TenantContext, TenantTx, UserId, db::TenantWork as _, doctor};
+use saas_core::{
+    Actor, ApiKeyId, ErrorKind, RequestContext, TenantContext, TenantTx, UserId, db::TenantWork as _, doctor,
+};
 use sqlx::{AssertSqlSafe, Executor};
 
 use crate::adopter::{Fixture, code};
@@ -84,7 +86,7 @@ async fn a_member_sees_and_writes_their_own_rows_only() {
 }
 
 #[tokio::test]
-async fn listed_roles_and_jobs_see_every_row_of_the_tenant_and_of_no_other() {
+async fn listed_roles_jobs_and_operators_see_every_row_of_the_tenant_and_of_no_other() {
     let clinic = Clinic::open().await;
     let other = clinic.fixture.b.clone();
     for (ctx, rows) in [
@@ -95,11 +97,51 @@ async fn listed_roles_and_jobs_see_every_row_of_the_tenant_and_of_no_other() {
         (clinic.acting(Actor::user(clinic.ada)), 1),
         (clinic.acting(Actor::Impersonation { operator: clinic.ben, user: clinic.ada }), 1),
         (clinic.acting(Actor::user(UserId::mint(clinic.fixture.db.clock()))), 0),
+        // Jobs and the vendor's operators say that they are, and have no role.
         (clinic.acting(Actor::system("reminders")), 2),
+        (clinic.acting(Actor::Operator { id: clinic.ben }), 2),
+        // A key is nobody in particular: it sees what its role sees.
+        (clinic.acting(Actor::ApiKey { id: ApiKeyId::mint(clinic.fixture.db.clock()) }), 0),
+        (
+            clinic
+                .acting(Actor::ApiKey { id: ApiKeyId::mint(clinic.fixture.db.clock()) })
+                .with_role("member".parse().unwrap()),
+            0,
+        ),
+        (
+            clinic
+                .acting(Actor::ApiKey { id: ApiKeyId::mint(clinic.fixture.db.clock()) })
+                .with_role("owner".parse().unwrap()),
+            2,
+        ),
         (RequestContext::new(other.tenant(), Actor::system("reminders"), clinic.fixture.db.clock()), 0),
         (RequestContext::new(other.tenant(), Actor::user(clinic.ada), clinic.fixture.db.clock()), 0),
     ] {
         assert_eq!(clinic.seen(&ctx).await, rows, "{ctx:?}");
+    }
+}
+
+#[tokio::test]
+async fn where_nobody_says_who_acts_no_row_is_seen_or_written() {
+    let clinic = Clinic::open().await;
+    let tenant = clinic.fixture.a.tenant();
+    // A session that was bound by hand, and what a person, a role or a job might be mistaken for.
+    for member in ["", " ", "  ", "* ", " *", " {owner}", "00000000-0000-0000-0000-000000000000"] {
+        let said = format!("set local saas.member = '{member}'");
+        for say in ["select 1", said.as_str()] {
+            let mut tx = clinic.begin(&clinic.acting(Actor::user(clinic.ada))).await;
+            let bind = format!("rollback; begin; set local saas.tenant_id = '{tenant}'; {say}");
+            tx.execute(sqlx::raw_sql(AssertSqlSafe(bind))).await.unwrap();
+            let seen: i64 = sqlx::query_scalar("select count(*) from public.visit").fetch_one(&mut *tx).await.unwrap();
+            assert_eq!(seen, 0, "{say}");
+            assert_eq!(tx.execute("delete from public.visit").await.unwrap().rows_affected(), 0, "{say}");
+            let written = sqlx::query("insert into public.visit (tenant_id, owner) values ($1, $2)")
+                .bind(tenant.as_uuid())
+                .bind(clinic.ada.as_uuid())
+                .execute(&mut *tx)
+                .await;
+            assert_eq!(code(written), "42501", "{say}");
+        }
     }
 }
 
@@ -145,6 +187,11 @@ async fn a_row_fence_that_went_missing_is_named_and_mended() {
         "drop policy saas_rows on public.visit",
         "alter policy saas_rows on public.visit using (true)",
         "alter policy saas_rows on public.visit with check (true)",
+        // As it was before jobs had to say that they are jobs.
+        "do $$ declare loose text := (select format(
+            'coalesce((select nullif(current_setting(''saas.member'', true), '''')), '''') = '''' or %s', pg_get_expr(polqual, polrelid))
+            from pg_policy where polname = 'saas_rows');
+         begin execute format('alter policy saas_rows on public.visit using (%s) with check (%1$s)', loose); end $$",
         "select saas.fence_rows('public.visit', 'id', array['owner', 'team-lead']);
          update saas.row_fence set owner_column = 'owner'",
         "select saas.fence_rows('public.visit', 'owner', array['owner', 'team-lead', 'member']);

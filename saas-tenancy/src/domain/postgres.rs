@@ -6,6 +6,7 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::{Claim, ClaimState, DomainName};
+use crate::postgres::execute;
 
 const CORRUPT_STATE: CoreError = CoreError::Corrupt { table: "saas.custom_domain", column: "state" };
 const CORRUPT_DOMAIN: CoreError = CoreError::Corrupt { table: "saas.custom_domain", column: "domain" };
@@ -39,12 +40,9 @@ pub(super) async fn holder(
 
 /// Makes every other change of who has the domain wait until the transaction ends. Taken before any tenant's row.
 pub(super) async fn lock_domain(connection: &mut PgConnection, domain: &DomainName) -> Result<(), CoreError> {
-    sqlx::query("select pg_advisory_xact_lock(hashtextextended('saas.active_domain:' || $1, 0))")
-        .bind(domain.as_str())
-        .execute(connection)
-        .await
-        .map(drop)
-        .map_err(CoreError::from_database)
+    let statement = sqlx::query("select pg_advisory_xact_lock(hashtextextended('saas.active_domain:' || $1, 0))")
+        .bind(domain.as_str());
+    execute(connection, statement).await.map(drop)
 }
 
 type Row = (String, Uuid, String, DateTime<Utc>, Option<DateTime<Utc>>, Option<DateTime<Utc>>);
@@ -109,7 +107,7 @@ pub(super) async fn put_pending(
     token: DomainToken,
     now: DateTime<Utc>,
 ) -> Result<(), CoreError> {
-    sqlx::query(
+    let statement = sqlx::query(
         "insert into saas.custom_domain (tenant_id, domain, token, claimed_at)
          values ($1, $2, $3, $4)
          on conflict (tenant_id, domain) do update
@@ -119,11 +117,8 @@ pub(super) async fn put_pending(
     .bind(tenant.as_uuid())
     .bind(domain.as_str())
     .bind(token.as_uuid())
-    .bind(now)
-    .execute(connection)
-    .await
-    .map(drop)
-    .map_err(CoreError::from_database)
+    .bind(now);
+    execute(connection, statement).await.map(drop)
 }
 
 /// Makes the domain lead to the tenant. `looked_at` is the start of the look that found the proof.
@@ -133,7 +128,7 @@ pub(super) async fn activate(
     domain: &DomainName,
     looked_at: DateTime<Utc>,
 ) -> Result<(), CoreError> {
-    sqlx::query(
+    let statement = sqlx::query(
         "with claim as (
             update saas.custom_domain
             set state = 'active', verified_at = coalesce(verified_at, $3), failing_since = null
@@ -146,11 +141,8 @@ pub(super) async fn activate(
     )
     .bind(tenant.as_uuid())
     .bind(domain.as_str())
-    .bind(looked_at)
-    .execute(connection)
-    .await
-    .map(drop)
-    .map_err(CoreError::from_database)
+    .bind(looked_at);
+    execute(connection, statement).await.map(drop)
 }
 
 /// Makes the domain lead to the tenant no longer, and says whether it did.
@@ -159,13 +151,10 @@ pub(super) async fn deactivate(
     tenant: TenantId,
     domain: &DomainName,
 ) -> Result<bool, CoreError> {
-    sqlx::query("delete from saas.active_domain where tenant_id = $1 and domain = $2")
+    let statement = sqlx::query("delete from saas.active_domain where tenant_id = $1 and domain = $2")
         .bind(tenant.as_uuid())
-        .bind(domain.as_str())
-        .execute(connection)
-        .await
-        .map(|done| done.rows_affected() == 1)
-        .map_err(CoreError::from_database)
+        .bind(domain.as_str());
+    Ok(execute(connection, statement).await? == 1)
 }
 
 pub(super) async fn set_lost(
@@ -173,13 +162,10 @@ pub(super) async fn set_lost(
     tenant: TenantId,
     domain: &DomainName,
 ) -> Result<(), CoreError> {
-    sqlx::query("update saas.custom_domain set state = 'lost' where tenant_id = $1 and domain = $2")
+    let statement = sqlx::query("update saas.custom_domain set state = 'lost' where tenant_id = $1 and domain = $2")
         .bind(tenant.as_uuid())
-        .bind(domain.as_str())
-        .execute(connection)
-        .await
-        .map(drop)
-        .map_err(CoreError::from_database)
+        .bind(domain.as_str());
+    execute(connection, statement).await.map(drop)
 }
 
 pub(super) async fn remove(
@@ -187,13 +173,10 @@ pub(super) async fn remove(
     tenant: TenantId,
     domain: &DomainName,
 ) -> Result<(), CoreError> {
-    sqlx::query("delete from saas.custom_domain where tenant_id = $1 and domain = $2")
+    let statement = sqlx::query("delete from saas.custom_domain where tenant_id = $1 and domain = $2")
         .bind(tenant.as_uuid())
-        .bind(domain.as_str())
-        .execute(connection)
-        .await
-        .map(drop)
-        .map_err(CoreError::from_database)
+        .bind(domain.as_str());
+    execute(connection, statement).await.map(drop)
 }
 
 /// Notes that a look at an active domain did not find its proof.
@@ -203,7 +186,7 @@ pub(super) async fn set_failing(
     domain: &DomainName,
     looked_at: DateTime<Utc>,
 ) -> Result<(), CoreError> {
-    sqlx::query(
+    let statement = sqlx::query(
         "with claim as (
             update saas.custom_domain
             set failing_since = coalesce(failing_since, $3)
@@ -213,11 +196,8 @@ pub(super) async fn set_failing(
     )
     .bind(tenant.as_uuid())
     .bind(domain.as_str())
-    .bind(looked_at)
-    .execute(connection)
-    .await
-    .map(drop)
-    .map_err(CoreError::from_database)
+    .bind(looked_at);
+    execute(connection, statement).await.map(drop)
 }
 
 /// Notes that nobody answered, so that the next look is at another domain.
@@ -227,14 +207,11 @@ pub(super) async fn set_checked(
     domain: &DomainName,
     looked_at: DateTime<Utc>,
 ) -> Result<(), CoreError> {
-    sqlx::query("update saas.active_domain set checked_at = $3 where tenant_id = $1 and domain = $2")
+    let statement = sqlx::query("update saas.active_domain set checked_at = $3 where tenant_id = $1 and domain = $2")
         .bind(tenant.as_uuid())
         .bind(domain.as_str())
-        .bind(looked_at)
-        .execute(connection)
-        .await
-        .map(drop)
-        .map_err(CoreError::from_database)
+        .bind(looked_at);
+    execute(connection, statement).await.map(drop)
 }
 
 /// Active domains of all tenants that were last looked at before `before`, the longest ago first.

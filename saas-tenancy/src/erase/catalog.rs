@@ -2,7 +2,7 @@
 
 use saas_core::{CoreError, SystemTx, TenantId};
 
-use super::plan::{Obstacle, ReferenceFacts, TableFacts};
+use super::plan::{ReferenceFacts, TableFacts};
 
 /// The tables of this database with rows of the tenant: the foundation's, the application's shared ones, and those of the
 /// tenant's own schema. Directories that are declared for the system only, such as that of domains, are among them.
@@ -63,40 +63,13 @@ pub(super) async fn references(tx: &mut SystemTx) -> Result<Vec<ReferenceFacts>,
     Ok(rows.into_iter().map(facts).collect())
 }
 
-/// An obstacle when the tenant's application tables are not in this database, or on their way: an erasure here would miss
-/// them.
-pub(super) async fn elsewhere(tx: &mut SystemTx, tenant: TenantId) -> Result<Option<Obstacle>, CoreError> {
-    let at: Option<(String, Option<String>, String)> = sqlx::query_as(
-        "select cluster, database_name, state
-         from saas.placement
-         where tenant_id = $1 and (cluster <> 'control' or database_name is not null or state <> 'active')",
-    )
-    .bind(tenant.as_uuid())
-    .fetch_optional(&mut **tx)
-    .await
-    .map_err(CoreError::from_database)?;
-    let unfinished: Option<String> = sqlx::query_scalar(
-        "select state from saas.move where tenant_id = $1 and state not in ('confirmed', 'rolled_back')",
-    )
-    .bind(tenant.as_uuid())
-    .fetch_optional(&mut **tx)
-    .await
-    .map_err(CoreError::from_database)?;
-    if let Some(state) = unfinished {
-        return Ok(Some(Obstacle {
-            table: "saas.move".to_owned(),
-            reason: format!("says that a move of the tenant is {state}, so its rows are in two places"),
-            remedy: "confirm the move or roll it back first".to_owned(),
-        }));
-    }
-    Ok(at.map(|(cluster, database, state)| Obstacle {
-        table: "saas.placement".to_owned(),
-        reason: format!(
-            "says that the tenant's tables are {state} in {} of cluster {cluster}, out of this erasure's reach",
-            database.as_deref().unwrap_or("the shared database")
-        ),
-        remedy: "move the tenant into the control database first, or let the provisioning or move end".to_owned(),
-    }))
+/// How far a move of the tenant is, if one is under way.
+pub(super) async fn unfinished_move(tx: &mut SystemTx, tenant: TenantId) -> Result<Option<String>, CoreError> {
+    sqlx::query_scalar("select state from saas.move where tenant_id = $1 and state not in ('confirmed', 'rolled_back')")
+        .bind(tenant.as_uuid())
+        .fetch_optional(&mut **tx)
+        .await
+        .map_err(CoreError::from_database)
 }
 
 /// How many rows of a table are the tenant's; `None` when the system role may not read it.

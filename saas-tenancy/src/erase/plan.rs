@@ -45,6 +45,8 @@ pub enum Fate {
 pub struct PlannedTable {
     /// Schema and table, quoted as SQL needs it.
     pub name: String,
+    /// The tenant's own place that it is in; `None` for the control database.
+    pub place: Option<String>,
     /// Rows of the tenant, at present; `None` when the system role may not read the table.
     pub rows: Option<u64>,
     /// What becomes of them.

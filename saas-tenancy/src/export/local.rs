@@ -9,7 +9,7 @@ use std::{
 use async_trait::async_trait;
 use saas_core::{ExportId, TenantId};
 
-use super::target::{ExportDraft, ExportFile, ExportPath, ExportTarget, TargetError};
+use super::target::{ExportDraft, ExportFile, ExportPath, ExportTarget, TargetError, TargetFault};
 
 /// A folder that holds exports as `<tenant>/<export>/`.
 ///
@@ -70,6 +70,26 @@ impl ExportTarget for LocalFolder {
         })
         .await?;
         Ok(Box::new(draft))
+    }
+
+    /// By its new name, a folder that is half removed looks like what a process that died has left.
+    async fn remove(&self, tenant: TenantId, export: ExportId) -> Result<(), TargetError> {
+        let parent = self.root.join(tenant.to_string());
+        blocking("remove an export", move || {
+            let partial = parent.join(format!(".{export}.partial"));
+            present(fs::remove_dir_all(&partial))?;
+            present(fs::rename(parent.join(export.to_string()), &partial))?;
+            present(fs::remove_dir_all(partial))
+        })
+        .await
+    }
+}
+
+/// What is not there needs no removal.
+fn present(removed: io::Result<()>) -> io::Result<()> {
+    match removed {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
     }
 }
 
@@ -181,7 +201,14 @@ where
     F: FnOnce() -> io::Result<T> + Send + 'static,
 {
     match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result.map_err(|error| TargetError::new(action, error)),
+        Ok(result) => result.map_err(|error| {
+            let fault = match error.kind() {
+                io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => TargetFault::Refused,
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => TargetFault::Missing,
+                _ => TargetFault::Failed,
+            };
+            TargetError::of(fault, action, error)
+        }),
         Err(error) => Err(TargetError::new(action, error)),
     }
 }

@@ -26,6 +26,7 @@
 
 mod catalog;
 mod encode;
+mod jobs;
 mod local;
 mod manifest;
 #[cfg(feature = "object-store")]
@@ -46,9 +47,10 @@ use self::catalog::Part;
 pub use self::object::ObjectTarget;
 pub use self::{
     encode::Encoding,
+    jobs::{ExportJob, ExportJobState, ExportJobs, ExportRun},
     local::LocalFolder,
     manifest::{ColumnManifest, FORMAT_VERSION, FileFormat, FileManifest, LeftOut, Manifest, TableManifest},
-    target::{ExportDraft, ExportFile, ExportPath, ExportTarget, TargetError},
+    target::{ExportDraft, ExportFile, ExportPath, ExportTarget, TargetError, TargetFault},
 };
 use crate::{Permission, TenancyError, postgres as store};
 
@@ -122,7 +124,7 @@ impl Exports {
     /// - [`NotAllowed`](TenancyError::NotAllowed), [`NotMember`](TenancyError::NotMember),
     ///   [`NotAPerson`](TenancyError::NotAPerson).
     /// - [`Unfenced`](TenancyError::Unfenced): a table with tenants' rows and without a fence.
-    /// - [`Target`](TenancyError::Target): the target failed; nothing of the export is visible.
+    /// - [`Target`](TenancyError::Target): the target failed or refused; nothing of the export is visible.
     pub async fn run(
         &self,
         ctx: &dyn TenantContext,
@@ -130,7 +132,17 @@ impl Exports {
         progress: OnProgress<'_>,
     ) -> Result<Exported, TenancyError> {
         self.authorize(ctx).await?;
-        let export = ExportId::mint(self.clock.as_ref());
+        self.run_as(ctx, ExportId::mint(self.clock.as_ref()), target, progress).await
+    }
+
+    /// Exports under an id, for whoever was let through.
+    async fn run_as(
+        &self,
+        ctx: &dyn TenantContext,
+        export: ExportId,
+        target: &dyn ExportTarget,
+        progress: OnProgress<'_>,
+    ) -> Result<Exported, TenancyError> {
         self.record(ctx, Entry::new("tenant.export_started", export)).await?;
         let mut draft = target.begin(ctx.tenant(), export).await?;
         let manifest = match self.write(ctx, export, draft.as_mut(), progress).await {
@@ -167,8 +179,12 @@ impl Exports {
                 drop(control);
                 writer.part(&mut placed, Part::Whole).await?;
             }
-            Some((mut placed, false)) => {
+            Some((placed, false)) => {
+                // Its own snapshot begins when it is read: one that waits for long is ended by the server.
+                drop(placed);
                 writer.part(&mut control, Part::Foundation).await?;
+                drop(control);
+                let mut placed = self.snapshot_of_place(ctx).await?;
                 writer.part(&mut placed, Part::Application).await?;
             }
             None => writer.part(&mut control, Part::Whole).await?,
@@ -194,10 +210,17 @@ impl Exports {
         ctx: &dyn TenantContext,
         control: &mut TenantTx,
     ) -> Result<Option<(TenantTx, bool)>, TenancyError> {
-        let Some(binding) = &self.placements else { return Ok(None) };
-        let mut placed = TenantTx::begin_snapshot(binding.as_ref(), ctx).await?;
+        if self.placements.is_none() {
+            return Ok(None);
+        }
+        let mut placed = self.snapshot_of_place(ctx).await?;
         let is_control = catalog::identity(&mut placed).await? == catalog::identity(control).await?;
         Ok(Some((placed, is_control)))
+    }
+
+    async fn snapshot_of_place(&self, ctx: &dyn TenantContext) -> Result<TenantTx, CoreError> {
+        let binding = self.placements.as_deref().unwrap_or(&self.tenants);
+        TenantTx::begin_snapshot(binding, ctx).await
     }
 
     async fn authorize(&self, ctx: &dyn TenantContext) -> Result<(), TenancyError> {

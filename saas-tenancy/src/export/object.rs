@@ -3,10 +3,13 @@
 use std::{fmt, sync::Arc};
 
 use async_trait::async_trait;
-use object_store::{ObjectStore, ObjectStoreExt as _, WriteMultipart, path::Path};
+use futures_util::TryStreamExt as _;
+use object_store::{Error, ObjectStore, ObjectStoreExt as _, WriteMultipart, path::Path};
 use saas_core::{ExportId, TenantId};
 
-use super::target::{ExportDraft, ExportFile, ExportPath, ExportTarget, TargetError};
+use super::target::{ExportDraft, ExportFile, ExportPath, ExportTarget, TargetError, TargetFault};
+
+const MANIFEST: &str = "manifest.json";
 
 /// How many parts of a file may be on their way at once; each is 5 MiB, the least that S3 takes.
 const PARTS_UNDER_WAY: usize = 2;
@@ -27,13 +30,26 @@ impl ObjectTarget {
     pub fn new(store: Arc<dyn ObjectStore>, prefix: Path) -> Self {
         Self { store, prefix }
     }
+
+    fn place(&self, tenant: TenantId, export: ExportId) -> Path {
+        self.prefix.clone().join(tenant.to_string()).join(export.to_string())
+    }
 }
 
 #[async_trait]
 impl ExportTarget for ObjectTarget {
     async fn begin(&self, tenant: TenantId, export: ExportId) -> Result<Box<dyn ExportDraft>, TargetError> {
-        let place = self.prefix.clone().join(tenant.to_string()).join(export.to_string());
+        let place = self.place(tenant, export);
         Ok(Box::new(Draft { store: Arc::clone(&self.store), place, written: Vec::new() }))
+    }
+
+    async fn remove(&self, tenant: TenantId, export: ExportId) -> Result<(), TargetError> {
+        let place = self.place(tenant, export);
+        let failed = failed("remove an export");
+        let mut written = vec![place.clone().join(MANIFEST)];
+        let listed: Vec<_> = self.store.list(Some(&place)).try_collect().await.map_err(&failed)?;
+        written.extend(listed.into_iter().map(|object| object.location));
+        remove(&*self.store, written).await.map_err(failed)
     }
 }
 
@@ -55,21 +71,27 @@ impl ExportDraft for Draft {
     async fn create(&mut self, path: &ExportPath) -> Result<Box<dyn ExportFile>, TargetError> {
         let path = self.path(path.as_str());
         self.written.push(path.clone());
-        let upload =
-            self.store.put_multipart(&path).await.map_err(|error| TargetError::new("begin an upload", error))?;
+        let upload = self.store.put_multipart(&path).await.map_err(failed("begin an upload"))?;
         Ok(Box::new(ObjectFile { upload: Some(WriteMultipart::new(upload)) }))
     }
 
     async fn publish(mut self: Box<Self>, manifest: Vec<u8>) -> Result<String, TargetError> {
-        let path = self.path("manifest.json");
-        self.store.put(&path, manifest.into()).await.map_err(|error| TargetError::new("write the manifest", error))?;
+        let path = self.path(MANIFEST);
+        if let Err(error) = self.store.put(&path, manifest.into()).await {
+            // It may have arrived all the same, and would speak for files that are about to go.
+            self.written.insert(0, path);
+            let _ = self.abort().await;
+            return Err(failed("write the manifest")(error));
+        }
         self.written.clear();
         Ok(self.place.to_string())
     }
 
     async fn abort(mut self: Box<Self>) -> Result<(), TargetError> {
-        let written = std::mem::take(&mut self.written);
-        remove(Arc::clone(&self.store), written).await.map_err(|error| TargetError::new("remove what it wrote", error))
+        // Kept until all are gone: whoever drops this half-way leaves the rest to the drop.
+        let removed = remove(&*self.store, self.written.clone()).await;
+        self.written.clear();
+        removed.map_err(failed("remove what it wrote"))
     }
 }
 
@@ -78,20 +100,34 @@ impl Drop for Draft {
     fn drop(&mut self) {
         let written = std::mem::take(&mut self.written);
         if let (false, Ok(runtime)) = (written.is_empty(), tokio::runtime::Handle::try_current()) {
-            runtime.spawn(remove(Arc::clone(&self.store), written));
+            let store = Arc::clone(&self.store);
+            runtime.spawn(async move { remove(&*store, written).await });
         }
     }
 }
 
-async fn remove(store: Arc<dyn ObjectStore>, written: Vec<Path>) -> Result<(), object_store::Error> {
-    let mut failed = None;
+/// One after the other, so that a manifest, which is first, is gone before any file it speaks for. One that cannot be
+/// removed keeps the others where they are.
+async fn remove(store: &dyn ObjectStore, written: Vec<Path>) -> Result<(), Error> {
     for path in written {
         match store.delete(&path).await {
-            Ok(()) | Err(object_store::Error::NotFound { .. }) => {}
-            Err(error) => failed = Some(error),
+            Ok(()) | Err(Error::NotFound { .. }) => {}
+            Err(error) => return Err(error),
         }
     }
-    failed.map_or(Ok(()), Err)
+    Ok(())
+}
+
+fn failed(action: &'static str) -> impl Fn(Error) -> TargetError {
+    move |error| {
+        let fault = match &error {
+            Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => TargetFault::Refused,
+            // Objects are written whether there are others or not, so what is missing is the bucket.
+            Error::NotFound { .. } => TargetFault::Missing,
+            _ => TargetFault::Failed,
+        };
+        TargetError::of(fault, action, error)
+    }
 }
 
 impl fmt::Debug for Draft {
@@ -117,6 +153,7 @@ impl ExportFile for ObjectFile {
 
     async fn finish(mut self: Box<Self>) -> Result<(), TargetError> {
         let Some(upload) = self.upload.take() else { return Ok(()) };
+        // Whatever it is: when the answer is lost, the crate goes on to abort the upload, and answers what that came to.
         upload.finish().await.map(drop).map_err(|error| TargetError::new("finish an upload", error))
     }
 }

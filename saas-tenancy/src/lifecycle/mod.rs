@@ -13,9 +13,13 @@
 //! | maintenance | no: `tenant_in_maintenance` | closed |
 //! | erasing, erased | no: as if there were no such tenant | closed |
 //!
-//! Leaves to the application: why, and what members are shown. A tenant whose tables are in another database has its door
-//! there; whoever placed it sets it.
+//! A tenant whose tables are in another database has its door there. It is set right after the status, and a change is not
+//! reported as done before; one whose database did not answer is due, and [`Lifecycle::set_due_doors`] sets it later. While
+//! a tenant moves, its status may change at any time: the mover opens the door of the target as the status is then.
+//!
+//! Leaves to the application: why, and what members are shown.
 
+mod door;
 pub(crate) mod store;
 
 use std::fmt;
@@ -29,7 +33,8 @@ use saas_core::{
 use serde::Serialize;
 use serde_json::json;
 
-use crate::TenancyError;
+use self::store::Door;
+use crate::{TenancyError, placement::Clusters};
 
 /// What a tenant that is not active is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
@@ -60,17 +65,6 @@ impl State {
             Self::Maintenance => "maintenance",
             Self::Erasing => "erasing",
             Self::Erased => "erased",
-        }
-    }
-
-    /// The state of `saas.resident` that goes with it, and what a session reads there.
-    const fn door(self) -> (&'static str, &'static str) {
-        match self {
-            Self::ReadOnly => ("read_only", "the tenant is read-only"),
-            Self::Suspended => ("read_only", "the tenant is suspended"),
-            Self::Maintenance => ("closed", "the tenant is in maintenance"),
-            Self::Erasing => ("closed", "the tenant is being erased"),
-            Self::Erased => ("closed", "the tenant was erased"),
         }
     }
 
@@ -129,13 +123,21 @@ pub struct Status {
 pub struct Lifecycle {
     system: SystemPool,
     clock: SharedClock,
+    clusters: Option<Clusters>,
 }
 
 impl Lifecycle {
     /// The service over the system's pool of the control database.
     #[must_use]
     pub fn new(system: SystemPool, clock: SharedClock) -> Self {
-        Self { system, clock }
+        Self { system, clock, clusters: None }
+    }
+
+    /// Lets it set the doors of tenants whose tables are in other databases, as the system's login of their cluster.
+    #[must_use]
+    pub fn with_clusters(mut self, clusters: Clusters) -> Self {
+        self.clusters = Some(clusters);
+        self
     }
 
     /// What the tenant is; `None` for an active one.
@@ -153,6 +155,8 @@ impl Lifecycle {
     /// - [`NotAnOperator`](TenancyError::NotAnOperator): members and their keys cannot.
     /// - [`NotMember`](TenancyError::NotMember): there is no such tenant.
     /// - [`Status`](TenancyError::Status): it is being erased, or erased.
+    /// - [`DoorNotSet`](TenancyError::DoorNotSet): it is suspended, and members are refused; the database that it lives in
+    ///   has not heard of it. Repeat the call, or leave it to [`set_due_doors`](Self::set_due_doors).
     pub async fn suspend(&self, tenant: TenantId, actor: &Actor, reason: &str) -> Result<(), TenancyError> {
         self.begin(tenant, State::Suspended, &[State::ReadOnly, State::Maintenance], actor, reason).await
     }
@@ -173,9 +177,7 @@ impl Lifecycle {
     /// tenant is in maintenance then, and the call can be repeated to wait on.
     pub async fn start_maintenance(&self, tenant: TenantId, actor: &Actor, reason: &str) -> Result<(), TenancyError> {
         self.begin(tenant, State::Maintenance, &[State::ReadOnly], actor, reason).await?;
-        let mut tx =
-            SystemTx::begin(&self.system, actor.clone(), "wait until a tenant's transactions have left").await?;
-        Ok(store::wait_until_left(&mut tx, tenant).await?)
+        self.wait_until_left(tenant, actor).await
     }
 
     /// Ends a maintenance. As [`resume`](Self::resume).
@@ -212,14 +214,19 @@ impl Lifecycle {
     ) -> Result<(), TenancyError> {
         let (mut tx, present) = self.lock(tenant, actor, "change a tenant's status").await?;
         match present {
-            Some(present) if present.state == state => return Ok(()),
+            // Its door may still be due.
+            Some(present) if present.state == state => {
+                drop(tx);
+                return self.set_door(tenant).await;
+            }
             Some(present) if !from.contains(&present.state) => {
                 return Err(TenancyError::Status { present: present.state });
             }
             Some(_) | None => {}
         }
         change_in(&mut tx, tenant, state, actor, reason, self.clock.now()).await?;
-        Ok(tx.commit().await?)
+        tx.commit().await?;
+        self.set_door(tenant).await
     }
 
     async fn end(
@@ -230,16 +237,21 @@ impl Lifecycle {
         actor: &Actor,
     ) -> Result<(), TenancyError> {
         let (mut tx, present) = self.lock(tenant, actor, "end a tenant's status").await?;
-        let Some(present) = present else { return Ok(()) };
+        let Some(present) = present else {
+            drop(tx);
+            return self.set_door(tenant).await;
+        };
         if present.state != state {
             return Err(TenancyError::Status { present: present.state });
         }
+        let now = self.clock.now();
         store::remove(&mut tx, tenant).await?;
-        store::set_door(&mut tx, tenant, "open", None).await?;
+        store::set_door(&mut tx, tenant, Door::OPEN, now).await?;
         let entry = Entry::new(action, tenant).with_detail(json!({ "since": present.since }));
-        audit::record_in(&mut tx, tenant, actor, entry, self.clock.now()).await?;
+        audit::record_in(&mut tx, tenant, actor, entry, now).await?;
         revision::bump_in(&mut tx, tenant).await?;
-        Ok(tx.commit().await?)
+        tx.commit().await?;
+        self.set_door(tenant).await
     }
 
     /// One change of a tenant at a time.
@@ -281,9 +293,8 @@ pub(crate) async fn change_in(
     now: DateTime<Utc>,
 ) -> Result<(), TenancyError> {
     let reason = check_reason(reason)?;
-    let (door, why) = state.door();
     store::put(tx, tenant, state, reason, actor, now).await?;
-    store::set_door(tx, tenant, door, Some(why)).await?;
+    store::set_door(tx, tenant, Door::of(Some(state)), now).await?;
     let entry = Entry::new(state.action(), tenant).with_detail(json!({ "reason": reason }));
     audit::record_in(tx, tenant, actor, entry, now).await?;
     revision::bump_in(tx, tenant).await?;

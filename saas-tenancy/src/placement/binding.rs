@@ -1,6 +1,6 @@
 //! The binding that serves each tenant where it lives, in whichever mode.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, num::NonZeroU32, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use saas_core::{
@@ -43,6 +43,7 @@ struct Inner {
     pools: Pools,
     known: Option<KnownVersions>,
     turns: Option<Turns>,
+    schemas_per_connection: Option<NonZeroU32>,
     cache: Cache,
 }
 
@@ -55,6 +56,7 @@ pub struct PlacementsBuilder {
     pools: Pools,
     known: Option<KnownVersions>,
     fairness: Option<Fairness>,
+    schemas_per_connection: Option<NonZeroU32>,
     capacity: usize,
     ttl: Duration,
 }
@@ -69,6 +71,13 @@ impl PlacementsBuilder {
     /// Bounds what one tenant may take of the shared tables' pool.
     pub fn with_fairness(mut self, fairness: Fairness) -> Self {
         self.fairness = Some(fairness);
+        self
+    }
+
+    /// Closes a connection when it has served so many schemas: see [`Place::with_schemas_per_connection`], which says how many
+    /// those are unless set.
+    pub fn with_schemas_per_connection(mut self, schemas: NonZeroU32) -> Self {
+        self.schemas_per_connection = Some(schemas);
         self
     }
 
@@ -88,6 +97,7 @@ impl PlacementsBuilder {
                 pools: self.pools,
                 known: self.known,
                 turns: self.fairness.map(Turns::new),
+                schemas_per_connection: self.schemas_per_connection,
                 cache: Cache::new(self.capacity, self.ttl),
             }),
         }
@@ -97,7 +107,16 @@ impl PlacementsBuilder {
 impl Placements {
     /// The binding over the pools of the control database and those of tenants' own databases.
     pub const fn builder(control: TenantPool, system: SystemPool, pools: Pools) -> PlacementsBuilder {
-        PlacementsBuilder { control, system, pools, known: None, fairness: None, capacity: CAPACITY, ttl: TTL }
+        PlacementsBuilder {
+            control,
+            system,
+            pools,
+            known: None,
+            fairness: None,
+            schemas_per_connection: None,
+            capacity: CAPACITY,
+            ttl: TTL,
+        }
     }
 
     /// The pools of tenants' own databases.
@@ -191,6 +210,9 @@ impl Placements {
         let mut place = Place::pooled(source.pool()).at_generation(placement.generation);
         if let Some(schema) = &placement.site.schema {
             place = place.in_schema(schema.clone());
+            if let Some(schemas) = self.inner.schemas_per_connection {
+                place = place.with_schemas_per_connection(schemas);
+            }
         }
         if limited && let Some(timeout) = self.inner.turns.as_ref().and_then(Turns::statement_timeout) {
             place = place.with_statement_timeout(timeout);

@@ -231,10 +231,19 @@ impl From<InvalidInput> for PlacementError {
 
 /// Whether the server said that there is no such database.
 pub(super) fn is_missing_database(error: &CoreError) -> bool {
+    says(error, &["3D000"])
+}
+
+/// Whether the server said that there is no such database, or no such schema in it.
+pub(super) fn is_missing_place(error: &CoreError) -> bool {
+    says(error, &["3D000", "3F000"])
+}
+
+fn says(error: &CoreError, codes: &[&str]) -> bool {
     let mut cause = StdError::source(error);
     while let Some(inner) = cause {
         if let Some(database) = inner.downcast_ref::<sqlx::Error>().and_then(sqlx::Error::as_database_error) {
-            return database.code().is_some_and(|code| code == "3D000");
+            return database.code().is_some_and(|code| codes.contains(&&*code));
         }
         cause = inner.source();
     }

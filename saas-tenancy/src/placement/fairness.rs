@@ -33,7 +33,8 @@ impl Fairness {
         Ok(Self { transactions, wait, statement_timeout: None })
     }
 
-    /// Ends a statement that takes longer.
+    /// Ends a statement that takes longer. Without it, a statement whose caller went away runs on at the server until it is
+    /// done, and counts for nobody.
     #[must_use]
     pub const fn with_statement_timeout(mut self, timeout: Duration) -> Self {
         self.statement_timeout = Some(timeout);

@@ -5,11 +5,12 @@ use std::{collections::HashMap, time::Duration};
 use chrono::{DateTime, Utc};
 use saas_core::{CoreError, TenantId, db::SchemaName, revision};
 use sqlx::PgConnection;
+use uuid::Uuid;
 
 use super::{AppliedStep, DatabaseName, PlacementError, Site, ground::Applied, record};
 
 /// The key of a site's rows.
-fn key(site: &Site) -> (&str, &str, &str) {
+pub(super) fn key(site: &Site) -> (&str, &str, &str) {
     let database = site.database.name.as_ref().map_or("", DatabaseName::as_str);
     (site.database.cluster.as_str(), database, site.schema.as_ref().map_or("", SchemaName::as_str))
 }
@@ -132,6 +133,21 @@ pub(super) async fn version_in(connection: &mut PgConnection, site: &Site) -> Re
     .await
     .map_err(CoreError::from_database)?;
     Ok(version.flatten())
+}
+
+/// The tenant that a site was made for.
+pub(super) async fn owner_in(connection: &mut PgConnection, site: &Site) -> Result<Option<TenantId>, CoreError> {
+    let (cluster, database, schema) = key(site);
+    let owner: Option<Option<Uuid>> = sqlx::query_scalar(
+        "select tenant_id from saas.fleet_site where cluster = $1 and database_name = $2 and schema_name = $3",
+    )
+    .bind(cluster)
+    .bind(database)
+    .bind(schema)
+    .fetch_optional(connection)
+    .await
+    .map_err(CoreError::from_database)?;
+    Ok(owner.flatten().map(TenantId::from_uuid))
 }
 
 /// Forgets a site that is gone.

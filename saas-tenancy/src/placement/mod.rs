@@ -3,7 +3,7 @@
 //! Owns the application's tables' *places*. The foundation's rows stay in the control database in every mode.
 //! - [`Placements`] is the binding that serves each tenant where it lives; [`Pools`] are its connections, under one budget.
 //!
-//! - [`Provisioner`] makes and removes a tenant's own schema or database.
+//! - [`Provisioner`] makes and removes a tenant's own schema or database; [`Stock`] makes some ahead.
 //! - [`Fleet`] runs the application's migrations in all places.
 //!
 //! Promises that no tenant is served at a wrong place, at a place that is not ready, or with tables that the binary does
@@ -22,6 +22,7 @@ mod pools;
 mod provision;
 pub mod record;
 mod site;
+mod stock;
 mod versions;
 
 pub use binding::{Placements, PlacementsBuilder};
@@ -36,4 +37,5 @@ pub use pools::{Lease, PoolStats, Pools};
 pub use provision::{Observer, Progress, Provisioner, Step, Target};
 pub use record::{Mode, Placement, State};
 pub use site::Site;
+pub use stock::{Readiness, Ready, Refill, Stock};
 pub use versions::{Blueprint, KnownVersions};

@@ -201,6 +201,24 @@ pub async fn put_in(connection: &mut PgConnection, placement: &Placement, now: D
     .map_err(CoreError::from_database)
 }
 
+/// The tenant that is placed in a site of its own.
+pub(super) async fn find_owner_in(connection: &mut PgConnection, site: &Site) -> Result<Option<TenantId>, CoreError> {
+    let owner: Option<Uuid> = sqlx::query_scalar(
+        "select tenant_id
+         from saas.placement -- of whoever it is
+         where cluster = $1 and database_name is not distinct from $2 and schema_name is not distinct from $3
+           and mode <> 'pooled'
+         limit 1",
+    )
+    .bind(site.database.cluster.as_str())
+    .bind(site.database.name.as_ref().map(|name| name.as_str()))
+    .bind(site.schema.as_ref().map(|schema| schema.as_str()))
+    .fetch_optional(connection)
+    .await
+    .map_err(CoreError::from_database)?;
+    Ok(owner.map(TenantId::from_uuid))
+}
+
 /// The placements of tenants that have one of their own, in the order of their ids: up to `limit` after `after`.
 ///
 /// # Errors

@@ -9,7 +9,7 @@ use saas_core::CoreError;
 
 use super::{
     MoveError,
-    load::{check_foreign_keys, raise_identity, require_equal},
+    load::{check_foreign_keys, require_equal},
     record::Record,
     report::{Listener, Phase, tell},
     sides::{self, Sides},
@@ -122,6 +122,5 @@ async fn carry_table(sides: &mut Sides, record: &Record, table: &Table) -> Resul
         sides::checksum(target, &table.target, tenant, Some(name), None),
     );
     require_equal(name, &here?, &there?)?;
-    check_foreign_keys(target, table, tenant, &moved, Some(name)).await?;
-    Ok(raise_identity(target, table, tenant).await?)
+    check_foreign_keys(target, table, tenant, &moved, Some(name)).await
 }

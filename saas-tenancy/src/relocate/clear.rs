@@ -4,13 +4,12 @@ use saas_core::CoreError;
 use sqlx::{Connection as _, PgConnection};
 
 use super::{
-    Endpoint, Mode, MoveError, Side,
+    Address, Endpoint, Mode, MoveError, Side, layout,
     record::{Control, Record},
     report::{Listener, Phase, tell},
     session::{self, Lock, Session},
-    sides::{clear_table, forget_log, has_rows, unwatch_table},
+    sides::{TAKE_OVER_PATIENCE, clear_table, forget_log, has_rows, unwatch_table},
     state::State,
-    tables,
 };
 
 /// What becomes of the place that the tenant has left.
@@ -34,13 +33,14 @@ pub(super) async fn source(
         Ok(session) => session,
         // Removed by a mover that was killed before it could say so.
         Err(error) if is_gone(&error) => {
-            return control.finish(record, State::Confirmed, "tenant.move_confirmed").await;
+            let gone = record.source.clone();
+            return control.finish(record, State::Confirmed, "tenant.move_confirmed", Some(&gone)).await;
         }
         Err(error) => return Err(error),
     };
     session::prepare(&mut session, &from.login).await?;
     require_left(&mut session, record).await?;
-    let layout = tables::read(&mut session, &from.schema).await?;
+    let layout = layout::read(&mut session, &from.schema).await?;
     let is_whole = leave == Leave::Nothing
         && match record.source.mode {
             Mode::Pooled => false,
@@ -67,7 +67,27 @@ pub(super) async fn source(
         }
         forget_log(&mut session, record).await?;
     }
-    control.finish(record, State::Confirmed, "tenant.move_confirmed").await
+    let gone = is_whole.then(|| record.source.clone());
+    control.finish(record, State::Confirmed, "tenant.move_confirmed", gone.as_ref()).await
+}
+
+/// Forgets in the fleet's ledger a place of a tenant's own that is no more.
+pub(super) async fn forget_site_in(control: &mut PgConnection, gone: &Address) -> Result<(), CoreError> {
+    let Address { mode, cluster, database, schema, .. } = gone;
+    if *mode == Mode::Pooled {
+        return Ok(());
+    }
+    sqlx::query(
+        "delete from saas.fleet_site
+         where cluster = $1 and database_name = coalesce($2, '') and schema_name = coalesce($3, '')",
+    )
+    .bind(cluster)
+    .bind(database)
+    .bind(schema)
+    .execute(control)
+    .await
+    .map(drop)
+    .map_err(CoreError::from_database)
 }
 
 /// The last look before rows are deleted: at the source itself, not at what was recorded.
@@ -83,6 +103,13 @@ async fn require_left(source: &mut Session, record: &Record) -> Result<(), MoveE
     if has_left == Some(true) { Ok(()) } else { Err(MoveError::PlacementChanged { state: record.state }) }
 }
 
+/// What the fence and the audit remember about the tables of a schema.
+const FORGET_TABLES: [&str; 3] = [
+    "delete from saas.fenced_table where starts_with(name, quote_ident($1) || '.')",
+    "delete from saas.global_table where starts_with(name, quote_ident($1) || '.')",
+    "delete from saas.accepted_finding where starts_with(object, quote_ident($1) || '.')",
+];
+
 async fn drop_place(mut session: Session, record: &Record, from: &Endpoint) -> Result<(), MoveError> {
     if record.source.mode == Mode::Schema {
         sqlx::query("select saas.move_drop_schema($1)")
@@ -90,6 +117,13 @@ async fn drop_place(mut session: Session, record: &Record, from: &Endpoint) -> R
             .execute(&mut session.connection)
             .await
             .map_err(CoreError::from_database)?;
+        for statement in FORGET_TABLES {
+            sqlx::query(statement)
+                .bind(&from.schema)
+                .execute(&mut session.connection)
+                .await
+                .map_err(CoreError::from_database)?;
+        }
         return Ok(forget_log(&mut session, record).await?);
     }
     let Some(maintenance) = &from.maintenance else { return Ok(()) };
@@ -121,6 +155,9 @@ pub(super) async fn target(
     listener: Listener<'_>,
 ) -> Result<(), MoveError> {
     let mut source = Session::open(from, Side::Source).await?;
+    if source.lock(record.tenant, Lock::Source, TAKE_OVER_PATIENCE).await?.is_none() {
+        return Err(MoveError::Driven);
+    }
     session::prepare(&mut source, &from.login).await?;
     let watched: Vec<String> = sqlx::query_scalar(
         "select distinct format('%I.%I', n.nspname, c.relname)
@@ -138,12 +175,13 @@ pub(super) async fn target(
         unwatch_table(&mut source, table, record.id).await?;
     }
     forget_log(&mut source, record).await?;
-    match clear_target(&mut source, record, &to?, listener).await {
-        Err(error) if !is_gone(&error) => return Err(error),
-        Ok(()) | Err(_) => {}
-    }
+    let gone = match clear_target(&mut source, record, &to?, listener).await {
+        Ok(()) => None,
+        Err(error) if is_gone(&error) => Some(record.target.clone()),
+        Err(error) => return Err(error),
+    };
     control.forget_arrived(record).await?;
-    control.finish(record, State::RolledBack, "tenant.move_rolled_back").await
+    control.finish(record, State::RolledBack, "tenant.move_rolled_back", gone.as_ref()).await
 }
 
 async fn clear_target(
@@ -152,9 +190,8 @@ async fn clear_target(
     to: &Endpoint,
     listener: Listener<'_>,
 ) -> Result<(), MoveError> {
-    const PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
     let mut session = Session::open(to, Side::Target).await?;
-    if session.lock(record.tenant, Lock::Target, PATIENCE).await?.is_none() {
+    if session.lock(record.tenant, Lock::Target, TAKE_OVER_PATIENCE).await?.is_none() {
         return Err(MoveError::Driven);
     }
     // A move that was never captured has put nothing there, and what is there is not its own.
@@ -163,7 +200,7 @@ async fn clear_target(
         if source.identity().await? != session.identity().await? {
             require_shut(&mut session, record).await?;
         }
-        for table in tables::read(&mut session, &to.schema).await?.tables {
+        for table in layout::read(&mut session, &to.schema).await?.tables {
             tell(listener, Phase::Clear, &table.name);
             clear_table(&mut session, &table.qualified, record.tenant).await?;
         }

@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use saas_core::CoreError;
 
 use super::{Address, Endpoint, Endpoints};
-use crate::placement::{Clusters, Database, Login, PlacementError};
+use crate::placement::{Clusters, Database, Login, PlacementError, Site};
 
 /// As the admin login of each cluster. What it connects to by default serves to drop a database of a tenant's own.
 #[async_trait]
@@ -16,6 +16,20 @@ impl Endpoints for Clusters {
         let options = |database: &Database| self.options(database, Login::Admin).map_err(misconfigured);
         let endpoint = Endpoint::new(options(&own)?, address.schema.as_deref().unwrap_or("public"));
         Ok(if own.name.is_some() { endpoint.with_maintenance(options(&shared)?) } else { endpoint })
+    }
+}
+
+/// Where the provisioner has made a place.
+impl From<&Site> for Address {
+    fn from(site: &Site) -> Self {
+        let cluster = site.database.cluster.as_str();
+        match (&site.database.name, &site.schema) {
+            (Some(name), schema) => {
+                Self { schema: schema.as_ref().map(ToString::to_string), ..Self::database(cluster, name.as_str()) }
+            }
+            (None, Some(schema)) => Self::schema(cluster, schema.as_str()),
+            (None, None) => Self::pooled(cluster),
+        }
     }
 }
 

@@ -4,16 +4,9 @@
 //! and lost that session cannot open what its successor has closed.
 
 use saas_core::{CoreError, TenantId};
-use serde::{Deserialize, Serialize};
 
 use super::{MoveError, session::Session};
-
-/// What the source's door was like before the switch, and so what the target's becomes: `open` or `read_only`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Door {
-    state: String,
-    reason: Option<String>,
-}
+use crate::lifecycle::store::Door;
 
 /// Makes sure that the source has a row, so that whoever reads it later finds one.
 pub(super) async fn register(gate: &mut Session, tenant: TenantId, generation: i64) -> Result<(), CoreError> {
@@ -59,8 +52,9 @@ pub(super) async fn shut_target(target: &mut Session, tenant: TenantId, generati
     Err(MoveError::Closed { reason: "the target has seen a later generation of the tenant".into() })
 }
 
-/// What the source's door is like.
-pub(super) async fn look(gate: &mut Session, tenant: TenantId, generation: i64) -> Result<Door, MoveError> {
+/// Refuses to move a tenant whose door at the source was set by hand: nobody else knows what it should say at the target.
+/// One that follows the tenant's status is no obstacle, since the target's will follow it too.
+pub(super) async fn look(gate: &mut Session, tenant: TenantId, generation: i64) -> Result<(), MoveError> {
     let row: Option<(i64, String, Option<String>)> =
         sqlx::query_as("select generation, state, reason from saas.resident where tenant_id = $1")
             .bind(tenant.as_uuid())
@@ -71,25 +65,25 @@ pub(super) async fn look(gate: &mut Session, tenant: TenantId, generation: i64) 
     if found != generation {
         return Err(MoveError::Closed { reason: format!("it is at generation {found} there, not {generation}") });
     }
-    if state == "closed" {
-        return Err(MoveError::Closed { reason: reason.unwrap_or_else(|| "no reason given".into()) });
+    if Door::follows_a_status(&state, reason.as_deref()) {
+        return Ok(());
     }
-    Ok(Door { state, reason })
+    Err(MoveError::Closed { reason: format!("{state}: {}", reason.as_deref().unwrap_or("no reason given")) })
 }
 
 /// Closes the source for ever. Fails unless the gate has held the lock all along: the statement runs in that very session.
 pub(super) async fn close(gate: &mut Session, tenant: TenantId, generation: i64) -> Result<(), MoveError> {
     const CLOSE: &str = "update saas.resident set state = 'closed', reason = 'it has moved'
-        where tenant_id = $1 and generation = $2 and state <> 'closed'";
+        where tenant_id = $1 and generation = $2 and reason is distinct from 'it has moved'";
     if run(gate, CLOSE, tenant, generation).await? == 1 { Ok(()) } else { Err(MoveError::Driven) }
 }
 
-/// Opens the target at the next generation, as the source was.
+/// Opens the target at the next generation, as far as the tenant's status lets it.
 pub(super) async fn open_target(
     target: &mut Session,
     tenant: TenantId,
     generation: i64,
-    door: &Door,
+    door: Door,
 ) -> Result<(), MoveError> {
     let opened = sqlx::query(
         "insert into saas.resident (tenant_id, generation, state, reason) values ($1, $2, $3, $4)
@@ -98,22 +92,23 @@ pub(super) async fn open_target(
     )
     .bind(tenant.as_uuid())
     .bind(generation + 1)
-    .bind(&door.state)
-    .bind(&door.reason)
+    .bind(door.state)
+    .bind(door.reason)
     .execute(&mut target.connection)
     .await
     .map_err(CoreError::from_database)?;
     if opened.rows_affected() == 1 { Ok(()) } else { Err(MoveError::Driven) }
 }
 
-/// Opens the source again, as it was, after a switch that did not happen. In one database the two doors are one row.
+/// Opens the source again, as far as the tenant's status lets it, after a switch that did not happen. In one database the
+/// two doors are one row.
 pub(super) async fn reopen(
     gate: &mut Session,
     target: &mut Session,
     is_one_database: bool,
     tenant: TenantId,
     generation: i64,
-    door: &Door,
+    door: Door,
 ) -> Result<(), CoreError> {
     // Back to the generation that it was shut at: nobody has ever been told of the next one.
     const SHUT: &str = "update saas.resident set generation = $2, state = 'closed', reason = 'it is being moved here'
@@ -131,8 +126,8 @@ pub(super) async fn reopen(
     )
     .bind(tenant.as_uuid())
     .bind(generation)
-    .bind(&door.state)
-    .bind(&door.reason)
+    .bind(door.state)
+    .bind(door.reason)
     .execute(&mut gate.connection)
     .await
     .map(drop)

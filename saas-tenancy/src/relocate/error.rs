@@ -3,6 +3,7 @@
 use saas_core::{CoreError, ErrorKind};
 
 use super::state::State;
+use crate::lifecycle::State as Status;
 
 /// One end of a move.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +57,29 @@ pub enum MoveError {
         /// Where.
         address: String,
     },
+    /// The tenant's own place is not ready, so there is nothing to move.
+    #[error("the tenant's place, {address}, is not ready; let its provisioning end, or abandon it")]
+    NotServed {
+        /// Where.
+        address: String,
+    },
+    /// The tenant is at its end.
+    #[error("the tenant is {state}, so it is not moved")]
+    Erased {
+        /// How far that is.
+        state: Status,
+    },
+    /// The place is to be one tenant's own, and another is there.
+    #[error("{address} is the place of another tenant; provision one for this tenant")]
+    Occupied {
+        /// Where.
+        address: String,
+    },
+    /// A migration ran while the tenant moved: what it added is in no log.
+    #[error(
+        "tables were changed while the tenant moved; migrate both places to the same version of the application, then resume: the copy begins anew"
+    )]
+    ChangedMeanwhile,
     /// The placement was changed by someone else.
     #[error(
         "the tenant's placement is neither the source nor the target of the move that is {state}; find out who changed saas.placement"
@@ -167,8 +191,10 @@ pub enum MoveError {
         /// Keys in the log.
         left: u64,
     },
-    /// The tenant's door at the source is closed by someone else.
-    #[error("the tenant is closed at the source ({reason}); open it first")]
+    /// The tenant's door at the source was set by hand, and does not follow its status.
+    #[error(
+        "the tenant's door at the source was set by hand ({reason}); set it to open first, and suspend the tenant by `Lifecycle`"
+    )]
     Closed {
         /// What its resident row says.
         reason: String,
@@ -187,6 +213,10 @@ impl MoveError {
             | Self::AlreadyThere { .. }
             | Self::PlacementChanged { .. }
             | Self::NotEmpty { .. }
+            | Self::NotServed { .. }
+            | Self::Erased { .. }
+            | Self::Occupied { .. }
+            | Self::ChangedMeanwhile
             | Self::Closed { .. } => ErrorKind::Conflict,
             Self::NoMove => ErrorKind::NotFound,
             Self::PlaceGone { .. } | Self::TargetRefused { .. } | Self::Busy { .. } | Self::CannotKeepUp { .. } => {
@@ -210,6 +240,10 @@ impl MoveError {
             Self::Driven => "move_driven_elsewhere",
             Self::AlreadyThere { .. } => "already_there",
             Self::PlacementChanged { .. } => "placement_changed",
+            Self::NotServed { .. } => "not_served",
+            Self::Erased { .. } => "tenant_erased",
+            Self::Occupied { .. } => "place_occupied",
+            Self::ChangedMeanwhile => "tables_changed",
             Self::PlaceGone { .. } => "place_gone",
             Self::NotPrivileged { .. } => "mover_not_privileged",
             Self::Differs { .. } => "tables_differ",

@@ -28,6 +28,10 @@ pub(super) async fn capture(
         if sides::has_rows(&mut sides.target, &table.target, record.tenant, false).await? {
             return Err(MoveError::NotEmpty { table: table.target.clone() });
         }
+        let is_own = record.target.mode != Mode::Pooled;
+        if is_own && sides::has_rows(&mut sides.target, &table.target, record.tenant, true).await? {
+            return Err(MoveError::Occupied { address: record.target.to_string() });
+        }
     }
     tell(listener, Phase::Planned, "");
     door::register(&mut sides.gate, record.tenant, record.generation).await?;
@@ -39,6 +43,7 @@ pub(super) async fn capture(
         patiently(&mut sides.source, &table.source, query).await?;
     }
     record.report.was_captured = true;
+    record.report.shape.clone_from(&sides.shape);
     control.advance(record, State::Copying).await
 }
 
@@ -100,7 +105,6 @@ async fn copy_table(
         return Err(unequal(&table.name, i64::try_from(carried.rows).unwrap_or(i64::MAX), there.rows));
     }
     check_foreign_keys(target, table, record.tenant, &moved, None).await?;
-    raise_identity(target, table, record.tenant).await?;
     target.commit().await.map_err(refused)?;
     source.rollback().await?;
     if record.target.mode != Mode::Pooled {
@@ -142,19 +146,6 @@ pub(super) async fn check_foreign_keys(
         None => Ok(()),
         Some(constraint) => Err(MoveError::Orphan { table: table.name.clone(), constraint }),
     }
-}
-
-pub(super) async fn raise_identity(target: &mut Session, table: &Table, tenant: TenantId) -> Result<(), CoreError> {
-    if !table.has_identity {
-        return Ok(());
-    }
-    sqlx::query("select saas.move_raise_identity($1::text::regclass, $2)")
-        .bind(&table.target)
-        .bind(tenant.as_uuid())
-        .execute(&mut target.connection)
-        .await
-        .map(drop)
-        .map_err(CoreError::from_database)
 }
 
 /// Everything that has arrived, for the report.

@@ -38,8 +38,11 @@ mod clear;
 mod clusters;
 mod door;
 mod error;
+mod layout;
 mod load;
+mod numbers;
 mod pipe;
+mod placed;
 mod record;
 mod report;
 mod session;
@@ -99,9 +102,10 @@ impl Mover {
     ///
     /// # Errors
     /// The tenant stays where it is, is served, and the move can be resumed or rolled back:
-    /// - [`UnderWay`](MoveError::UnderWay), [`AlreadyThere`](MoveError::AlreadyThere): nothing was begun.
+    /// - [`UnderWay`](MoveError::UnderWay), [`AlreadyThere`](MoveError::AlreadyThere), [`Occupied`](MoveError::Occupied),
+    ///   [`NotServed`](MoveError::NotServed), [`Erased`](MoveError::Erased): nothing was begun.
     /// - [`PlaceGone`](MoveError::PlaceGone), [`NotPrivileged`](MoveError::NotPrivileged),
-    ///   [`Differs`](MoveError::Differs), [`Unmovable`](MoveError::Unmovable), [`NotEmpty`](MoveError::NotEmpty),
+    ///   [`Differs`](MoveError::Differs), [`ChangedMeanwhile`](MoveError::ChangedMeanwhile), [`Unmovable`](MoveError::Unmovable), [`NotEmpty`](MoveError::NotEmpty),
     ///   [`Orphan`](MoveError::Orphan): mend what it says.
     /// - [`TargetRefused`](MoveError::TargetRefused), [`Unequal`](MoveError::Unequal), [`Busy`](MoveError::Busy),
     ///   [`CannotKeepUp`](MoveError::CannotKeepUp), or the databases' own.
@@ -156,6 +160,7 @@ impl Mover {
     /// cleared. A target that no longer exists is clear.
     ///
     /// # Errors
+    /// [`Driven`](MoveError::Driven) while its mover is alive, which ends at its next step: call this again.
     /// [`WrongState`](MoveError::WrongState) after the switch: confirm it or move back. When the target does not answer,
     /// the source is rid of the move already, and the target is cleared by calling this again.
     pub async fn roll_back(&self, tenant: TenantId, listener: Listener<'_>) -> Result<(), MoveError> {
@@ -173,7 +178,11 @@ impl Mover {
                 self.control.take_over(&mut record).await?;
                 match self.next_step(&mut sides, &record).await? {
                     Step::Reopen => switch::reopen(&self.control, &mut sides, &mut record).await?,
-                    _ => return Err(MoveError::WrongState { state: record.state, what: "rolled back" }),
+                    // Another mover has opened it meanwhile.
+                    Step::Capture | Step::StartOver | Step::Copy | Step::CatchUpAndSwitch => {}
+                    Step::ClearSource | Step::ClearTarget | Step::Rest => {
+                        return Err(MoveError::WrongState { state: record.state, what: "rolled back" });
+                    }
                 }
                 self.control.advance(&mut record, State::RollingBack).await?;
             }
@@ -255,7 +264,8 @@ impl Mover {
 
     async fn next_step(&self, sides: &mut Sides, record: &Record) -> Result<Step, MoveError> {
         let home = record.home(&self.control.placement(record.tenant).await?);
-        let is_captured = sides.is_captured(record).await?;
+        // A table that was changed or added since may have rows that are in no log.
+        let is_captured = sides.shape == record.report.shape && sides.is_captured(record).await?;
         let arrived = self.control.list_arrived(record).await?;
         let is_loaded = sides.tables.iter().all(|table| arrived.contains_key(&table.name));
         decide(record.state, Facts { home, is_captured, is_loaded })

@@ -2,15 +2,22 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use saas_core::{Actor, Clock, CoreError, LeaseToken, SharedClock, SystemPool, SystemTx, TenantId, audit, revision};
+use saas_core::{
+    Actor, Clock, CoreError, LeaseToken, SharedClock, SystemPool, SystemTx, TenantId, audit, revision, tenant,
+};
 use serde_json::json;
 use sqlx::{PgConnection, types::Json};
 use uuid::Uuid;
 
 use super::{
-    Address, Mode, MoveError, Report,
+    Address, Mode, MoveError, Report, clear,
     pipe::Carried,
+    placed::{Placement, has_others_in, placement_in},
     state::{Home, State},
+};
+use crate::lifecycle::{
+    State as Status,
+    store::{Door, find_state, forget_due, lock_door},
 };
 
 /// A move and who drives it.
@@ -26,15 +33,7 @@ pub(super) struct Record {
     pub(super) report: Report,
 }
 
-/// The placement of a tenant: where, and how often it has moved.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Placement {
-    pub(super) address: Address,
-    pub(super) generation: i64,
-}
-
 type Row = (Uuid, String, Uuid, i64, Json<Address>, Json<Address>, Json<Report>);
-type PlacementRow = (String, String, Option<String>, Option<String>, Option<i64>, i64);
 
 /// The control database.
 #[derive(Debug, Clone)]
@@ -60,12 +59,23 @@ impl Control {
     /// Begins a move. One that is under way stands in its way.
     pub(super) async fn begin(&self, tenant: TenantId, target: &Address, actor: &Actor) -> Result<Record, MoveError> {
         let mut tx = self.tx().await?;
-        let Placement { address, generation } = placement_in(&mut tx, tenant).await?;
+        // An erasure begins under the same lock, and is refused while a move is under way.
+        tenant::lock_in(&mut tx, tenant).await?;
+        if let Some(state @ (Status::Erasing | Status::Erased)) = find_state(&mut tx, tenant).await? {
+            return Err(MoveError::Erased { state });
+        }
+        let Placement { address, generation, is_served } = placement_in(&mut tx, tenant).await?;
+        if !is_served {
+            return Err(MoveError::NotServed { address: address.to_string() });
+        }
         if address.is_same_place(target) {
             return Err(MoveError::AlreadyThere { address: address.to_string() });
         }
         if let Some(state) = open_in(&mut tx, tenant).await?.map(|record| record.state) {
             return Err(MoveError::UnderWay { state });
+        }
+        if target.mode != Mode::Pooled && has_others_in(&mut tx, tenant, target).await? {
+            return Err(MoveError::Occupied { address: target.to_string() });
         }
         let now = self.clock.now();
         let (id, lease) = (LeaseToken::mint_at(now).as_uuid(), LeaseToken::mint_at(now).as_uuid());
@@ -167,22 +177,33 @@ impl Control {
         if changed.rows_affected() == 1 { Ok(()) } else { Err(MoveError::Driven) }
     }
 
-    /// The point of no return: the tenant is at home in the target, and every process hears of it.
-    pub(super) async fn switch(&self, record: &mut Record) -> Result<(), MoveError> {
-        let (tenant, now) = (record.tenant, self.clock.now());
+    /// Records the state that comes next, without committing it, and what the tenant's door has to say. Until the answered
+    /// transaction ends, nobody changes the tenant's status, and nobody takes the move over.
+    pub(super) async fn take_turn(&self, record: &Record, to: State) -> Result<(SystemTx, Door), MoveError> {
         let mut tx = self.tx().await?;
-        revision::bump_in(&mut tx, tenant).await?;
-        self.advance_in(&mut tx, record, State::Switched).await?;
-        if placement_in(&mut tx, tenant).await?.generation != record.generation {
+        let door = lock_door(&mut tx, record.tenant).await?;
+        self.advance_in(&mut tx, record, to).await?;
+        if record.home(&placement_in(&mut tx, record.tenant).await?) != Home::Source {
             return Err(MoveError::PlacementChanged { state: record.state });
         }
+        Ok((tx, door))
+    }
+
+    /// The point of no return: the tenant is at home in the target, and every process hears of it.
+    pub(super) async fn switch(&self, mut turn: SystemTx, record: &mut Record) -> Result<(), MoveError> {
+        let (tenant, now) = (record.tenant, self.clock.now());
+        // What the ledger says of the place's tables goes before what was said when the move was asked for.
         sqlx::query(
             "insert into saas.placement
                  (tenant_id, mode, cluster, database_name, schema_name, schema_version, generation, state, changed_at)
-             values ($1, $2, $3, $4, $5, $6, $7, 'active', $8)
+             select $1::uuid, $2, $3, $4, $5, case when $2 <> 'pooled' then coalesce(
+                        (select s.version from saas.fleet_site s
+                         where s.cluster = $3 and s.database_name = coalesce($4, '') and s.schema_name = coalesce($5, '')),
+                        $6) end, $7::bigint, 'active', $8::timestamptz
              on conflict (tenant_id) do update
-             set mode = $2, cluster = $3, database_name = $4, schema_name = $5, schema_version = $6, generation = $7,
-                 state = 'active', reason = null, changed_at = $8",
+             set mode = excluded.mode, cluster = excluded.cluster, database_name = excluded.database_name,
+                 schema_name = excluded.schema_name, schema_version = excluded.schema_version,
+                 generation = excluded.generation, state = excluded.state, reason = null, changed_at = excluded.changed_at",
         )
         .bind(tenant.as_uuid())
         .bind(record.target.mode.as_str())
@@ -192,19 +213,31 @@ impl Control {
         .bind(record.target.schema_version)
         .bind(record.generation + 1)
         .bind(now)
-        .execute(&mut *tx)
+        .execute(&mut *turn)
         .await
         .map_err(CoreError::from_database)?;
-        self.audit_in(&mut tx, record, "tenant.moved").await?;
-        tx.commit().await?;
+        // Whatever door was due where it lived: the new one was opened as its status is.
+        forget_due(&mut turn, tenant).await?;
+        revision::bump_in(&mut turn, tenant).await?;
+        self.audit_in(&mut turn, record, "tenant.moved").await?;
+        turn.commit().await?;
         record.state = State::Switched;
         Ok(())
     }
 
-    /// The last state of a move.
-    pub(super) async fn finish(&self, record: &mut Record, to: State, action: &'static str) -> Result<(), MoveError> {
+    /// The last state of a move. `gone` is a place of the tenant's own that is no more: the fleet's ledger forgets it.
+    pub(super) async fn finish(
+        &self,
+        record: &mut Record,
+        to: State,
+        action: &'static str,
+        gone: Option<&Address>,
+    ) -> Result<(), MoveError> {
         let mut tx = self.tx().await?;
         self.advance_in(&mut tx, record, to).await?;
+        if let Some(gone) = gone {
+            clear::forget_site_in(&mut tx, gone).await?;
+        }
         self.audit_in(&mut tx, record, action).await?;
         tx.commit().await?;
         record.state = to;
@@ -314,26 +347,4 @@ async fn open_in(connection: &mut PgConnection, tenant: TenantId) -> Result<Opti
         Ok(Record { tenant, id, state: state.parse()?, lease, generation, source, target, report })
     })
     .transpose()
-}
-
-async fn placement_in(connection: &mut PgConnection, tenant: TenantId) -> Result<Placement, CoreError> {
-    let row: Option<PlacementRow> = sqlx::query_as(
-        "select mode, cluster, database_name, schema_name, schema_version, generation
-         from saas.placement
-         where tenant_id = $1",
-    )
-    .bind(tenant.as_uuid())
-    .fetch_optional(connection)
-    .await
-    .map_err(CoreError::from_database)?;
-    let Some((mode, cluster, database, schema, schema_version, generation)) = row else {
-        return Ok(Placement { address: Address::pooled("control"), generation: 0 });
-    };
-    let mode = match mode.as_str() {
-        "pooled" => Mode::Pooled,
-        "schema" => Mode::Schema,
-        "database" => Mode::Database,
-        _ => return Err(CoreError::Corrupt { table: "saas.placement", column: "mode" }),
-    };
-    Ok(Placement { address: Address { mode, cluster, database, schema, schema_version }, generation })
 }

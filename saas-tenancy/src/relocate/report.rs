@@ -4,8 +4,6 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::door::Door;
-
 /// Where a mover is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -109,8 +107,8 @@ pub struct Report {
     pub audit: Audit,
     /// The target was found empty, and the source logs its changes: what the target holds since then came from this move.
     pub(super) was_captured: bool,
-    /// What the source's door was like before it was closed.
-    pub(super) door: Option<Door>,
+    /// The tables of both sides when the log began, as a digest.
+    pub(super) shape: String,
 }
 
 impl Report {

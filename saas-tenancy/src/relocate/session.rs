@@ -9,7 +9,10 @@ use sqlx::{Connection as _, PgConnection, postgres::PgConnectOptions};
 use super::{Endpoint, MoveError, error::Side};
 
 /// What a database needs in which rows are copied from or to. A mover applies it where it is missing.
-pub static CAPTURE: saas_core::Schema = saas_core::schema!("capture": 1 "capture/0001_change");
+pub static CAPTURE: saas_core::Schema = saas_core::schema!("capture":
+    1 "capture/0001_change",
+    2 "capture/0002_complete",
+);
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -134,6 +137,18 @@ impl Session {
         }
     }
 
+    /// Keeps the application's migrations away from a schema for as long as this session lives.
+    pub(super) async fn keep_tables(&mut self, schema: &str) -> Result<(), MoveError> {
+        const SHARE: &str = "select pg_advisory_lock_shared(hashtextextended('saas.site:' || $1, 0))";
+        match sqlx::query(SHARE).bind(schema).execute(&mut self.connection).await {
+            Ok(_) => Ok(()),
+            Err(error) if is_lock_timeout(&error) => {
+                Err(MoveError::Busy { what: format!("the schema `{schema}`, which is being migrated,") })
+            }
+            Err(error) => Err(CoreError::from_database(error).into()),
+        }
+    }
+
     /// Gives up every lock of this session.
     pub(super) async fn unlock(&mut self) -> Result<(), CoreError> {
         self.run("select pg_advisory_unlock_all()").await
@@ -179,6 +194,8 @@ pub(super) enum Lock {
     Door,
     /// Of the right to change what the target holds.
     Target,
+    /// Of the right to have the source log its changes, or to stop it.
+    Source,
 }
 
 impl Lock {
@@ -186,6 +203,7 @@ impl Lock {
         match self {
             Self::Door => "select pg_advisory_lock(saas.door($1))",
             Self::Target => "select pg_advisory_lock(hashtextextended('saas.move:' || $1::uuid::text, 0))",
+            Self::Source => "select pg_advisory_lock(hashtextextended('saas.move.source:' || $1::uuid::text, 0))",
         }
     }
 }

@@ -7,14 +7,14 @@ use sqlx::{Postgres, postgres::PgArguments, query::Query};
 use uuid::Uuid;
 
 use super::{
-    Endpoint, Mode, MoveError, Side,
+    Endpoint, Mode, MoveError, Side, layout,
     record::Record,
     session::{self, Lock, Session, is_lock_timeout},
     tables::{self, Table},
 };
 
 /// How long a mover waits for one that was killed to let go.
-const TAKE_OVER_PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const TAKE_OVER_PATIENCE: Duration = Duration::from_secs(10);
 /// Rows that are deleted in one transaction.
 const CLEAR_BATCH: i64 = 10_000;
 
@@ -29,6 +29,9 @@ pub(super) struct Sides {
     pub(super) target: Session,
     pub(super) is_one_database: bool,
     pub(super) tables: Vec<Table>,
+    /// What the tables of both sides look like, as a digest.
+    pub(super) shape: String,
+    schemas: [String; 2],
 }
 
 /// Number and checksum of rows.
@@ -47,20 +50,35 @@ impl Sides {
         }
         let mut gate = Session::open(from, Side::Source).await?;
         let mut source = Session::open(from, Side::Source).await?;
+        // Held by the session that makes the triggers: who stops the log knows that no more of them come.
+        if source.lock(record.tenant, Lock::Source, TAKE_OVER_PATIENCE).await?.is_none() {
+            return Err(MoveError::Driven);
+        }
         session::prepare(&mut source, &from.login).await?;
         session::prepare(&mut target, &to.login).await?;
+        // Held until the sessions end: rows that are copied while their tables change would not arrive whole.
+        source.keep_tables(&from.schema).await?;
+        target.keep_tables(&to.schema).await?;
         let is_one_database = source.identity().await? == target.identity().await?;
         if is_one_database && from.schema == to.schema {
             return Err(MoveError::AlreadyThere { address: record.target.to_string() });
         }
-        let here = tables::read(&mut source, &from.schema).await?;
-        let there = tables::read(&mut target, &to.schema).await?;
-        tables::refuse_leftovers(&mut source, &from.schema, record.source.mode == Mode::Schema).await?;
+        let here = layout::read(&mut source, &from.schema).await?;
+        let there = layout::read(&mut target, &to.schema).await?;
+        layout::refuse_leftovers(&mut source, &from.schema, record.source.mode == Mode::Schema).await?;
         let tables = tables::compare(&here, &there)?;
         // Keys of touched rows on their way from the log; gone with the session.
         target.run("create temporary table saas_move_key (table_name text not null, key jsonb not null)").await?;
         gate.run("set application_name = 'saas mover gate'").await?;
-        Ok(Self { gate, source, target, is_one_database, tables })
+        let (shape, schemas) = (here.digest(&there), [from.schema.clone(), to.schema.clone()]);
+        Ok(Self { gate, source, target, is_one_database, tables, shape, schemas })
+    }
+
+    /// Makes sure that the tables are the ones that were found to fit, and whose changes are logged.
+    pub(super) async fn require_unchanged(&mut self, record: &Record) -> Result<(), MoveError> {
+        let [here, there] = &self.schemas;
+        let (here, there) = tokio::join!(layout::read(&mut self.source, here), layout::read(&mut self.target, there));
+        if here?.digest(&there?) == record.report.shape { Ok(()) } else { Err(MoveError::ChangedMeanwhile) }
     }
 
     /// Whether every table of the source logs its changes for this move.

@@ -7,7 +7,7 @@
 use std::time::{Duration, Instant};
 
 use super::{
-    Endpoint, MoveError, Side, carry, door,
+    Endpoint, MoveError, Side, carry, door, numbers,
     record::{Control, Record},
     report::{Audit, Listener, Phase, tell},
     session::{Lock, Session},
@@ -20,6 +20,9 @@ const SHORT_ROUND: Duration = Duration::from_millis(100);
 /// A round that takes no longer may be the one for which the tenant waits, where rounds do not get shorter.
 const BEARABLE_ROUND: Duration = Duration::from_millis(400);
 const ROUNDS_TO_SHORTEN: u32 = 5;
+/// A busy machine, or a tenant that writes as fast as the target takes it.
+const LAST_RESORT_ROUND: Duration = Duration::from_millis(800);
+const ROUNDS_BEFORE_LAST_RESORT: u32 = 25;
 const MAX_ROUNDS: u32 = 60;
 /// How long the tenant's new transactions may have to wait for its running ones before the mover lets them pass.
 const FREEZE_PATIENCE: Duration = Duration::from_secs(1);
@@ -44,9 +47,13 @@ pub(super) async fn catch_up_and_switch(
         catch_up(sides, record, listener).await?;
         tell(listener, Phase::Freeze, "");
         let frozen = Instant::now();
-        if sides.gate.lock(record.tenant, Lock::Door, FREEZE_PATIENCE).await?.is_some() {
+        let is_frozen = sides.gate.lock(record.tenant, Lock::Door, FREEZE_PATIENCE).await?.is_some();
+        if is_frozen {
             switch(control, sides, record, &mut auditor, listener).await?;
-            record.report.freeze = frozen.elapsed();
+        }
+        // Those who came while it was tried in vain have waited, too.
+        record.report.freeze = record.report.freeze.max(frozen.elapsed());
+        if is_frozen {
             tell(listener, Phase::Switched, "");
             control.advance(record, State::Switched).await?;
             audit(sides, record, &mut auditor, listener).await?;
@@ -62,7 +69,11 @@ async fn catch_up(sides: &mut Sides, record: &mut Record, listener: Listener<'_>
     for round in 1..=MAX_ROUNDS {
         let begun = Instant::now();
         left = carry(sides, record, Phase::CatchUp, listener).await?;
-        let enough = if round < ROUNDS_TO_SHORTEN { SHORT_ROUND } else { BEARABLE_ROUND };
+        let enough = match round {
+            ..ROUNDS_TO_SHORTEN => SHORT_ROUND,
+            ROUNDS_TO_SHORTEN..ROUNDS_BEFORE_LAST_RESORT => BEARABLE_ROUND,
+            ROUNDS_BEFORE_LAST_RESORT.. => LAST_RESORT_ROUND,
+        };
         if left == 0 || begun.elapsed() <= enough {
             return Ok(());
         }
@@ -86,17 +97,20 @@ async fn switch(
     listener: Listener<'_>,
 ) -> Result<(), MoveError> {
     let (tenant, generation) = (record.tenant, record.generation);
-    let door = door::look(&mut sides.gate, tenant, generation).await?;
+    door::look(&mut sides.gate, tenant, generation).await?;
     carry(sides, record, Phase::Drain, listener).await?;
+    sides.require_unchanged(record).await?;
+    numbers::carry(sides).await?;
     auditor.begin_snapshot().await?;
     auditor.run("select 1").await?;
-    record.report.door = Some(door.clone());
     tell(listener, Phase::Close, "");
     control.advance(record, State::Switching).await?;
+    // Until this ends nobody else changes the tenant's status, so no door is left behind that tells a former one.
+    let (turn, door) = control.take_turn(record, State::Switched).await?;
     door::close(&mut sides.gate, tenant, generation).await?;
-    door::open_target(&mut sides.target, tenant, generation, &door).await?;
+    door::open_target(&mut sides.target, tenant, generation, door).await?;
     tell(listener, Phase::Switch, "");
-    control.switch(record).await?;
+    control.switch(turn, record).await?;
     Ok(sides.gate.unlock().await?)
 }
 
@@ -106,12 +120,12 @@ pub(super) async fn reopen(control: &Control, sides: &mut Sides, record: &mut Re
     if sides.gate.lock(record.tenant, Lock::Door, PATIENCE).await?.is_none() {
         return Err(MoveError::Busy { what: "the tenant's door".into() });
     }
-    if let Some(door) = record.report.door.take() {
-        let Sides { gate, target, is_one_database, .. } = sides;
-        door::reopen(gate, target, *is_one_database, record.tenant, record.generation, &door).await?;
-    }
-    sides.gate.unlock().await?;
-    control.advance(record, State::CatchingUp).await
+    let (turn, door) = control.take_turn(record, State::CatchingUp).await?;
+    let Sides { gate, target, is_one_database, .. } = sides;
+    door::reopen(gate, target, *is_one_database, record.tenant, record.generation, door).await?;
+    turn.commit().await?;
+    record.state = State::CatchingUp;
+    Ok(sides.gate.unlock().await?)
 }
 
 /// Compares the closed source with the target as it was at the switch, table by table.

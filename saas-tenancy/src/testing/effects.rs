@@ -69,11 +69,11 @@ impl Stage {
 
     /// A's own writes, which must have no effect on B.
     pub(super) async fn attack_side_effects(&mut self, watch: &Watch) -> Result<(), CoreError> {
-        for relation in
-            self.relations(|r| r.kind.is_table() && r.parent.is_none() && r.audience.is_none() && r.is_reachable)
-        {
+        let is_passed_on = |r: &Relation| r.kind == Kind::View && !r.is_invoker;
+        let has_effects = |r: &Relation| r.audience.is_none() && r.is_reachable && (r.has_effects || is_passed_on(r));
+        for relation in self.relations(|r| r.kind.is_table() && r.parent.is_none() && has_effects(r)) {
             let mut statements = Vec::new();
-            if let Some(own) = self.seeds.fresh(&self.catalogue, &relation, Side::A) {
+            if let Some(own) = self.seeds.renewed(&self.catalogue, &relation, Side::A) {
                 statements.push(insert(&relation.name, &relation, &own));
             }
             if let Some(row) = self.seeds.row(&self.catalogue, &relation, Side::A) {
@@ -92,6 +92,31 @@ impl Stage {
             for statement in statements {
                 self.observe_effects(watch, &relation.name, &statement).await?;
             }
+        }
+        for view in self.relations(|r| r.kind == Kind::View && has_effects(r)) {
+            self.observe_view(watch, &view).await?;
+        }
+        Ok(())
+    }
+
+    /// What the rules and the triggers of a view do, of a new row and of whatever A sees in it.
+    async fn observe_view(&mut self, watch: &Watch, view: &Relation) -> Result<(), CoreError> {
+        let mut statements = vec![format!("delete from {}", view.name)];
+        if let Some(source) = self.source_of(view)
+            && let Some(mut own) = self.seeds.renewed(&self.catalogue, &source, Side::A)
+        {
+            let known = |name: &String| view.columns.iter().any(|c| c.name == *name);
+            own.retain(|att, _| source.column(*att).is_some_and(|c| known(&c.name)));
+            statements.push(insert(&view.name, &source, &own));
+        }
+        statements.extend(
+            view.columns
+                .iter()
+                .find(|c| c.may_update && c.may_select)
+                .map(|c| format!("update {} set {name} = {name}", view.name, name = c.name)),
+        );
+        for statement in statements {
+            self.observe_effects(watch, &view.name, &statement).await?;
         }
         Ok(())
     }

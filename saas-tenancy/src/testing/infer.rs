@@ -6,120 +6,19 @@
 use saas_core::CoreError;
 
 use super::{
-    catalogue::{Function, Kind, Relation},
+    catalogue::Kind,
     effects::Watch,
+    questions::Question,
     report::Attack,
     rows::is_bound,
-    session::{Answer, Who, literal},
+    session::Answer,
     stage::{Stage, script},
     value::Side,
 };
 
-/// How many sets of arguments a function is called with.
-const CALLS: usize = 6;
-
-/// One question, as somebody, and the object it is about.
-#[derive(Debug, Clone)]
-pub(super) struct Question {
-    who: Who,
-    object: String,
-    text: String,
-    /// A change, whose answer is how many rows it touched.
-    is_change: bool,
-    /// Its object runs with other rights than the caller's: an answer that varies by itself is worth a remark.
-    is_elevated: bool,
-}
-
 type Answers = Vec<Answer<String>>;
 
 impl Stage {
-    pub(super) async fn questions(&mut self) -> Vec<Question> {
-        let mut questions = Vec::new();
-        for relation in self.relations(|r| r.kind != Kind::Sequence && r.audience.is_none() && r.is_reachable) {
-            let is_elevated =
-                relation.kind == Kind::MaterializedView || (relation.kind == Kind::View && !relation.is_invoker);
-            for who in self.strangers() {
-                for (text, is_change) in about(&relation) {
-                    questions.push(Question { who, object: relation.name.clone(), text, is_change, is_elevated });
-                }
-            }
-        }
-        for function in self.catalogue.functions.clone() {
-            for text in self.calls(&function) {
-                for who in self.strangers() {
-                    let object = function.signature.clone();
-                    questions.push(Question {
-                        who,
-                        object,
-                        text: text.clone(),
-                        is_change: false,
-                        is_elevated: function.is_elevated,
-                    });
-                }
-            }
-        }
-        questions
-    }
-
-    /// Ways to call a function. An invoker's can do no more than its caller: those with arguments are left out.
-    fn calls(&mut self, function: &Function) -> Vec<String> {
-        if !function.is_elevated && function.arguments.len() > function.defaults {
-            return Vec::new();
-        }
-        let mut calls: Vec<String> = Vec::new();
-        for variant in 0..if function.arguments.is_empty() { 1 } else { CALLS } {
-            let mut arguments = Vec::new();
-            for (oid, type_name) in &function.arguments {
-                let Some(value) = self.argument(*oid, variant) else {
-                    if function.is_elevated {
-                        let reason = format!(
-                            "runs with other rights than its caller's, and no value of type {type_name} can be made"
-                        );
-                        self.report.unproven(&function.signature, reason);
-                    }
-                    return Vec::new();
-                };
-                arguments.push(format!("{}::{type_name}", literal(Some(&value))));
-            }
-            let call = format!("{}({})", function.name, arguments.join(", "));
-            let text =
-                if function.is_procedure { format!("call {call}") } else { format!("select f::text from {call} f") };
-            if !calls.contains(&text) {
-                calls.push(text);
-            }
-        }
-        calls
-    }
-
-    /// B's own values first: its id, ids and texts of its rows.
-    fn argument(&mut self, oid: i64, variant: usize) -> Option<String> {
-        let base = self.catalogue.base(oid, -1)?.0.name.clone();
-        let mut known = Vec::new();
-        if base == "uuid" {
-            known.push(self.seeds.b.to_string());
-        }
-        for relation in
-            self.catalogue.relations.iter().filter(|r| r.kind.is_table() && r.parent.is_none() && r.schema != "saas")
-        {
-            let Some(row) = self.seeds.row(&self.catalogue, relation, Side::B) else { continue };
-            let of_type =
-                |c: &&super::catalogue::Column| self.catalogue.base(c.type_oid, -1).is_some_and(|t| t.0.name == base);
-            known.extend(
-                relation.columns.iter().filter(of_type).filter_map(|c| row.values.get(&c.att).cloned().flatten()),
-            );
-        }
-        let mut distinct: Vec<String> = Vec::new();
-        for value in known {
-            if !distinct.contains(&value) {
-                distinct.push(value);
-            }
-        }
-        match distinct.get(variant).or_else(|| distinct.first()) {
-            Some(value) => Some(value.clone()),
-            None => self.seeds.maker.value(&self.catalogue, oid, -1, Side::B),
-        }
-    }
-
     /// What elevated functions do, while B still has rows.
     pub(super) async fn attack_functions(&mut self, watch: &Watch) -> Result<(), CoreError> {
         for function in self.catalogue.functions.clone().into_iter().filter(|f| f.is_elevated) {
@@ -171,6 +70,10 @@ impl Stage {
                 findings.push((question, Attack::Inference, evidence));
             }
         }
+        for object in unanswered(questions, first) {
+            let reason = "runs with other rights than its caller's, and refused every call that was tried: call it in a test of your own";
+            self.report.unproven(&object, reason);
+        }
         for (question, attack, evidence) in findings {
             self.report.leak(&question.object, attack, script(question.who, &question.text), evidence);
         }
@@ -192,31 +95,21 @@ impl Stage {
     }
 }
 
-/// What is asked about a table or a view: all that can be read of it, and how many rows a change would touch.
-pub(super) fn about(relation: &Relation) -> Vec<(String, bool)> {
-    let mut questions = vec![(format!("delete from {}", relation.name), true)];
-    if let Some(contents) = contents(relation) {
-        questions.push((contents, false));
-    }
-    if let Some(column) =
-        relation.columns.iter().find(|c| c.may_update && c.may_select && !c.is_generated && !c.is_identity)
-    {
-        questions.push((format!("update {} set {name} = {name}", relation.name, name = column.name), true));
-    }
-    questions
-}
-
-/// The number of rows and a digest of them.
-pub(super) fn contents(relation: &Relation) -> Option<String> {
-    let columns = relation.readable();
-    (!columns.is_empty()).then(|| {
-        format!(
-            "select count(*) || ' rows ' || coalesce(md5(string_agg(s.image, '|' order by s.image)), '') \
-             from (select row(r.{})::text as image from {} r) s",
-            columns.join(", r."),
-            relation.name
-        )
-    })
+/// Functions with rights of their own of which no call came through: whether one leaks was not seen. What a login may not
+/// do at all is an answer.
+fn unanswered(questions: &[Question], answers: &Answers) -> Vec<String> {
+    let is_silent = |object: &str| {
+        let of =
+            || questions.iter().zip(answers).filter(|(q, _)| q.is_elevated && q.object == object && is_bound(q.who));
+        of().all(|(_, answer)| answer.as_ref().is_err_and(|refusal| !refusal.is_denied()))
+    };
+    let mut objects: Vec<String> = questions
+        .iter()
+        .filter(|q| q.is_elevated && is_bound(q.who) && is_silent(&q.object))
+        .map(|q| q.object.clone())
+        .collect();
+    objects.dedup();
+    objects
 }
 
 fn described(answer: &Answer<String>) -> String {

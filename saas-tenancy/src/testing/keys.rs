@@ -67,10 +67,26 @@ impl Stage {
         Ok(())
     }
 
-    /// A's row with the values that B has under a key.
+    /// A's row with the values that B has under a key; of a key that holds for some rows only, with those of each.
     async fn attack_unique_key(&mut self, relation: &Relation, key: &Key) -> Result<(), CoreError> {
         let Some(holder) = self.catalogue.relation(key.table).cloned() else { return Ok(()) };
-        let Some(theirs) = self.seeds.row(&self.catalogue, &holder, Side::B).cloned() else { return Ok(()) };
+        let mut rows: Vec<Row> = self.seeds.rows(&self.catalogue, &holder, Side::B).into_iter().cloned().collect();
+        if key.is_plain {
+            rows.truncate(1);
+        }
+        for theirs in &rows {
+            self.attack_unique_value(relation, key, &holder, theirs).await?;
+        }
+        Ok(())
+    }
+
+    async fn attack_unique_value(
+        &mut self,
+        relation: &Relation,
+        key: &Key,
+        holder: &Relation,
+        theirs: &Row,
+    ) -> Result<(), CoreError> {
         // By name: a partition numbers its columns in its own way.
         let read = key.reads.iter().filter_map(|att| holder.column(*att));
         let columns: Vec<_> = read.filter_map(|c| relation.columns.iter().find(|r| r.name == c.name)).collect();

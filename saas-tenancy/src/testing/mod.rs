@@ -27,8 +27,11 @@ mod effects;
 mod graph;
 mod infer;
 mod keys;
+mod members;
+mod moves;
 mod partition;
 mod plans;
+mod questions;
 mod report;
 mod rows;
 mod seed;
@@ -37,6 +40,7 @@ mod session;
 mod stage;
 mod statement;
 mod value;
+mod writes;
 
 use saas_core::{CoreError, SystemClock, TenantId, testing::TestDatabase};
 use sqlx::postgres::PgConnectOptions;
@@ -127,6 +131,7 @@ async fn run(stage: &mut Stage) -> Result<(), CoreError> {
     stage.attack_by_marks().await?;
     stage.attack_rows().await?;
     stage.attack_keys().await?;
+    stage.attack_members().await?;
     stage.attack_privileges().await?;
     stage.attack_sequences().await?;
     stage.attack_roles().await?;

@@ -4,7 +4,7 @@ use saas_core::CoreError;
 
 use super::{
     catalogue::Kind,
-    infer::contents,
+    questions::contents,
     report::Attack,
     session::Who,
     stage::{Stage, script},

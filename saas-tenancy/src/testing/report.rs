@@ -17,6 +17,8 @@ pub enum Attack {
     RowSecurityOff,
     /// Read it with a statement that another tenant's session had prepared.
     PreparedStatement,
+    /// Read another member's rows of the same tenant, where members see their own only.
+    Member,
     /// Remove another tenant's rows behind the tenant's back, and see whether an answer changes.
     Inference,
     /// Store a row for another tenant.

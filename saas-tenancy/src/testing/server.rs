@@ -3,7 +3,7 @@
 use saas_core::CoreError;
 
 use super::{
-    catalogue::{Kind, Relation},
+    catalogue::{Audience, Kind, Relation},
     report::Attack,
     session::Who,
     stage::{Stage, script},
@@ -98,6 +98,11 @@ impl Stage {
                 }
                 for relation in &tables {
                     self.look_as(&role, &become_it, relation).await?;
+                }
+                for relation in self.relations(|r| r.audience == Some(Audience::System)) {
+                    let question = format!("{become_it}; select count(*)::text from {}", relation.name);
+                    let means = format!("as {role}, a table for the system only can be read: {}", relation.name);
+                    self.forbidden(self.as_a(), Attack::SetRole, &role, &question, &means).await?;
                 }
             }
         }

@@ -81,6 +81,19 @@ impl Maker {
             "line" => format!("{{1,1,{n}}}"),
             "circle" => format!("<({n},{n}),1>"),
             "pg_lsn" => format!("0/{n:X}"),
+            "jsonpath" => "$".to_owned(),
+            "xid" | "xid8" | "cid" => n.to_string(),
+            "tid" => format!("(0,{})", n % 60_000),
+            "int2vector" | "oidvector" => (n % 30_000).to_string(),
+            "refcursor" => self.text(side, 60),
+            "pg_snapshot" | "txid_snapshot" => format!("{n}:{n}:"),
+            "regclass" => "pg_catalog.pg_class".to_owned(),
+            "regtype" => "pg_catalog.int4".to_owned(),
+            "regproc" => "pg_catalog.now".to_owned(),
+            "regprocedure" => "pg_catalog.now()".to_owned(),
+            "regrole" => "saas_app".to_owned(),
+            "regnamespace" => "pg_catalog".to_owned(),
+            "regconfig" | "regdictionary" => "pg_catalog.simple".to_owned(),
             _ => return None,
         })
     }
@@ -167,7 +180,7 @@ fn hex(text: &str) -> String {
 }
 
 /// The quoted texts and the whole numbers of an expression.
-fn constants(expression: &str) -> (Vec<String>, Vec<i64>) {
+pub(super) fn constants(expression: &str) -> (Vec<String>, Vec<i64>) {
     let (mut texts, mut numbers) = (Vec::new(), Vec::new());
     for (place, piece) in expression.split('\'').enumerate() {
         if place % 2 == 1 {

@@ -1,41 +1,8 @@
-//! Schemas with one leak each: who must see it, and that the doctor's mend closes it.
+//! Schemas with one leak each.
 
-use saas_core::{
-    doctor::{self, Finding},
-    testing::TestDatabase,
-};
-use saas_tenancy::testing::{Attack, Report, attack};
-use sqlx::{AssertSqlSafe, Executor as _};
+use saas_tenancy::testing::Attack;
 
-use tokio::task::JoinSet;
-
-use crate::shop;
-
-const AT_ONCE: usize = 4;
-
-/// One broken schema.
-struct Case {
-    name: &'static str,
-    plant: &'static str,
-    /// The attack that must succeed, and on what; `None` where the flaw leaks nothing by itself.
-    attack: Option<(Attack, &'static str)>,
-    /// The doctor's finding, and about what.
-    doctor: (&'static str, &'static str),
-}
-
-const fn both(
-    name: &'static str,
-    plant: &'static str,
-    attack: (Attack, &'static str),
-    doctor: (&'static str, &'static str),
-) -> Case {
-    Case { name, plant, attack: Some(attack), doctor }
-}
-
-/// A flaw of the structure, which only the doctor can see.
-const fn structural(name: &'static str, plant: &'static str, doctor: (&'static str, &'static str)) -> Case {
-    Case { name, plant, attack: None, doctor }
-}
+use crate::case::{Case, both, check_all, structural};
 
 #[rustfmt::skip]
 const CASES: &[Case] = &[
@@ -251,70 +218,10 @@ const CASES: &[Case] = &[
         ("extension-access", "dblink")),
 ];
 
-async fn examine(database: &TestDatabase) -> Vec<Finding> {
-    doctor::examine(database.tenants().pool()).await.unwrap()
-}
-
-fn has(report: &Report, attack: Attack, object: &str) -> bool {
-    report.leaks.iter().any(|leak| leak.attack == attack && leak.object.contains(object))
-}
-
-/// Plants the leak, looks for it in both ways, mends it, and looks again.
-async fn check(case: &'static Case) -> Vec<String> {
-    let database = shop::start().await;
-    let mut owner = database.owner().await;
-    let name = case.name;
-    if let Err(error) = owner.execute(case.plant).await {
-        return vec![format!("{name}: could not be planted: {error}")];
-    }
-    let mut faults = Vec::new();
-    let report = attack(&database).await.unwrap();
-    match case.attack {
-        Some((attack, object)) if !has(&report, attack, object) => {
-            faults.push(format!("{name}: no {attack} of {object} succeeded\n{report}"));
-        }
-        None if !report.leaks.is_empty() => faults.push(format!("{name}: leaks after all\n{report}")),
-        Some(_) | None => {}
-    }
-    let findings = examine(&database).await;
-    let (code, object) = case.doctor;
-    if !findings.iter().any(|finding| finding.code == code && finding.object.contains(object)) {
-        faults.push(format!("{name}: the doctor finds no {code} of {object}, but {findings:#?}"));
-    }
-    // A mend may uncover something that the fault covered.
-    let mut rounds = findings;
-    for _ in 0..3 {
-        for finding in &rounds {
-            if let Err(error) = owner.execute(AssertSqlSafe(finding.mend.clone())).await {
-                faults.push(format!("{name}: {finding}\n    the mend fails: {error}"));
-            }
-        }
-        rounds = examine(&database).await;
-    }
-    if !rounds.is_empty() {
-        faults.push(format!("{name}: mended, but the doctor still finds {rounds:#?}"));
-    }
-    let mended = attack(&database).await.unwrap();
-    if !mended.is_isolated() {
-        faults.push(format!("{name}: mended, but {mended}"));
-    }
-    faults
-}
-
 // T1 T4 T5 T6 T7 T8 T9 T10 T11 T13 T19 T21 T22 T23 T24 T26 T28 T31 T38 T47
 #[tokio::test(flavor = "multi_thread")]
 async fn each_broken_schema_is_seen_and_its_mend_mends_it() {
-    let mut faults = Vec::new();
-    let mut cases = CASES.iter();
-    let mut running = JoinSet::new();
-    for case in cases.by_ref().take(AT_ONCE) {
-        running.spawn(check(case));
-    }
-    while let Some(checked) = running.join_next().await {
-        faults.extend(checked.unwrap());
-        cases.next().map(|case| running.spawn(check(case)));
-    }
-    assert!(faults.is_empty(), "{}", faults.join("\n\n"));
+    check_all(CASES).await;
     let working = CASES.iter().filter(|case| case.attack.is_some()).count();
     assert!(working >= 25, "only {working} schemas leak");
 }

@@ -6,6 +6,8 @@
 )]
 
 mod broken;
+mod case;
 mod seeds;
 mod shop;
 mod sound;
+mod unusual;

@@ -205,3 +205,21 @@ async fn a_report_is_for_people_and_for_machines() {
     assert!(json["probes"].as_u64().unwrap() > 100);
     assert_eq!(json["unproven"].as_array().unwrap().len(), 0);
 }
+
+#[tokio::test]
+async fn a_function_that_refused_every_call_is_reported() {
+    let database = with(
+        "create function public.guarded(code text) returns text language plpgsql security definer set search_path = '' as $$
+         begin
+            if code <> 'open sesame' then raise exception 'wrong code'; end if;
+            return (select string_agg(name, ',') from public.project);
+         end $$",
+    )
+    .await;
+    let report = attack(&database).await.unwrap();
+    assert_eq!(objects(&report), ["public.guarded(text)"], "{report}");
+    assert!(report.unproven[0].reason.contains("refused every call"), "{report}");
+    // What it may not call at all is no hole in the proof.
+    database.owner().await.execute("revoke execute on function public.guarded from public").await.unwrap();
+    drop(assert_isolated!(&database));
+}

@@ -94,7 +94,7 @@ async fn declared_secrets_stay_and_spreadsheets_run_nothing() {
         let text = String::from_utf8_lossy(contents);
         assert!(!text.contains("project 0 secret"), "{path}");
     }
-    let weird = "tables/public/~2e~2e~2f~57eird~20~22name~22";
+    let weird = "tables/public/-2e-2e-2f-57eird-20-22name-22";
     let csv = target.text(&format!("{weird}.csv"));
     assert_eq!(csv.lines().next().unwrap(), "tenant_id,'=1+1");
     assert!(csv.contains(",\"'=HYPERLINK(\"\"acme\"\")\"\r\n"), "{csv}");

@@ -57,17 +57,22 @@ pub(crate) struct Stage {
 impl Stage {
     /// Two tenants with rows in every table, each value marked with its tenant's slug.
     pub(crate) async fn start() -> Self {
+        let stage = Self::start_without_projects().await;
+        stage.db.owner().await.execute(TABLES).await.unwrap();
+        stage.seed(&stage.a, "acme").await;
+        stage.seed(&stage.b, "globex").await;
+        stage
+    }
+
+    /// Two tenants, and no table of the application.
+    pub(crate) async fn start_without_projects() -> Self {
         let db = TestDatabase::start(&[&CORE, &SCHEMA]).await;
-        db.owner().await.execute(TABLES).await.unwrap();
         let clock = Arc::new(db.clock().clone());
         let tenancy = Tenancy::new(db.tenants().clone(), db.system().clone(), clock.clone());
         let exports = Exports::new(db.tenants().clone(), db.system().clone(), clock);
         let (acme, a) = enter(&tenancy, "acme").await;
         let (_, b) = enter(&tenancy, "globex").await;
-        let stage = Self { db, tenancy, exports, acme, a, b };
-        stage.seed(&stage.a, "acme").await;
-        stage.seed(&stage.b, "globex").await;
-        stage
+        Self { db, tenancy, exports, acme, a, b }
     }
 
     async fn seed(&self, ctx: &RequestContext, mark: &str) {

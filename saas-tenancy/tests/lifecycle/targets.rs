@@ -8,7 +8,7 @@ use std::{
 
 use async_trait::async_trait;
 use saas_core::{ExportId, TenantId};
-use saas_tenancy::export::{ExportDraft, ExportFile, ExportPath, ExportTarget, TargetError};
+use saas_tenancy::export::{ExportDraft, ExportFile, ExportPath, ExportTarget, TargetError, TargetFault};
 
 type Files = Arc<Mutex<BTreeMap<String, Vec<u8>>>>;
 
@@ -23,6 +23,8 @@ pub(crate) struct Memory {
     pub(crate) counted: Arc<Mutex<(usize, u64)>>,
     pub(crate) counts_only: bool,
     pub(crate) fails_at_file: Option<usize>,
+    /// What the failure is; by default one that another try may not meet.
+    pub(crate) fault: Option<TargetFault>,
     pub(crate) on_create: Option<Arc<OnCreate>>,
     pub(crate) state: Arc<Mutex<&'static str>>,
 }
@@ -45,6 +47,11 @@ impl ExportTarget for Memory {
         *self.state.lock().unwrap() = "begun";
         Ok(Box::new(MemoryDraft { target: self.clone(), created: 0 }))
     }
+
+    async fn remove(&self, _: TenantId, _: ExportId) -> Result<(), TargetError> {
+        self.files.lock().unwrap().clear();
+        Ok(())
+    }
 }
 
 #[derive(Debug)]
@@ -58,7 +65,8 @@ impl ExportDraft for MemoryDraft {
     async fn create(&mut self, path: &ExportPath) -> Result<Box<dyn ExportFile>, TargetError> {
         self.created += 1;
         if self.target.fails_at_file == Some(self.created) {
-            return Err(TargetError::new("create a file", "the disk is full"));
+            let fault = self.target.fault.unwrap_or(TargetFault::Failed);
+            return Err(TargetError::of(fault, "create a file", "the disk is full"));
         }
         if let (1, Some(on_create)) = (self.created, &self.target.on_create) {
             on_create().await;

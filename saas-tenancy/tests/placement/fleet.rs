@@ -21,21 +21,21 @@ use sqlx::{AssertSqlSafe, Executor};
 
 use crate::stage::{ARCHIVED, PROJECT, Stage, TASK, add_project, blueprint, projects};
 
-const OLD: [&str; 2] = [PROJECT, TASK];
+pub(crate) const OLD: [&str; 2] = [PROJECT, TASK];
 const DONE: &str = "alter table task add column done boolean not null default false;";
-const NEW: [&str; 4] = [PROJECT, TASK, ARCHIVED, DONE];
+pub(crate) const NEW: [&str; 4] = [PROJECT, TASK, ARCHIVED, DONE];
 
-fn many(n: usize) -> NonZeroUsize {
+pub(crate) fn many(n: usize) -> NonZeroUsize {
     NonZeroUsize::new(n).unwrap()
 }
 
 impl Stage {
-    fn fleet(&self, files: &[&'static str]) -> Fleet {
+    pub(crate) fn fleet(&self, files: &[&'static str]) -> Fleet {
         let clock = Arc::new(self.db.clock().clone());
         Fleet::new(self.db.system().clone(), self.two_clusters(), blueprint(files), clock).with_parallelism(many(4))
     }
 
-    async fn schemas(&self, count: usize) -> Vec<RequestContext> {
+    pub(crate) async fn schemas(&self, count: usize) -> Vec<RequestContext> {
         let provisioner = &self.provisioner(&OLD);
         let mut tenants: Vec<RequestContext> = stream::iter(0..count)
             .map(|n| async move {
@@ -57,7 +57,7 @@ impl Stage {
     }
 
     /// The ledger in the control database says of each place what the place says of itself.
-    async fn ledger_is_right(&self, fleet: &Fleet, tenants: &[RequestContext]) {
+    pub(crate) async fn ledger_is_right(&self, fleet: &Fleet, tenants: &[RequestContext]) {
         for ctx in tenants {
             let site = site(ctx);
             let noted: Vec<i64> = fleet.history(&site).await.unwrap().iter().map(|step| step.version).collect();
@@ -71,7 +71,7 @@ impl Stage {
     }
 }
 
-fn site(ctx: &RequestContext) -> Site {
+pub(crate) fn site(ctx: &RequestContext) -> Site {
     Site::schema_of(ctx.tenant(), ClusterName::control())
 }
 

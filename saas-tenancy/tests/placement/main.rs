@@ -7,8 +7,16 @@
 )]
 
 mod binding;
+// What sockets are open is read where Linux shows it.
+#[cfg(target_os = "linux")]
+mod budget;
 mod fleet;
+mod lifecycle;
 mod modes;
 mod pools;
 mod provision;
+mod runners;
+mod sessions;
 mod stage;
+mod stock;
+mod storm;

@@ -189,3 +189,16 @@ async fn who_waits_too_long_is_told_so_and_a_database_in_constant_use_gives_way(
     busy.iter().for_each(tokio::task::JoinHandle::abort);
     stage.finish().await;
 }
+
+#[tokio::test]
+async fn a_server_that_refuses_is_known_at_once_and_by_its_own_words() {
+    let stage = Stage::start().await;
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let refusing = Cluster::new(at(stage.db.options("saas_app"), closed), at(stage.db.options("saas_system"), closed));
+    let clusters = stage.clusters().with_cluster("refusing".parse().unwrap(), refusing).unwrap();
+    let refused = pools(clusters, limits()).lease(&on("refusing", "acme")).await.unwrap_err();
+    let PlacementError::DatabaseDown { cause, .. } = refused else { panic!("{refused:?}") };
+    let words = std::error::Error::source(&*cause).map(ToString::to_string).unwrap_or_default();
+    assert!(words.contains("refused"), "not the end of a wait: {words}");
+    stage.finish().await;
+}

@@ -10,7 +10,9 @@ use std::{
 
 use futures_util::future::join_all;
 use saas_core::{ErrorKind, RequestContext, TenantContext, doctor};
-use saas_tenancy::placement::{ClusterName, Mode, PlacementError, Provisioner, State, Step, Target, Timeouts};
+use saas_tenancy::placement::{
+    ClusterName, Database, Mode, PlacementError, Provisioner, State, Step, Target, Timeouts,
+};
 use sqlx::{Connection as _, Executor};
 
 use crate::stage::{PROJECT, Stage, TASK, add_project, projects};
@@ -31,9 +33,16 @@ fn targets() -> Vec<Target> {
     ]
 }
 
-/// Removes what a test has made on servers that outlive it.
-async fn remove(provisioner: &Provisioner, ctx: &RequestContext, target: &Target) {
-    provisioner.remove_site_with_rows(ctx.tenant(), &target.site(ctx.tenant())).await.unwrap();
+/// Removes what a test has made on servers that outlive it, whoever is served there.
+async fn remove(stage: &Stage, ctx: &RequestContext, target: &Target) {
+    let site = target.site(ctx.tenant());
+    let drop = match (&site.schema, &site.database.name) {
+        (Some(schema), _) => format!("drop schema {schema} cascade"),
+        (None, Some(name)) => format!("drop database {name} with (force)"),
+        (None, None) => return,
+    };
+    let shared = Database { name: None, ..site.database };
+    stage.owner_of(&shared).await.unwrap().execute(sqlx::AssertSqlSafe(drop)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -85,7 +94,7 @@ async fn the_same_code_serves_a_tenant_in_every_mode() {
     // Of the shared tables, nothing is removed.
     for (ctx, target) in tenants[1..].iter().filter(|(_, target)| target.mode() != Mode::Pooled) {
         placements.pools().close(&target.site(ctx.tenant()).database).await;
-        remove(&provisioner, ctx, target).await;
+        remove(&stage, ctx, target).await;
     }
     stage.finish().await;
 }
@@ -126,7 +135,7 @@ async fn killed_at_any_step_it_is_resumed_or_abandoned_and_nothing_is_left() {
                 assert_eq!((refused.code(), refused.kind()), ("placement_in_the_way", ErrorKind::Conflict));
                 placements.pools().close(&target.site(resumed.tenant()).database).await;
                 for ctx in [&resumed, &abandoned] {
-                    remove(&sound, ctx, &target).await;
+                    remove(&stage, ctx, &target).await;
                 }
                 break;
             }
@@ -143,7 +152,7 @@ async fn killed_at_any_step_it_is_resumed_or_abandoned_and_nothing_is_left() {
             add_project(&placements, &resumed, "on time").await.unwrap();
             assert_eq!(projects(&placements, &resumed).await.unwrap(), ["on time"]);
             placements.pools().close(&target.site(resumed.tenant()).database).await;
-            remove(&sound, &resumed, &target).await;
+            remove(&stage, &resumed, &target).await;
 
             sound.abandon(abandoned.tenant()).await.unwrap();
             sound.abandon(abandoned.tenant()).await.unwrap();

@@ -6,8 +6,11 @@
     reason = "a test fails by panicking, and sets its places up with statements of its own making"
 )]
 
+mod attack;
 mod kill;
 mod online;
+mod process;
 mod refuse;
+mod status;
 mod work;
 mod world;

@@ -8,6 +8,7 @@ use saas_core::{Actor, ErrorKind, PageSize, RequestContext, SystemTx, TenantTx, 
 use saas_tenancy::{
     Created, Role, TenancyError,
     domain::{ClaimState, DomainName, DomainProof, Domains, MAX_DOMAINS, ProofError, Recheck, Rechecked, Verification},
+    lifecycle::Lifecycle,
 };
 
 use crate::Setup;
@@ -329,4 +330,22 @@ async fn the_number_of_claims_is_bounded_also_when_they_come_at_once() {
     setup.domains.release(&ctx, &domain("d1.acme.net")).await.unwrap();
     let last = if setup.state(setup.acme, &x).await.is_some() { y } else { x };
     setup.domains.claim(&ctx, &last).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_tenant_that_may_change_nothing_wins_and_gives_up_no_domain() {
+    let setup = Setup::start().await;
+    setup.activate(setup.acme, "app.acme.net").await;
+    let (ctx, pending) = (setup.owner(setup.acme).await, "new.acme.net".parse().unwrap());
+    let claim = setup.domains.claim(&ctx, &pending).await.unwrap();
+    setup.zone.publish(&pending, &[&claim.value()]);
+    let status = Lifecycle::new(setup.db.system().clone(), Arc::new(setup.db.clock().clone()));
+    let vendor = Actor::system("dunning");
+    status.make_read_only(setup.acme.tenant, &vendor, "unpaid").await.unwrap();
+    // A request that began before still holds its context.
+    assert_eq!(setup.domains.verify(&ctx, &pending).await.unwrap_err().code(), "tenant_read_only");
+    let active = "app.acme.net".parse().unwrap();
+    assert_eq!(setup.domains.release(&ctx, &active).await.unwrap_err().code(), "tenant_read_only");
+    status.end_read_only(setup.acme.tenant, &vendor).await.unwrap();
+    assert_eq!(setup.domains.verify(&ctx, &pending).await.unwrap(), Verification::Active);
 }

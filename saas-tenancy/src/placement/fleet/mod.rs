@@ -20,7 +20,8 @@ pub use self::{
 };
 use super::{
     AppliedStep, Blueprint, Clusters, Database, Login, PlacementError, Site, Timeouts,
-    ground::{Applying, Ground, close, connect},
+    error::is_missing_place,
+    ground::{Applying, Ground, close, connect, unlock},
     ledger,
 };
 
@@ -43,7 +44,7 @@ pub struct Fleet {
 pub enum Canaries {
     /// So many tenants' own places, in the order of their ids.
     First(usize),
-    /// The places of these tenants.
+    /// The places of these tenants, which must have one of their own that is served and not being moved.
     Of(Vec<TenantId>),
 }
 
@@ -119,18 +120,20 @@ impl Fleet {
     }
 
     /// Brings every place to the newest version: those that are not there yet, also after a failure or a kill. Places that
-    /// are being made or moved are left to whoever is at it.
+    /// are being made or moved, or that another process works on, are skipped: whoever is at it leaves them whole.
     ///
     /// A place that fails is part of the report, not an error.
     ///
     /// # Errors
     /// - [`InProgress`](PlacementError::InProgress): another process migrates the fleet.
+    /// - [`InTheWay`](PlacementError::InTheWay): a tenant that was named as a canary has no place that can be one. Nothing
+    ///   was touched.
     /// - When the control database does not answer: what was applied meanwhile is found by the next run.
     pub async fn run(&self) -> Result<Report, PlacementError> {
         let began = Instant::now();
         let lock = self.lock().await?;
         let done = self.run_locked().await;
-        close(lock).await;
+        unlock(lock).await;
         let (sites, ending) = done?;
         let report = Report { newest: self.blueprint.newest(), sites, ending, took: began.elapsed() };
         self.tell(&Event::Ended(&report));
@@ -139,12 +142,14 @@ impl Fleet {
 
     async fn run_locked(&self) -> Result<(Vec<SiteReport>, Ending), PlacementError> {
         let all = self.list().await?;
+        sites::require_canaries(&all, &self.canaries)?;
         let (mut reports, waiting): (Vec<SiteReport>, Vec<Waiting>) = sites::divide(all, self.blueprint.newest());
         let (canaries, others) = sites::order(waiting, &self.canaries);
         self.tell(&Event::Began { waiting: canaries.len() + others.len(), current: reports.len() });
-        let (failed, left) = self.migrate(canaries, NonZeroUsize::MAX, &mut reports).await?;
-        debug_assert!(left.is_empty());
-        if failed > 0 {
+        let before = reports.len();
+        self.migrate(canaries, NonZeroUsize::MAX, &mut reports).await?;
+        // Also one that somebody else was at: nothing was tried.
+        if !reports[before..].iter().all(|report| matches!(report.outcome, Outcome::Migrated { .. })) {
             reports.extend(others.into_iter().map(Waiting::untouched));
             return Ok((reports, Ending::CanaryFailed));
         }
@@ -192,6 +197,12 @@ impl Fleet {
         let began = Instant::now();
         let Waiting { site, tenant, version: from, .. } = waiting;
         let applied = Applying { ground: &self.ground, blueprint: &self.blueprint }.apply(&site, |_| ()).await;
+        let applied = applied.map_err(|error| match (error, tenant) {
+            (PlacementError::Core(error), Some(tenant)) if is_missing_place(&error) => {
+                PlacementError::Disappeared { tenant, site: site.clone() }
+            }
+            (error, _) => error,
+        });
         let mut tx = self.begin("note a place's migrations").await?;
         let now = self.clock.now();
         let (to, outcome) = match &applied {
@@ -202,6 +213,10 @@ impl Fleet {
                     None => Outcome::Migrated { applied: applied.now },
                 };
                 (applied.version(), outcome)
+            }
+            // Nothing was tried, so nothing failed.
+            Err(PlacementError::InProgress { .. }) => {
+                (from, Outcome::Skipped { why: "another process is at work there" })
             }
             Err(error) => {
                 ledger::fail_in(&mut tx, &site, tenant, error, now).await?;

@@ -28,7 +28,7 @@ pub enum Ending {
     Complete,
     /// Every place was tried, and some failed.
     WithFailures,
-    /// A canary failed: the others were left as they are.
+    /// A canary was not migrated: the others were left as they are.
     CanaryFailed,
     /// There were too many failures, or nobody ran it: some places wait.
     Stopped,

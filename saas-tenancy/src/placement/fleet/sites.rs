@@ -1,12 +1,13 @@
 //! Which places there are, which of them wait for a migration, and in which order.
 
-use std::time::Duration;
+use std::{collections::HashSet, time::Duration};
 
 use saas_core::{CoreError, TenantId};
 use sqlx::PgConnection;
+use uuid::Uuid;
 
 use super::{Canaries, Outcome, Shared, SiteReport};
-use crate::placement::{Site, State, ledger, record};
+use crate::placement::{PlacementError, Site, State, ledger, record};
 
 /// How many placements are read at a time.
 const PAGE: i64 = 1_000;
@@ -62,6 +63,7 @@ pub(super) async fn list_in(connection: &mut PgConnection, shared: Shared) -> Re
             all.push(Found { site, tenant: None, version, state: State::Active, failed });
         }
     }
+    let moving = moving_in(connection).await?;
     let mut after = None;
     loop {
         let page = record::list_own_in(connection, after, PAGE).await?;
@@ -72,9 +74,36 @@ pub(super) async fn list_in(connection: &mut PgConnection, shared: Shared) -> Re
             site: placement.site,
             tenant: Some(placement.tenant),
             version: placement.schema_version,
-            state: placement.state,
+            state: if moving.contains(&placement.tenant) { State::Moving } else { placement.state },
         }));
     }
+}
+
+/// Tenants whose rows are on their way: what is migrated meanwhile would be one of two places.
+async fn moving_in(connection: &mut PgConnection) -> Result<HashSet<TenantId>, CoreError> {
+    let tenants: Vec<Uuid> = sqlx::query_scalar(
+        "select tenant_id
+         from saas.move -- of every tenant
+         where state in ('planned', 'copying', 'catching_up', 'switching', 'rolling_back')",
+    )
+    .fetch_all(connection)
+    .await
+    .map_err(CoreError::from_database)?;
+    Ok(tenants.into_iter().map(TenantId::from_uuid).collect())
+}
+
+/// Demands that every canary that was named can be one: a run that only seems to have tried one first is worse than none.
+pub(super) fn require_canaries(all: &[Found], canaries: &Canaries) -> Result<(), PlacementError> {
+    let Canaries::Of(tenants) = canaries else { return Ok(()) };
+    for tenant in tenants {
+        let what = match all.iter().find(|found| found.tenant == Some(*tenant)).map(|found| found.state) {
+            Some(State::Active) => continue,
+            Some(state) => format!("is to be a canary, and its place is {state}"),
+            None => "is to be a canary, and has no place of its own".to_owned(),
+        };
+        return Err(PlacementError::InTheWay { tenant: *tenant, what, remedy: "name another canary" });
+    }
+    Ok(())
 }
 
 /// Sorts out what needs nothing, or is in other hands.
@@ -153,6 +182,20 @@ mod tests {
             ]
         ));
         assert_eq!(waiting.iter().map(|w| w.version).collect::<Vec<_>>(), [Some(2), None]);
+    }
+
+    #[test]
+    fn a_canary_that_cannot_be_one_is_refused() {
+        let all = [found(Some(1), State::Active), found(Some(1), State::Moving), found(None, State::Failed)];
+        let named = |of: &[TenantId]| require_canaries(&all, &Canaries::Of(of.to_vec()));
+        let [active, moving, failed] = [0, 1, 2].map(|n: usize| all[n].tenant.unwrap());
+        named(&[active]).unwrap();
+        require_canaries(&all, &Canaries::First(9)).unwrap();
+        for (wrong, says) in [(moving, "moving"), (failed, "failed"), (TenantId::mint(&SystemClock), "no place")] {
+            let refused = named(&[active, wrong]).unwrap_err();
+            assert_eq!(refused.code(), "placement_in_the_way");
+            assert!(refused.to_string().contains(says), "{refused}");
+        }
     }
 
     #[test]

@@ -15,7 +15,7 @@ use sqlx::{Connection as _, PgConnection};
 pub use self::apply::AppliedStep;
 pub(super) use self::{
     apply::{Applied, Applying},
-    tenant::{Door, Stub, find_rows_in, set_door_in},
+    tenant::{Stub, find_rows_in, lock_door_in, set_door_in, set_lock_timeout_in},
 };
 use super::{Clusters, Database, Login, PlacementError, Site};
 
@@ -61,6 +61,13 @@ pub(super) async fn close(connection: PgConnection) {
     drop(connection.close().await);
 }
 
+/// Gives up the locks of a session and ends it. Ended alone, it would keep them until the server has noticed: whoever asks
+/// right afterwards would be refused.
+pub(super) async fn unlock(mut connection: PgConnection) {
+    drop(sqlx::query("select pg_advisory_unlock_all()").execute(&mut connection).await);
+    close(connection).await;
+}
+
 /// The ground that places are made on.
 #[derive(Debug, Clone)]
 pub(super) struct Ground {
@@ -98,7 +105,10 @@ impl Ground {
     /// What the isolation audit has against a site. In a database with others, only what concerns its schema counts.
     pub(super) async fn examine(&self, site: &Site) -> Result<Vec<Finding>, PlacementError> {
         let system = self.system(&site.database).await?;
-        let findings = doctor::examine(system.pool()).await;
+        let findings = match &site.schema {
+            Some(schema) => doctor::examine_schema(system.pool(), schema).await,
+            None => doctor::examine(system.pool()).await,
+        };
         system.pool().close().await;
         let concerns = |object: &str| match &site.schema {
             Some(schema) => object == schema.as_str() || object.contains(&format!("{schema}.")),
@@ -108,7 +118,9 @@ impl Ground {
     }
 
     /// A pool of one connection of the system's login. To be closed by whoever asks for it.
-    async fn system(&self, database: &Database) -> Result<SystemPool, PlacementError> {
+    pub(super) async fn system(&self, database: &Database) -> Result<SystemPool, PlacementError> {
+        // A pool asks a server that refuses again and again, and then says only that it took too long.
+        close(connect(&self.clusters, database, Login::System, self.timeouts).await?).await;
         let options = self.clusters.options(database, Login::System)?;
         let pool = saas_core::db::pool_options()
             .max_connections(1)

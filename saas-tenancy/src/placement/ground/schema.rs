@@ -18,7 +18,7 @@ begin
     execute format('grant usage on schema %I to saas_app, saas_system', name);
 end $$";
 
-/// What the fence and the audit remember about the schema's tables goes with them.
+/// What the fence, the audit, erasures and exports remember about the schema's tables goes with them.
 const DROP: &str = "do $$
 declare
     doomed constant text := current_setting('saas.site_schema');
@@ -28,6 +28,8 @@ begin
     delete from saas.fenced_table f where starts_with(f.name, quote_ident(doomed) || '.');
     delete from saas.global_table g where starts_with(g.name, quote_ident(doomed) || '.');
     delete from saas.accepted_finding a where starts_with(a.object, quote_ident(doomed) || '.');
+    delete from saas.retained_table r where starts_with(r.name, quote_ident(doomed) || '.');
+    delete from saas.export_omission o where starts_with(o.name, quote_ident(doomed) || '.');
 end $$";
 
 /// Lets the system look into tables that were never fenced. Where row-level security is on, its policies decide.

@@ -1,11 +1,16 @@
 //! A tenant's own rows in a database that is not the control one: the parent of its tables' rows, and its door. And
 //! whether it has rows in a place.
 
+use std::time::Duration;
+
 use saas_core::{Actor, CoreError, SystemTx, TenantId, db::Generation};
 use sqlx::PgConnection;
 
 use super::Ground;
-use crate::placement::{Database, PlacementError, Site};
+use crate::{
+    lifecycle::store::Door,
+    placement::{Database, PlacementError, Site},
+};
 
 /// What stands in `saas.tenant` about a tenant.
 #[derive(Debug, Clone)]
@@ -19,12 +24,12 @@ pub(in crate::placement) struct Stub {
 const PLACES: Actor = Actor::system("places");
 
 /// Looks through the tables that have tenants' rows, in one schema or, without one, in all that are neither the
-/// foundation's nor one tenant's own. Raises SA002 with the table's name when the tenant has a row,
-/// or may have one.
+/// foundation's nor one tenant's own. Raises SA002 with the table's name when the tenant has a row (without a tenant: when
+/// anybody has), or may have one.
 const LOOK: &str = "do $$
 declare
     wanted  constant text := current_setting('saas.site_schema');
-    owner   constant uuid := current_setting('saas.site_tenant')::uuid;
+    owner   constant uuid := nullif(current_setting('saas.site_tenant'), '')::uuid;
     shelf   record;
     hit     boolean;
 begin
@@ -40,7 +45,7 @@ begin
                    else n.nspname not in ('saas', 'information_schema') and n.nspname not like 'pg\\_%'
                         and n.nspname not like 'saas\\_t\\_%' end
     loop
-        execute format('select exists (select from %I.%I where tenant_id = $1)', shelf.nspname, shelf.relname)
+        execute format('select exists (select from %I.%I where $1 is null or tenant_id = $1)', shelf.nspname, shelf.relname)
             into hit using owner;
         -- What policies of the application's own hide from the system is not known to be empty.
         if hit or shelf.is_hidden then
@@ -49,17 +54,18 @@ begin
     end loop;
 end $$";
 
-/// Finds a table of the application in which the tenant has rows: in that schema, or in the shared ones.
+/// Finds a table of the application in which the tenant has rows, or without one anybody: in that schema, or in the shared
+/// ones.
 ///
 /// Fails when the system may not read one of them: it then cannot know.
 pub(in crate::placement) async fn find_rows_in(
     tx: &mut PgConnection,
-    tenant: TenantId,
+    tenant: Option<TenantId>,
     schema: Option<&str>,
 ) -> Result<Option<String>, CoreError> {
     sqlx::query("select set_config('saas.site_schema', $1, true), set_config('saas.site_tenant', $2, true)")
         .bind(schema.unwrap_or_default())
-        .bind(tenant.to_string())
+        .bind(tenant.map(|tenant| tenant.to_string()).unwrap_or_default())
         .execute(&mut *tx)
         .await
         .map_err(CoreError::from_database)?;
@@ -94,20 +100,35 @@ impl Ground {
             .execute(&mut **tx)
             .await
             .map_err(CoreError::from_database)?;
-            set_door_in(tx, stub.tenant, generation, Door::Closed, "its place is being made").await
+            set_door_in(tx, stub.tenant, generation, Door::closed("its place is being made")).await
         })
         .await
     }
 
-    /// Opens the door of a tenant in another database than the control one.
-    pub(in crate::placement) async fn open_door(
+    /// Sets the door of a tenant in another database than the control one.
+    pub(in crate::placement) async fn set_door(
+        &self,
+        database: &Database,
+        tenant: TenantId,
+        generation: Generation,
+        door: Door,
+    ) -> Result<(), PlacementError> {
+        self.as_system(database, "open a tenant's door", async |tx| set_door_in(tx, tenant, generation, door).await)
+            .await
+    }
+
+    /// Waits until none of the tenant's transactions is under way in another database, and lets no further one in.
+    pub(in crate::placement) async fn close_door(
         &self,
         database: &Database,
         tenant: TenantId,
         generation: Generation,
     ) -> Result<(), PlacementError> {
-        self.as_system(database, "open a tenant's door", async |tx| {
-            set_door_in(tx, tenant, generation, Door::Open, "").await
+        let patience = self.timeouts.lock;
+        self.as_system(database, "close a tenant's door", async |tx| {
+            set_lock_timeout_in(tx, patience).await?;
+            lock_door_in(tx, tenant).await?;
+            set_door_in(tx, tenant, generation, Door::closed("its place is being removed")).await
         })
         .await
     }
@@ -132,7 +153,7 @@ impl Ground {
         .await
     }
 
-    /// Finds a table of the site in which the tenant has rows, or may have some.
+    /// Finds a table of the site in which the tenant has rows, or may have some; in a site of its own, whoever's they are.
     pub(in crate::placement) async fn find_rows(
         &self,
         site: &Site,
@@ -146,7 +167,7 @@ impl Ground {
         let found = async {
             let mut tx = SystemTx::begin(&system, PLACES, "look for a tenant's rows").await?;
             // Only looked: there is nothing to commit, and a row that was found has ended the transaction.
-            find_rows_in(&mut tx, tenant, schema).await
+            find_rows_in(&mut tx, site.is_shared().then_some(tenant), schema).await
         }
         .await;
         system.pool().close().await;
@@ -172,11 +193,28 @@ impl Ground {
     }
 }
 
-/// Whether a tenant's transactions are let in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::placement) enum Door {
-    Open,
-    Closed,
+/// Waits until none of the tenant's transactions is under way in this database. Those that come later wait for the end of
+/// this one.
+pub(in crate::placement) async fn lock_door_in(tx: &mut PgConnection, tenant: TenantId) -> Result<(), CoreError> {
+    sqlx::query("select pg_advisory_xact_lock(saas.door($1))")
+        .bind(tenant.as_uuid())
+        .execute(tx)
+        .await
+        .map(drop)
+        .map_err(CoreError::from_database)
+}
+
+/// How long this transaction waits for a lock.
+pub(in crate::placement) async fn set_lock_timeout_in(
+    tx: &mut PgConnection,
+    timeout: Duration,
+) -> Result<(), CoreError> {
+    sqlx::query("select set_config('lock_timeout', $1, true)")
+        .bind(timeout.as_millis().clamp(1, 2_147_483_647).to_string())
+        .execute(tx)
+        .await
+        .map(drop)
+        .map_err(CoreError::from_database)
 }
 
 /// Says at which generation the tenant is at home in a database, and whether it is let in.
@@ -185,21 +223,17 @@ pub(in crate::placement) async fn set_door_in(
     tenant: TenantId,
     generation: Generation,
     door: Door,
-    reason: &str,
 ) -> Result<(), CoreError> {
     sqlx::query(
         "insert into saas.resident (tenant_id, generation, state, reason)
-         values ($1, $2, $3, nullif($4, ''))
+         values ($1, $2, $3, $4)
          on conflict (tenant_id) do update
          set generation = excluded.generation, state = excluded.state, reason = excluded.reason",
     )
     .bind(tenant.as_uuid())
     .bind(generation.get())
-    .bind(match door {
-        Door::Open => "open",
-        Door::Closed => "closed",
-    })
-    .bind(reason)
+    .bind(door.state)
+    .bind(door.reason)
     .execute(tx)
     .await
     .map(drop)

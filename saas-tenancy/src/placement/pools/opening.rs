@@ -1,10 +1,14 @@
 //! How a database's pool is opened, and how room is made for it.
 
-use std::sync::{Arc, PoisonError, atomic::Ordering};
+use std::{
+    sync::{Arc, PoisonError, atomic::Ordering},
+    time::Duration,
+};
 
 use saas_core::{CoreError, TenantPool, db::pool_options};
 use sqlx::{ConnectOptions as _, Connection as _, postgres::PgConnectOptions};
 use tokio::{
+    net::TcpStream,
     sync::{Mutex as Gate, OwnedMutexGuard, OwnedSemaphorePermit},
     time::Instant,
 };
@@ -85,13 +89,16 @@ impl Inner {
             .acquire_timeout(limits.acquire_timeout)
             .connect_lazy_with(options.clone());
         let verified = async {
-            // One plain attempt first: the pool itself would ask a server that refuses again and again.
-            let connection = options.connect().await.map_err(CoreError::from_database)?;
-            connection.close().await.map_err(CoreError::from_database)?;
+            is_there(&options).await?;
             TenantPool::open(pool.clone(), inner.schemas).await
         };
-        let late = |late| Err(CoreError::Unavailable { cause: Box::new(late) });
-        match tokio::time::timeout(limits.connect_timeout, verified).await.unwrap_or_else(late) {
+        let verified = match tokio::time::timeout(limits.connect_timeout, verified).await {
+            Ok(verified) => verified,
+            Err(late) => Err(refusal(&options, limits.connect_timeout)
+                .await
+                .unwrap_or_else(|| CoreError::Unavailable { cause: Box::new(late) })),
+        };
+        match verified {
             Ok(verified) => {
                 inner.opened.fetch_add(1, Ordering::Relaxed);
                 let open = inner.shelf.put(Open::new(database, verified, share));
@@ -147,5 +154,28 @@ impl Inner {
             drop(open.share.lock().unwrap_or_else(PoisonError::into_inner).take());
         });
         async move { drop(closing.await) }
+    }
+}
+
+/// Whether anything listens at an address: the pool would ask a machine that refuses again and again, as it does, rightly, with
+/// a server that is full for a moment. Not with a connection
+/// to the database: its session would still be there, for a moment, beside those of the pool.
+async fn is_there(options: &PgConnectOptions) -> Result<(), CoreError> {
+    let in_a_directory = options.get_socket().is_some() || options.get_host().starts_with('/');
+    if !in_a_directory {
+        let refused = |error| CoreError::from_database(sqlx::Error::Io(error));
+        TcpStream::connect((options.get_host(), options.get_port())).await.map_err(refused)?;
+    }
+    Ok(())
+}
+
+/// Why a server lets nobody in: a pool that asked it again and again says only that it took too long.
+async fn refusal(options: &PgConnectOptions, patience: Duration) -> Option<CoreError> {
+    match tokio::time::timeout(patience, options.connect()).await.ok()? {
+        Ok(connection) => {
+            drop(connection.close().await);
+            None
+        }
+        Err(error) => Some(CoreError::from_database(error)),
     }
 }

@@ -4,11 +4,15 @@ use chrono::{DateTime, Utc};
 use saas_core::{Actor, CoreError, SystemTx, TenantId, db::Generation, revision, tenant};
 use uuid::Uuid;
 
-use super::{Progress, Step};
+use super::{Progress, Step, Target};
+use crate::lifecycle::{
+    State as Lifecycle,
+    store::{Door, find_state, forget_due},
+};
 use crate::placement::{
     ClusterName, Mode, Placement, PlacementError, Site, State,
-    ground::{Door, Stub, find_rows_in, set_door_in},
-    ledger, record,
+    ground::{Stub, find_rows_in, lock_door_in, set_door_in},
+    ledger, record, stock,
 };
 
 pub(super) const PROVISIONER: Actor = Actor::system("provisioner");
@@ -30,13 +34,20 @@ pub(super) enum Taken {
 }
 
 impl Books<'_> {
-    pub(super) async fn request(&mut self, tenant: TenantId, mode: Mode, site: Site) -> Result<(), PlacementError> {
+    pub(super) async fn request(
+        &mut self,
+        tenant: TenantId,
+        target: &Target,
+        newest: i64,
+    ) -> Result<(), PlacementError> {
         tenant::lock_in(self.tx, tenant).await?;
+        self.refuse_moving(tenant).await?;
+        self.require_alive(tenant).await?;
         let present = record::find_in(self.tx, tenant).await?;
         let shared = Site::shared(ClusterName::control());
         match &present {
             Some(placement) if matches!(placement.state, State::Provisioning | State::Failed) => {
-                if placement.site == site {
+                if target.is_met_by(placement) {
                     return Ok(());
                 }
                 return in_the_way(
@@ -45,27 +56,29 @@ impl Books<'_> {
                     "resume that, or abandon it first",
                 );
             }
-            Some(placement) if placement.state == State::Active && placement.site == site => return Ok(()),
+            Some(placement) if placement.state == State::Active && target.is_met_by(placement) => return Ok(()),
             Some(placement) if placement.state == State::Moving || placement.site != shared => {
                 return in_the_way(tenant, format!("lives at `{}`", placement.site), "move it instead");
             }
-            None if site == shared => return Ok(()),
+            None if target.site(tenant) == shared => return Ok(()),
             Some(_) | None => {}
         }
-        // Waits for all who are in, and keeps others out until the closed door is committed.
-        sqlx::query("select pg_advisory_xact_lock(saas.door($1))")
-            .bind(tenant.as_uuid())
-            .execute(&mut **self.tx)
-            .await
-            .map_err(CoreError::from_database)?;
-        if let Some(table) = find_rows_in(self.tx, tenant, None).await? {
+        // Keeps others out until the closed door is committed.
+        lock_door_in(self.tx, tenant).await?;
+        if let Some(table) = find_rows_in(self.tx, Some(tenant), None).await? {
             return in_the_way(tenant, format!("has rows in the shared table `{table}`"), "move it instead");
         }
         let generation = present.map_or(Generation::FIRST, |placement| placement.generation).next();
         let state = State::Provisioning;
+        let mode = target.mode();
+        let site = match mode {
+            Mode::Pooled => None,
+            Mode::Schema | Mode::Database => stock::claim_in(self.tx, mode, target.cluster(), newest).await?,
+        };
+        let site = site.unwrap_or_else(|| target.site(tenant));
         let placement = Placement { tenant, mode, site, schema_version: None, generation, state, reason: None };
         record::put_in(self.tx, &placement, self.now).await?;
-        set_door_in(self.tx, tenant, generation, Door::Closed, "its place is being made").await?;
+        set_door_in(self.tx, tenant, generation, Door::closed("its place is being made")).await?;
         sqlx::query(
             "insert into saas.provisioning (tenant_id, step, changed_at) values ($1, 'requested', $2)
              on conflict (tenant_id) do update set step = 'requested', changed_at = excluded.changed_at",
@@ -141,71 +154,23 @@ impl Books<'_> {
     }
 
     /// Lets the tenant in, at once for every process: the placement, the door and the announcement commit together.
-    pub(super) async fn activate(&mut self, placement: &Placement) -> Result<Placement, PlacementError> {
+    pub(super) async fn activate(&mut self, placement: &Placement, door: Door) -> Result<Placement, PlacementError> {
         let tenant = placement.tenant;
         tenant::lock_in(self.tx, tenant).await?;
         let present = record::find_in(self.tx, tenant).await?;
-        let unchanged = present.is_some_and(|p| p.state == State::Provisioning && p.generation == placement.generation);
+        let unchanged = present.is_some_and(|p| p.state == placement.state && p.generation == placement.generation);
         if !unchanged {
             return Err(PlacementError::InProgress { what: tenant.to_string() });
         }
         let schema_version = ledger::version_in(self.tx, &placement.site).await?;
         let active = Placement { state: State::Active, reason: None, schema_version, ..placement.clone() };
         record::put_in(self.tx, &active, self.now).await?;
-        if placement.site.database.is_control() {
-            set_door_in(self.tx, tenant, placement.generation, Door::Open, "").await?;
-        } else {
-            let reason = format!("it lives at {}", placement.site);
-            set_door_in(self.tx, tenant, placement.generation, Door::Closed, &reason).await?;
-        }
+        let door = if placement.site.database.is_control() { door } else { Door::closed("it lives elsewhere") };
+        set_door_in(self.tx, tenant, placement.generation, door).await?;
+        forget_due(self.tx, tenant).await?;
         self.delete_provisioning(tenant).await?;
         self.announce(tenant).await?;
         Ok(active)
-    }
-
-    /// From here on, whoever resumes starts from the beginning.
-    pub(super) async fn give_up(&mut self, tenant: TenantId) -> Result<Option<Placement>, PlacementError> {
-        tenant::lock_in(self.tx, tenant).await?;
-        let Some(mut placement) = record::find_in(self.tx, tenant).await? else { return Ok(None) };
-        match placement.state {
-            State::Provisioning | State::Failed => {}
-            State::Active | State::Moving => {
-                return in_the_way(tenant, format!("is served at `{}`", placement.site), "move it away first");
-            }
-        }
-        placement.state = State::Failed;
-        placement.reason = Some("it is being abandoned".to_owned());
-        record::put_in(self.tx, &placement, self.now).await?;
-        sqlx::query("update saas.provisioning set step = 'requested', changed_at = $2 where tenant_id = $1")
-            .bind(tenant.as_uuid())
-            .bind(self.now)
-            .execute(&mut **self.tx)
-            .await
-            .map_err(CoreError::from_database)?;
-        Ok(Some(placement))
-    }
-
-    /// Sends the tenant back to the shared tables. A generation that was ever served is never used again.
-    pub(super) async fn forget(&mut self, placement: &Placement) -> Result<(), PlacementError> {
-        let tenant = placement.tenant;
-        self.delete_provisioning(tenant).await?;
-        if placement.generation == Generation::FIRST.next() {
-            for statement in
-                ["delete from saas.placement where tenant_id = $1", "delete from saas.resident where tenant_id = $1"]
-            {
-                sqlx::query(statement)
-                    .bind(tenant.as_uuid())
-                    .execute(&mut **self.tx)
-                    .await
-                    .map_err(CoreError::from_database)?;
-            }
-        } else {
-            let generation = placement.generation.next();
-            let pooled = Placement { generation, ..Placement::implicit(tenant, None) };
-            record::put_in(self.tx, &pooled, self.now).await?;
-            set_door_in(self.tx, tenant, generation, Door::Open, "").await?;
-        }
-        self.announce(tenant).await
     }
 
     pub(super) async fn stub(&mut self, tenant: TenantId) -> Result<Stub, CoreError> {
@@ -254,7 +219,26 @@ impl Books<'_> {
         Ok(rows.into_iter().map(|(id, failed)| (TenantId::from_uuid(id), state(failed))).collect())
     }
 
-    async fn delete_provisioning(&mut self, tenant: TenantId) -> Result<(), CoreError> {
+    /// A place of its own would open a door to a tenant that is gone.
+    async fn require_alive(&mut self, tenant: TenantId) -> Result<(), PlacementError> {
+        match find_state(self.tx, tenant).await? {
+            Some(state @ (Lifecycle::Erasing | Lifecycle::Erased)) => {
+                in_the_way(tenant, format!("is {state}"), "create a new tenant instead")
+            }
+            Some(Lifecycle::ReadOnly | Lifecycle::Suspended | Lifecycle::Maintenance) | None => Ok(()),
+        }
+    }
+
+    /// Sends a tenant that is gone back among the shared tables, behind a closed door.
+    pub(super) async fn retire(&mut self, placement: &Placement) -> Result<(), PlacementError> {
+        let generation = placement.generation.next();
+        let pooled = Placement { generation, ..Placement::implicit(placement.tenant, None) };
+        record::put_in(self.tx, &pooled, self.now).await?;
+        set_door_in(self.tx, placement.tenant, generation, Door::of(Some(Lifecycle::Erasing))).await?;
+        self.announce(placement.tenant).await
+    }
+
+    pub(super) async fn delete_provisioning(&mut self, tenant: TenantId) -> Result<(), CoreError> {
         sqlx::query("delete from saas.provisioning where tenant_id = $1")
             .bind(tenant.as_uuid())
             .execute(&mut **self.tx)
@@ -263,12 +247,12 @@ impl Books<'_> {
             .map_err(CoreError::from_database)
     }
 
-    async fn announce(&mut self, tenant: TenantId) -> Result<(), PlacementError> {
+    pub(super) async fn announce(&mut self, tenant: TenantId) -> Result<(), PlacementError> {
         revision::bump_in(self.tx, tenant).await?;
         Ok(())
     }
 }
 
-fn in_the_way<T>(tenant: TenantId, what: String, remedy: &'static str) -> Result<T, PlacementError> {
+pub(super) fn in_the_way<T>(tenant: TenantId, what: String, remedy: &'static str) -> Result<T, PlacementError> {
     Err(PlacementError::InTheWay { tenant, what, remedy })
 }

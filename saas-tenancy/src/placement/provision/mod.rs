@@ -1,113 +1,28 @@
-//! Makes a tenant's own place, and removes one that was never used.
+//! Makes a tenant's own place, and removes one that is not used, or no longer.
 //!
 //! A place is made in steps, each of which may be repeated; how far it has come is stored in the control database. Whoever
 //! is killed half-way leaves a tenant that is refused service with a typed error, and that [`resume`](Provisioner::resume)
 //! finishes or [`abandon`](Provisioner::abandon) removes.
 
 mod bookkeeping;
+mod leave;
+mod make;
+mod remove;
+mod retire;
+mod target;
 
 use std::{fmt, sync::Arc};
 
-use chrono::{DateTime, Utc};
 use saas_core::{CoreError, SharedClock, SystemPool, SystemTx, TenantId};
 use sqlx::PgConnection;
 
 use self::bookkeeping::Books;
+pub use self::target::{Progress, Step, Target};
 use super::{
-    Blueprint, ClusterName, Clusters, Database, Login, Mode, Placement, PlacementError, Site, State, Timeouts,
-    error::is_missing_database,
-    ground::{Applying, Ground, close, connect},
-    ledger, record,
+    Blueprint, Clusters, Database, Login, Placement, PlacementError, State, Timeouts,
+    ground::{Ground, close, connect, unlock},
+    record,
 };
-
-/// What kind of place a tenant gets.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Target {
-    /// Among all others. In the control cluster that is where a tenant is from the beginning.
-    Pooled(ClusterName),
-    /// A schema of its own in the cluster's shared database.
-    Schema(ClusterName),
-    /// A database of its own on the cluster.
-    Database(ClusterName),
-}
-
-impl Target {
-    /// The place that a tenant gets.
-    #[must_use]
-    pub fn site(&self, tenant: TenantId) -> Site {
-        match self {
-            Self::Pooled(cluster) => Site::shared(cluster.clone()),
-            Self::Schema(cluster) => Site::schema_of(tenant, cluster.clone()),
-            Self::Database(cluster) => Site::database_of(tenant, cluster.clone()),
-        }
-    }
-
-    /// What the tenant shares there.
-    #[must_use]
-    pub const fn mode(&self) -> Mode {
-        match self {
-            Self::Pooled(_) => Mode::Pooled,
-            Self::Schema(_) => Mode::Schema,
-            Self::Database(_) => Mode::Database,
-        }
-    }
-}
-
-/// How far the making of a place has come. Ordered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Step {
-    /// It was asked for.
-    Requested,
-    /// The database and the schema are there, with the kernel's tables.
-    Created,
-    /// The tenant is registered there, behind a closed door.
-    Prepared,
-    /// The application's tables are there.
-    Migrated,
-    /// The isolation audit found nothing.
-    Examined,
-}
-
-impl Step {
-    /// All of them, in order.
-    pub const ALL: [Self; 5] = [Self::Requested, Self::Created, Self::Prepared, Self::Migrated, Self::Examined];
-
-    /// As it is stored and shown.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Requested => "requested",
-            Self::Created => "created",
-            Self::Prepared => "prepared",
-            Self::Migrated => "migrated",
-            Self::Examined => "examined",
-        }
-    }
-
-    fn read(text: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|step| step.as_str() == text)
-    }
-}
-
-impl fmt::Display for Step {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-/// Where the making of a tenant's place stands, for showing.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Progress {
-    /// Where it will be, and whether it is being made, served, or failed and why.
-    pub placement: Placement,
-    /// The last step that is complete; `None` once the place is served.
-    pub step: Option<Step>,
-    /// How often it was begun.
-    pub tries: i32,
-    /// Since when it stands there.
-    pub since: Option<DateTime<Utc>>,
-}
 
 /// Hears of each step: before it is begun (`false`) and when it is done, but not yet noted (`true`).
 pub type Observer = Arc<dyn Fn(TenantId, Step, bool) + Send + Sync>;
@@ -115,10 +30,10 @@ pub type Observer = Arc<dyn Fn(TenantId, Step, bool) + Send + Sync>;
 /// Makes and removes tenants' own places. Needs the clusters' admin logins.
 #[derive(Clone)]
 pub struct Provisioner {
-    system: SystemPool,
-    ground: Ground,
-    blueprint: Arc<Blueprint>,
-    clock: SharedClock,
+    pub(super) system: SystemPool,
+    pub(super) ground: Ground,
+    pub(super) blueprint: Arc<Blueprint>,
+    pub(super) clock: SharedClock,
     observer: Option<Observer>,
 }
 
@@ -160,15 +75,17 @@ impl Provisioner {
     /// Until a worker has called [`resume`](Self::resume), the tenant is
     /// [refused](PlacementError::BeingProvisioned) service.
     ///
+    /// Where a place of that kind was made ahead (see [`Stock`](super::Stock)), the tenant gets that one: it is the
+    /// tenant's with the commit, and nobody's again if the transaction is rolled back.
+    ///
     /// A tenant that is to stay in the shared tables of the control cluster needs nothing and is left as it is.
     ///
     /// # Errors
     /// [`InTheWay`](PlacementError::InTheWay) when the tenant has another place, or rows in the shared tables, which only a
     /// move can bring along. [`UnknownCluster`](PlacementError::UnknownCluster). The transaction cannot be used further.
     pub async fn request_in(&self, tx: &mut SystemTx, tenant: TenantId, target: &Target) -> Result<(), PlacementError> {
-        let site = target.site(tenant);
-        self.ground.clusters.options(&site.database, Login::Application)?;
-        Books { tx, now: self.clock.now() }.request(tenant, target.mode(), site).await
+        self.ground.clusters.options(&target.site(tenant).database, Login::Application)?;
+        Books { tx, now: self.clock.now() }.request(tenant, target, self.blueprint.newest()).await
     }
 
     /// Makes a requested place, from the step that it had come to, and lets the tenant in. Finds nothing to do for a
@@ -186,7 +103,7 @@ impl Provisioner {
     pub async fn resume(&self, tenant: TenantId) -> Result<Placement, PlacementError> {
         let lock = self.lock(tenant).await?;
         let done = self.resume_locked(tenant).await;
-        close(lock).await;
+        unlock(lock).await;
         done
     }
 
@@ -214,151 +131,6 @@ impl Provisioner {
     async fn note_failure(&self, placement: &Placement, error: &PlacementError) -> Result<(), PlacementError> {
         let mut tx = self.begin("note why a place was not made").await?;
         Books { tx: &mut tx, now: self.clock.now() }.fail(placement, &error.in_full()).await?;
-        tx.commit().await?;
-        Ok(())
-    }
-
-    /// Takes the remaining steps and activates.
-    async fn make(&self, placement: &Placement, done: Step) -> Result<Placement, PlacementError> {
-        let (tenant, site) = (placement.tenant, &placement.site);
-        let mut applied = None;
-        for step in Step::ALL.into_iter().filter(|step| *step > done) {
-            self.tell(tenant, step, false);
-            match step {
-                Step::Requested => {}
-                Step::Created => self.ground.create(site).await?,
-                Step::Prepared => self.prepare(placement).await?,
-                Step::Migrated => applied = self.migrate(site).await?,
-                Step::Examined => self.examine(site).await?,
-            }
-            self.tell(tenant, step, true);
-            let mut tx = self.begin("note how far a place has come").await?;
-            let mut books = Books { tx: &mut tx, now: self.clock.now() };
-            books.note(placement, step).await?;
-            if let Some(applied) = &applied {
-                ledger::record_in(books.tx, site, owner_of(placement), applied, books.now).await?;
-            }
-            tx.commit().await?;
-        }
-        // The door there first: nobody is sent there yet.
-        if !site.database.is_control() {
-            self.ground.open_door(&site.database, tenant, placement.generation).await?;
-        }
-        let mut tx = self.begin("let a tenant into its own place").await?;
-        let active = Books { tx: &mut tx, now: self.clock.now() }.activate(placement).await?;
-        tx.commit().await?;
-        Ok(active)
-    }
-
-    async fn prepare(&self, placement: &Placement) -> Result<(), PlacementError> {
-        if placement.site.database.is_control() {
-            return Ok(());
-        }
-        let mut tx = self.begin("read what a tenant is called").await?;
-        let stub = Books { tx: &mut tx, now: self.clock.now() }.stub(placement.tenant).await?;
-        drop(tx);
-        self.ground.register(&placement.site.database, &stub, placement.generation).await
-    }
-
-    /// The shared tables of the control cluster are the fleet's, or the application's own affair; those of another cluster
-    /// may be used for the first time.
-    async fn migrate(&self, site: &Site) -> Result<Option<super::ground::Applied>, PlacementError> {
-        if site.is_shared() && site.database.is_control() {
-            return Ok(None);
-        }
-        let applying = Applying { ground: &self.ground, blueprint: &self.blueprint };
-        let applied = applying.apply(site, |_| ()).await?;
-        match applied.failed {
-            Some(failed) => Err(failed),
-            None => Ok(Some(applied)),
-        }
-    }
-
-    async fn examine(&self, site: &Site) -> Result<(), PlacementError> {
-        let findings = self.ground.examine(site).await?;
-        if findings.is_empty() { Ok(()) } else { Err(PlacementError::Leaks { site: site.clone(), findings }) }
-    }
-
-    /// Removes a place that is being made or failed, wholly; the tenant is where it was before. Safe to repeat.
-    ///
-    /// # Errors
-    /// [`InTheWay`](PlacementError::InTheWay) when the tenant is served there, or has rows there.
-    pub async fn abandon(&self, tenant: TenantId) -> Result<(), PlacementError> {
-        let lock = self.lock(tenant).await?;
-        let done = self.abandon_locked(tenant).await;
-        close(lock).await;
-        done
-    }
-
-    async fn abandon_locked(&self, tenant: TenantId) -> Result<(), PlacementError> {
-        let mut tx = self.begin("give a tenant's place up").await?;
-        let given_up = Books { tx: &mut tx, now: self.clock.now() }.give_up(tenant).await?;
-        tx.commit().await?;
-        let Some(placement) = given_up else { return Ok(()) };
-        self.remove_empty_site(tenant, &placement.site).await?;
-        let mut tx = self.begin("forget a tenant's place").await?;
-        Books { tx: &mut tx, now: self.clock.now() }.forget(&placement).await?;
-        tx.commit().await?;
-        Ok(())
-    }
-
-    /// Makes a site ready for a tenant that stays where it is for now: schema or database, registration behind a closed
-    /// door, the application's tables, the audit. Changes no placement. Safe to repeat. Answers the tables' version.
-    ///
-    /// For whoever moves a tenant there; `generation` is the one that it will have.
-    ///
-    /// # Errors
-    /// As [`resume`](Self::resume).
-    pub async fn make_site(&self, placement: &Placement) -> Result<Option<i64>, PlacementError> {
-        self.ground.create(&placement.site).await?;
-        self.prepare(placement).await?;
-        let applied = self.migrate(&placement.site).await?;
-        self.examine(&placement.site).await?;
-        let Some(applied) = applied else { return Ok(None) };
-        let mut tx = self.begin("note a place's migrations").await?;
-        ledger::record_in(&mut tx, &placement.site, owner_of(placement), &applied, self.clock.now()).await?;
-        tx.commit().await?;
-        Ok(applied.version())
-    }
-
-    /// Removes a tenant's site when the tenant has no row there: drops its schema or database; from shared tables, takes
-    /// its registration back.
-    ///
-    /// # Errors
-    /// [`InTheWay`](PlacementError::InTheWay) when the tenant has rows there.
-    pub async fn remove_empty_site(&self, tenant: TenantId, site: &Site) -> Result<(), PlacementError> {
-        let rows = match self.ground.find_rows(site, tenant).await {
-            Err(PlacementError::Core(error)) if is_missing_database(&error) => return Ok(()),
-            // Killed between the making of the database and that of its tables: complete, it can be looked through.
-            Err(_) if site.database.name.is_some() => {
-                self.ground.create(site).await?;
-                self.ground.find_rows(site, tenant).await?
-            }
-            found => found?,
-        };
-        if let Some(table) = rows {
-            return Err(PlacementError::InTheWay {
-                tenant,
-                what: format!("has rows in `{table}` of `{site}`"),
-                remedy: "move the tenant, or erase its rows first",
-            });
-        }
-        self.remove_site_with_rows(tenant, site).await
-    }
-
-    /// Removes a tenant's own site with everything in it: for the place that a tenant has left for good.
-    ///
-    /// # Errors
-    /// When the database refuses.
-    pub async fn remove_site_with_rows(&self, tenant: TenantId, site: &Site) -> Result<(), PlacementError> {
-        self.ground.remove(site).await?;
-        if site.database.name.is_none() && !site.database.is_control() {
-            self.ground.unregister(&site.database, tenant).await?;
-        }
-        let mut tx = self.begin("forget a place's migrations").await?;
-        if !site.is_shared() {
-            ledger::forget_in(&mut tx, site).await?;
-        }
         tx.commit().await?;
         Ok(())
     }
@@ -415,11 +187,6 @@ impl Provisioner {
             observer(tenant, step, done);
         }
     }
-}
-
-/// Whose place it is in the ledger: shared tables are nobody's.
-fn owner_of(placement: &Placement) -> Option<TenantId> {
-    (!placement.site.is_shared()).then_some(placement.tenant)
 }
 
 impl fmt::Debug for Provisioner {
