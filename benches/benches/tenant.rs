@@ -101,8 +101,9 @@ async fn provision(owner: &mut PgConnection) -> Result<Vec<RequestContext>, Fail
 
 const POINT: &str = "select amount from public.item where tenant_id = $1 and id = $2";
 
-/// Milliseconds of one unit.
+/// Milliseconds of one unit, begun when what the one before left to the background is done: none pays for another.
 async fn timed<T>(unit: impl Future<Output = Result<T, Failure>>) -> Result<f64, Failure> {
+    tokio::time::sleep(Duration::from_millis(2)).await;
     let begin = Instant::now();
     unit.await?;
     Ok(begin.elapsed().as_secs_f64() * 1000.0)
@@ -140,8 +141,6 @@ async fn flights(login: &PgConnectOptions, ctx: &RequestContext) -> Result<(), F
             if round >= 50 {
                 all.iter_mut().zip(figures).for_each(|(all, figure)| all.push(figure));
             }
-            // What went home meanwhile is home.
-            tokio::time::sleep(Duration::from_millis(if delay.is_zero() { 0 } else { 2 })).await;
         }
         let of = |a: usize, b: usize| {
             let ratios: Vec<f64> = all[a].iter().zip(&all[b]).map(|(a, b)| a / b).collect();
