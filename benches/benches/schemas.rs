@@ -7,7 +7,8 @@ use std::{fmt::Write as _, num::NonZeroU32, sync::Arc, time::Instant};
 
 use saas_benches::{median, ratio};
 use saas_core::{
-    Actor, CoreError, RequestContext, Schema, SystemClock, SystemPool, SystemTx, TenantId, TenantPool, TenantTx,
+    Actor, CoreError, RequestContext, Schema, SystemClock, SystemPool, SystemTx, TenantContext, TenantId, TenantPool,
+    TenantTx,
     db::{TenantWork, pool_options},
     migrate,
     testing::{DevServer, Durability},
@@ -20,7 +21,7 @@ use saas_tenancy::{
     },
 };
 use sqlx::{
-    AssertSqlSafe, ConnectOptions, Executor, SqlSafeStr,
+    AssertSqlSafe, ConnectOptions, Executor, PgConnection, SqlSafeStr,
     migrate::{Migration, MigrationType, Migrator},
     postgres::PgConnectOptions,
 };
@@ -52,6 +53,16 @@ async fn main() -> Result<(), Failure> {
 /// The first so many of an application's migrations: its tables, and then a column for one of them each time. None of them
 /// references `saas.tenant`: each reference is two more triggers on that table, as `docs/modes.md` says.
 fn blueprint(files: i64) -> Result<Blueprint, Failure> {
+    let tables = tables()?;
+    let files = (1..=files).map(|version| {
+        let sql = if version == 1 { tables.clone() } else { format!("alter table t1 add column c{version} text") };
+        let sql = AssertSqlSafe(sql).into_sql_str();
+        Migration::new(version, format!("step {version}").into(), MigrationType::Simple, sql, false)
+    });
+    Ok(Blueprint::new(&Migrator::with_migrations(files.collect()))?)
+}
+
+fn tables() -> Result<String, Failure> {
     let mut tables = String::new();
     for n in 0..TABLES {
         write!(
@@ -63,12 +74,7 @@ fn blueprint(files: i64) -> Result<Blueprint, Failure> {
              select saas.fence('t{n}');"
         )?;
     }
-    let files = (1..=files).map(|version| {
-        let sql = if version == 1 { tables.clone() } else { format!("alter table t1 add column c{version} text") };
-        let sql = AssertSqlSafe(sql).into_sql_str();
-        Migration::new(version, format!("step {version}").into(), MigrationType::Simple, sql, false)
-    });
-    Ok(Blueprint::new(&Migrator::with_migrations(files.collect()))?)
+    Ok(tables)
 }
 
 struct Stage {
@@ -120,17 +126,38 @@ impl Stage {
         Ok(Placements::builder(self.pool(1).await?, self.system.clone(), pools))
     }
 
-    /// Makes the schemas: tables, fence, audit.
+    /// Makes the schemas: tables, fence, audit. The first and the last hundred one by one, with now and then the floor in
+    /// between: the same tables in a transaction that is rolled back. Those in the middle as fast as two workers can.
     async fn provision(&self, tenants: &[RequestContext]) -> Result<(), Failure> {
         let provisioner = Provisioner::new(self.system.clone(), self.clusters(), blueprint(1)?, Arc::new(SystemClock));
-        let target = Target::Schema(ClusterName::control());
-        let mut millis = Vec::with_capacity(SCHEMAS);
-        for ctx in tenants {
-            let began = Instant::now();
-            provisioner.provision(saas_core::TenantContext::tenant(ctx), &target).await?;
-            millis.push(began.elapsed().as_secs_f64() * 1e3);
+        let mut owner = self.admin.connect().await?;
+        let (head, rest) = tenants.split_at(ENDS);
+        let (middle, tail) = rest.split_at(rest.len() - ENDS);
+        let first = one_by_one(&provisioner, &mut owner, head).await?;
+        let halves = middle.chunks(middle.len().div_ceil(2)).map(|half| {
+            let (provisioner, half) = (provisioner.clone(), half.to_vec());
+            tokio::spawn(async move {
+                for ctx in half {
+                    provisioner.provision(ctx.tenant(), &Target::Schema(ClusterName::control())).await?;
+                }
+                Ok::<_, Failure>(())
+            })
+        });
+        for half in halves.collect::<Vec<_>>() {
+            half.await??;
         }
-        report("provision", &[millis]);
+        let last = one_by_one(&provisioner, &mut owner, tail).await?;
+        println!(
+            "provision: {:.0} ms a schema among the first hundred ({:.0} ms for its tables alone), {:.0} ms ({:.0} ms) among \
+             the last of {SCHEMAS}",
+            first.0, first.1, last.0, last.1
+        );
+        ratio(
+            "schemas.provision.last_hundred_to_first_in_bare_tables",
+            (last.0 / last.1) / (first.0 / first.1),
+            true,
+            1.5,
+        );
         Ok(())
     }
 
@@ -143,7 +170,12 @@ impl Stage {
             let report = fleet.run().await?;
             runs.push(report.sites.iter().map(|site| site.took.as_secs_f64() * 1e3).collect::<Vec<f64>>());
         }
-        report("migrate", &runs);
+        let ends = |millis: &Vec<f64>| (median(&millis[..ENDS]), median(&millis[millis.len() - ENDS..]));
+        let (first, last): (Vec<f64>, Vec<f64>) = runs.iter().map(ends).unzip();
+        let ratios: Vec<f64> = first.iter().zip(&last).map(|(first, last)| last / first).collect();
+        let (first, last) = (median(&first), median(&last));
+        println!("migrate: {first:.1} ms a schema among the first hundred, {last:.1} ms among the last");
+        ratio("schemas.migrate.last_hundred_to_first", median(&ratios), true, 1.25);
         Ok(())
     }
 
@@ -187,17 +219,25 @@ impl Stage {
     }
 }
 
-/// The first hundred beside the last hundred, as the middle of all runs.
-fn report(what: &str, runs: &[Vec<f64>]) {
-    let ends = |millis: &Vec<f64>| (median(&millis[..ENDS]), median(&millis[millis.len() - ENDS..]));
-    let (first, last): (Vec<f64>, Vec<f64>) = runs.iter().map(ends).unzip();
-    let ratios: Vec<f64> = first.iter().zip(&last).map(|(first, last)| last / first).collect();
-    println!(
-        "{what}: {:.1} ms a schema among the first hundred, {:.1} ms among the last",
-        median(&first),
-        median(&last)
-    );
-    ratio(&format!("schemas.{what}.last_hundred_to_first"), median(&ratios), true, 1.25);
+/// Milliseconds of a schema from the provisioner, and of its tables alone: medians.
+async fn one_by_one(
+    provisioner: &Provisioner,
+    owner: &mut PgConnection,
+    tenants: &[RequestContext],
+) -> Result<(f64, f64), Failure> {
+    let tables = format!("begin; create schema bare; set local search_path = bare; {}; rollback", tables()?);
+    let (mut made, mut bare) = (Vec::new(), Vec::new());
+    for (n, ctx) in tenants.iter().enumerate() {
+        let began = Instant::now();
+        provisioner.provision(ctx.tenant(), &Target::Schema(ClusterName::control())).await?;
+        made.push(began.elapsed().as_secs_f64() * 1e3);
+        if n % 4 == 0 {
+            let began = Instant::now();
+            owner.execute(AssertSqlSafe(tables.clone())).await?;
+            bare.push(began.elapsed().as_secs_f64() * 1e3);
+        }
+    }
+    Ok((median(&made), median(&bare)))
 }
 
 /// Reads from some of the tenant's tables.

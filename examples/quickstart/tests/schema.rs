@@ -37,7 +37,6 @@ const ACROSS_TENANTS: &[&str] = &[
     "hashtextextended('saas.move:'",                            // the name of a lock
     "hashtextextended('saas.export_job:'",                      // the name of a lock
     "from saas.door_due order by since",                        // doors to be set
-    "hashtextextended('saas.move.source:'",                     // the name of another
 ];
 
 /// Pieces of statements, and scripts of several: not to be prepared on their own.

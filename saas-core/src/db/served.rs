@@ -1,7 +1,7 @@
 //! How many schemas a session of the server has looked into.
 //!
-//! PostgreSQL remembers the catalogue of every table that a session has touched, about 10 KB of memory for each table with
-//! its indexes, until the session ends. Nothing else ends it: a connection that serves one schema after another grows by
+//! PostgreSQL remembers the catalogue of every table that a session has touched, about 30 KB of memory for each table with
+//! two indexes, until the session ends. Nothing else ends it: a connection that serves one schema after another grows by
 //! all of them. So each session counts the schemas that it has served, in a setting of its own, and the connection is
 //! closed when they are enough.
 

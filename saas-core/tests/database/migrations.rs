@@ -20,6 +20,31 @@ async fn migrating_again_and_at_once_changes_nothing() {
 }
 
 #[tokio::test]
+async fn two_processes_do_not_grant_at_once() {
+    let db = TestDatabase::start(&[&SCHEMA]).await;
+    let (mut owner, mut other) = (db.owner().await, db.owner().await);
+    // As another process that is about to end its migration.
+    owner
+        .execute(
+            "begin; select pg_advisory_xact_lock(hashtextextended('saas.migrate', 0));
+             revoke select on saas._migrations_core from saas_app",
+        )
+        .await
+        .unwrap();
+    let options = admin(&db);
+    let migrating = tokio::spawn(async move { migrate(&options, &[&SCHEMA]).await });
+    let waits = "select exists (select from pg_stat_activity
+                                where datname = current_database() and wait_event_type = 'Lock')";
+    while !sqlx::query_scalar::<_, bool>(waits).fetch_one(&mut other).await.unwrap() {
+        assert!(!migrating.is_finished(), "it did not wait");
+    }
+    owner.execute("commit").await.unwrap();
+    migrating.await.unwrap().unwrap();
+    let pool = PgPool::connect(&db.url("saas_app")).await.unwrap();
+    assert_eq!(db::pending(&pool, &[&SCHEMA]).await.unwrap(), "");
+}
+
+#[tokio::test]
 async fn the_pending_script_is_all_that_an_administrator_has_to_run() {
     static EMPTY: [&Schema; 0] = [];
     let db = TestDatabase::start(&EMPTY).await;

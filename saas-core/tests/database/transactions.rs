@@ -165,6 +165,7 @@ async fn a_connection_that_was_left_bound_or_with_an_open_cursor_is_not_handed_o
     let mut opened = proxy.connections();
     for (what, sql) in [
         ("a session-wide tenant", "set saas.tenant_id = '01900000-0000-7000-8000-000000000001'"),
+        ("a session-wide right to every member's rows", "set saas.member = '*'"),
         ("a cursor that outlives the transaction", "declare c cursor with hold for select * from public.project"),
     ] {
         let mut tx = TenantTx::begin(&tenants, &fixture.a).await.unwrap();

@@ -37,7 +37,8 @@ mod target;
 use std::{fmt, sync::Arc};
 
 use saas_core::{
-    Actor, CoreError, ExportId, SessionBinding, SharedClock, SystemPool, SystemTx, TenantContext, TenantPool, TenantTx,
+    Actor, CoreError, ExportId, RequestContext, SessionBinding, SharedClock, SystemPool, SystemTx, TenantContext,
+    TenantPool, TenantTx,
     audit::{self, Entry},
 };
 use serde_json::json;
@@ -170,6 +171,9 @@ impl Exports {
         progress: OnProgress<'_>,
     ) -> Result<Manifest, TenancyError> {
         let started_at = self.clock.now();
+        // Everybody's rows: what fences show only to some of the tenant's people leaves with the tenant, too. Whether the caller
+        // may have it all was asked before.
+        let ctx = &RequestContext::new_at(ctx.tenant(), Actor::system("export"), started_at);
         let mut writer = stream::Writer::new(ctx.tenant(), draft, progress, self.chunk);
         let mut control = TenantTx::begin_snapshot(&self.tenants, ctx).await?;
         let schema_versions = catalog::schema_versions(&mut control).await?;

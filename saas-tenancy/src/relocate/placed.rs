@@ -3,7 +3,7 @@
 use saas_core::{CoreError, TenantId};
 use sqlx::PgConnection;
 
-use super::{Address, Mode};
+use super::{Address, Mode, record::Record, state::Home};
 
 /// The placement of a tenant: where, and how often it has moved.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -12,6 +12,22 @@ pub(super) struct Placement {
     pub(super) generation: i64,
     /// The place is ready.
     pub(super) is_served: bool,
+}
+
+impl Record {
+    /// What the placement says about this move.
+    pub(super) fn home(&self, placement: &Placement) -> Home {
+        let is = |address: &Address, generation| {
+            placement.generation == generation && placement.address.is_same_place(address)
+        };
+        if is(&self.source, self.generation) {
+            Home::Source
+        } else if is(&self.target, self.generation + 1) {
+            Home::Target
+        } else {
+            Home::Elsewhere
+        }
+    }
 }
 
 type Row = (String, String, Option<String>, Option<String>, Option<i64>, i64, bool);

@@ -316,22 +316,6 @@ impl Control {
     }
 }
 
-impl Record {
-    /// What the placement says about this move.
-    pub(super) fn home(&self, placement: &Placement) -> Home {
-        let is = |address: &Address, generation| {
-            placement.generation == generation && placement.address.is_same_place(address)
-        };
-        if is(&self.source, self.generation) {
-            Home::Source
-        } else if is(&self.target, self.generation + 1) {
-            Home::Target
-        } else {
-            Home::Elsewhere
-        }
-    }
-}
-
 async fn open_in(connection: &mut PgConnection, tenant: TenantId) -> Result<Option<Record>, CoreError> {
     let row: Option<Row> = sqlx::query_as(
         "select id, state, lease, generation, source, target, report

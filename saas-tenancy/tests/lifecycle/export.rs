@@ -29,6 +29,34 @@ fn names(manifest: &Manifest) -> Vec<&str> {
 }
 
 #[tokio::test]
+async fn an_export_holds_the_rows_that_its_caller_alone_would_not_see() {
+    let stage = Stage::start().await;
+    let mut owner = stage.db.owner().await;
+    owner
+        .execute(
+            "create table public.diary (
+                 tenant_id uuid not null references saas.tenant (id), id int not null, owner_id uuid not null,
+                 primary key (tenant_id, id));
+             select saas.fence('public.diary');
+             select saas.fence_rows('public.diary', 'owner_id', '{}')",
+        )
+        .await
+        .unwrap();
+    for (id, of) in [(1, stage.a.actor().person().unwrap().to_string()), (2, uuid::Uuid::from_u128(7).to_string())] {
+        sqlx::query("insert into public.diary values ($1, $2, $3::text::uuid)")
+            .bind(stage.acme.tenant.as_uuid())
+            .bind(id)
+            .bind(of)
+            .execute(&mut owner)
+            .await
+            .unwrap();
+    }
+    let done = export(&stage, &Memory::default()).await;
+    let diary = done.manifest.tables.iter().find(|table| table.name == "public.diary").unwrap();
+    assert_eq!(diary.rows, 2);
+}
+
+#[tokio::test]
 async fn an_export_holds_every_table_of_its_tenant_and_says_what_is_in_it() {
     let stage = Stage::start().await;
     let folder = Folder::new();

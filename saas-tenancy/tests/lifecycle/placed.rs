@@ -226,7 +226,7 @@ async fn a_tenants_own_place_is_emptied_counted_and_removed_wherever_it_is() {
             Arc::new(world.stage.db.clock().clone()),
         );
         let moved = mover.move_tenant(tenant, &Address::pooled("eu"), &operator(), &|_| ()).await.unwrap_err();
-        assert_eq!(moved.code(), "not_found");
+        assert_eq!(moved.code(), "tenant_erased");
         assert_eq!(world.placement().await.mode, Mode::Pooled);
     }
 }

@@ -9,9 +9,10 @@ use std::{
 };
 
 use futures_util::future::join_all;
-use saas_core::{ErrorKind, RequestContext, TenantContext, doctor};
-use saas_tenancy::placement::{
-    ClusterName, Database, Mode, PlacementError, Provisioner, State, Step, Target, Timeouts,
+use saas_core::{Actor, CoreError, ErrorKind, RequestContext, TenantContext, UserId, doctor};
+use saas_tenancy::{
+    lifecycle::Lifecycle,
+    placement::{ClusterName, Database, Mode, PlacementError, Provisioner, State, Step, Target, Timeouts},
 };
 use sqlx::{Connection as _, Executor};
 
@@ -303,4 +304,28 @@ async fn who_waits_too_long_for_another_provisioner_is_told_so() {
     other.close().await.unwrap();
     stage.provisioner(&FILES).resume(ctx.tenant()).await.unwrap();
     stage.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_suspended_tenant_gets_a_place_whose_door_tells_it() {
+    let stage = Stage::start().await;
+    stage.shared_tables(&FILES).await;
+    let provisioner = stage.provisioner(&FILES);
+    let placements = stage.serving(&FILES);
+    let lifecycle = Lifecycle::new(stage.db.system().clone(), Arc::new(stage.db.clock().clone()))
+        .with_clusters(stage.two_clusters());
+    let vendor = Actor::Operator { id: UserId::mint(stage.db.clock()) };
+    // The shared tables of the other cluster outlive a test, and another one counts what is in them.
+    for (n, target) in targets().into_iter().filter(|target| *target != Target::Pooled(eu())).enumerate() {
+        let ctx = stage.db.create_tenant(&format!("tenant-{n}")).await;
+        lifecycle.suspend(ctx.tenant(), &vendor, "unpaid").await.unwrap();
+        provisioner.provision(ctx.tenant(), &target).await.unwrap();
+        let refused = add_project(&placements, &ctx, "x").await.unwrap_err();
+        let CoreError::Statement { cause } = &refused else { panic!("{target:?}: {refused:?}") };
+        assert!(format!("{cause:?}").contains("25006"), "a read-only transaction: {cause:?}");
+        assert_eq!(projects(&placements, &ctx).await.unwrap(), [""; 0], "{target:?}");
+        lifecycle.resume(ctx.tenant(), &vendor).await.unwrap();
+        add_project(&placements, &ctx, "x").await.unwrap();
+        remove(&stage, &ctx, &target).await;
+    }
 }

@@ -12,5 +12,6 @@ mod online;
 mod process;
 mod refuse;
 mod status;
+mod tables;
 mod work;
 mod world;

@@ -3,8 +3,7 @@
 use std::sync::{Arc, Mutex, atomic::Ordering};
 
 use saas_core::{
-    Actor, Clock as _, SCHEMA as CORE, SystemClock, SystemPool, SystemTx, TenantContext, TenantId, TenantTx, UserId,
-    db::pool_options,
+    Actor, SCHEMA as CORE, SystemClock, SystemPool, TenantContext, TenantId, TenantTx, UserId, db::pool_options,
 };
 use saas_tenancy::{
     lifecycle::Lifecycle,
@@ -297,28 +296,5 @@ async fn a_door_that_was_closed_by_hand_is_neither_opened_nor_forgotten_by_a_mov
         assert!(error.to_string().contains("suspected leak"), "{error}");
         world.mover.roll_back(world.acme.tenant(), &|_| {}).await.unwrap();
         assert_eq!(world.door_at(&Address::pooled("control")).await, (0, state.into(), Some("suspected leak".into())));
-    }
-}
-
-#[tokio::test]
-async fn a_tenant_that_is_being_erased_is_not_moved() {
-    let world = World::start().await;
-    let database = world.make_database().await;
-    let tenant = world.acme.tenant();
-    for state in ["erasing", "erased"] {
-        let status = "insert into saas.tenant_status values ($1, $2, 'why', 'who', $3)
-                      on conflict (tenant_id) do update set state = excluded.state";
-        let mut tx = SystemTx::begin(world.db.system(), operator(), "set a test up").await.unwrap();
-        sqlx::query(status)
-            .bind(tenant.as_uuid())
-            .bind(state)
-            .bind(world.db.clock().now())
-            .execute(&mut *tx)
-            .await
-            .unwrap();
-        tx.commit().await.unwrap();
-        let error = world.mover.move_tenant(tenant, &database, &operator(), &|_| {}).await.unwrap_err();
-        assert_eq!(error.code(), "tenant_erased", "{error}");
-        assert!(world.mover.find(tenant).await.unwrap().is_none(), "nothing stands in the erasure's way");
     }
 }
