@@ -378,6 +378,105 @@ pub async fn a_correction_never_raises_the_quota(fixture: Fixture) {
     assert_eq!(fixture.used(&fixture.tenants[0], day(0)).await, 13);
 }
 
+/// f-M4, f-M6, f-M10: 300 random uses, records, corrections, grants and revocations are answered as by a model that takes
+/// one unit at a time, and nothing is lost or made: what was counted is what is used and what is burnt.
+pub async fn random_operations_keep_to_a_simple_model(fixture: Fixture) {
+    let mut model = Model { limit: 40, cap: 50, ..Model::default() };
+    // Xorshift: the same numbers in every run.
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut below = |most: u64| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state % most
+    };
+    let mut counted = 0;
+    for step in 0..300 {
+        let key = format!("step-{step}");
+        match below(10) {
+            0..=4 => {
+                let amount = 1 + below(12);
+                let draw = Draw { cap: model.cap, ..fixture.draw(amount, &key, model.limit) };
+                let drawn = fixture.consume(&draw).await.unwrap();
+                counted += i128::from(model.expect(&drawn, amount, model.cap, step));
+            }
+            5 => {
+                let amount = 1 + below(6);
+                let drawn = fixture.consume(&fixture.record(amount, &key, model.limit)).await.unwrap();
+                counted += i128::from(model.expect(&drawn, amount, u64::MAX, step));
+            }
+            6 => {
+                let amount = i64::try_from(below(60)).unwrap() - 50;
+                let before = model.used;
+                model.used = before.saturating_add_signed(amount);
+                counted += i128::from(model.used) - i128::from(before);
+                let expected = Corrected::Counted { before, after: model.used };
+                assert_eq!(fixture.correct(amount, &key).await.unwrap(), expected, "step {step}");
+            }
+            7 | 8 => {
+                let (units, priority) = (1 + below(15), i16::try_from(below(3)).unwrap());
+                let id = fixture.give(grant(units).with_priority(priority)).await;
+                model.grants.push((priority, id, units));
+                model.grants.sort_unstable();
+            }
+            _ => {
+                if let Some((_, id, left)) = model.grants.pop() {
+                    let revoked = fixture.store.revoke(&fixture.tenants[0], id, "a test", start()).await.unwrap();
+                    assert_eq!(revoked, Some(left), "step {step}");
+                }
+            }
+        }
+        let used = fixture.used(&fixture.tenants[0], day(0)).await;
+        assert_eq!((used, i128::from(used) + i128::from(model.burnt)), (model.used, counted), "step {step}");
+    }
+    let left: Vec<_> = model.grants.iter().filter(|grant| grant.2 > 0).map(|grant| grant.1).collect();
+    let listed: Vec<_> = fixture.burnt().await.into_iter().map(|(id, _)| id).collect();
+    assert_eq!(listed, left);
+    let reached = (model.refused > 0, model.burnt > 0, model.over > 0);
+    assert_eq!(reached, (true, true, true), "the walk came to every part: {model:?}");
+}
+
+/// What a store has to answer, one unit at a time.
+#[derive(Debug, Clone, Default)]
+struct Model {
+    limit: u64,
+    cap: u64,
+    used: u64,
+    /// Priority, name and units left, in the order in which they burn.
+    grants: Vec<(i16, UsageGrantId, u64)>,
+    burnt: u64,
+    over: u64,
+    refused: u32,
+}
+
+impl Model {
+    /// Compares an answer, and returns the units that were counted.
+    fn expect(&mut self, drawn: &Drawn, amount: u64, cap: u64, step: i32) -> u64 {
+        let before = self.clone();
+        for _ in 0..amount {
+            if self.used < self.limit {
+                self.used += 1;
+            } else if let Some(grant) = self.grants.iter_mut().find(|grant| grant.2 > 0) {
+                grant.2 -= 1;
+                self.burnt += 1;
+            } else if self.used < cap {
+                self.used += 1;
+                self.over += 1;
+            } else {
+                let room = before.grants.iter().map(|grant| grant.2).sum::<u64>() + cap.saturating_sub(before.used);
+                let used = before.used;
+                *self = Self { refused: before.refused + 1, ..before };
+                assert_eq!(*drawn, Drawn::Refused { used, room }, "step {step}");
+                return 0;
+            }
+        }
+        let Drawn::Counted { before: was, after, burnt, .. } = drawn else { panic!("step {step}: {drawn:?}") };
+        let expected = (before.used, self.used, self.burnt - before.burnt);
+        assert_eq!((*was, *after, *burnt), expected, "step {step}");
+        amount
+    }
+}
+
 /// Runs the conformance suite of [`CounterStore`] against an implementation.
 ///
 /// Takes a name for the module and an async closure that makes a [`Fixture`]. Needs `tokio` with `macros` and
@@ -393,6 +492,7 @@ macro_rules! counter_store_conformance {
             another_limit_keeps_the_count_and_warns_for_itself, grants_burn_in_their_order_between_plan_and_overage,
             a_grant_that_is_over_is_not_burnt, a_grant_is_given_once, contention_never_exceeds_plan_and_grants,
             recording_is_not_refused_by_a_limit, a_correction_never_raises_the_quota,
+            random_operations_keep_to_a_simple_model,
         );
     };
     (@tests $name:ident, $fixture:expr; $($test:ident),+ $(,)?) => {
