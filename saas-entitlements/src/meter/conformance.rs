@@ -477,7 +477,7 @@ impl Model {
     }
 }
 
-/// Runs the conformance suite of [`CounterStore`] against an implementation.
+/// Runs the conformance suite of [`CounterStore`](crate::CounterStore) and [`Ledger`] against an implementation.
 ///
 /// Takes a name for the module and an async closure that makes a [`Fixture`]. Needs `tokio` with `macros` and
 /// `rt-multi-thread` among the caller's dev-dependencies.
