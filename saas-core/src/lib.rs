@@ -106,7 +106,8 @@ pub use context::{RequestContext, TenantContext};
 pub use db::{Schema, SessionBinding, SystemPool, SystemTx, TenantPool, TenantTx, migrate};
 pub use error::{Cause, CoreError, ErrorKind, InvalidInput, Refusal};
 pub use id::{
-    ApiKeyId, AuditId, DomainToken, ExportId, JobId, LeaseToken, OverrideId, RequestId, TenantId, UsageEventId, UserId,
+    ApiKeyId, AuditId, DomainToken, ExportId, JobId, LeaseToken, OverrideId, RequestId, TenantId, UsageEventId,
+    UsageGrantId, UserId,
 };
 pub use name::{AddOnKey, EmailAddress, FeatureKey, IdempotencyKey, MeterKey, PlanKey, RoleName, Slug, Topic};
 pub use page::{Page, PageSize};

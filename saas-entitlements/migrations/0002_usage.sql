@@ -28,7 +28,8 @@ create table saas.usage_event (
     -- stranded is what a holder may have used when it was lost
     kind          text not null check (kind in ('consume', 'commit', 'record', 'correction', 'lease', 'stranded')),
     amount        bigint not null,
-    -- what it added to the counter's sum; 0 for a peak that was not exceeded or an item that was known
+    -- what it added to the counter's sum; 0 for a peak that was not exceeded or an item that was known, and for a
+    -- correction no more than there was to take
     units         bigint not null,
     window_kind   text not null,
     window_start  timestamptz not null,
@@ -54,7 +55,7 @@ create table saas.usage_counter (
     window_start  timestamptz not null,
     -- null: never
     window_end    timestamptz,
-    -- below 0 after a correction of more than there was; what is left is then counted from 0
+    -- a correction takes no more from it than there is, so that none raises the quota
     used          bigint not null default 0,
     -- what reservations and leases may still use
     held          bigint not null default 0 check (held >= 0),

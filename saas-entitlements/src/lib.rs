@@ -76,7 +76,10 @@ pub use explain::{Explanation, Given, Layer, Reason};
 pub use gate::{Answer, FeatureGate, GateOptions, GateStats};
 #[cfg(feature = "testing")]
 pub use meter::conformance;
-pub use meter::{Consumption, CounterStore, Denial, Draw, Drawn, Meter, Threshold, Usage};
+pub use meter::{
+    Adjustment, Adjustments, Consumption, Corrected, Correction, CounterStore, Denial, Draw, DrawKind, Drawn,
+    GRANTS_LISTED, Grant, GrantSource, Ledger, Meter, NewGrant, Threshold, Usage,
+};
 pub use overrides::{NewOverride, Override, OverrideGrant, OverrideSubject};
 #[cfg(feature = "postgres")]
 pub use postgres::{Overrides, PostgresCounters, PostgresSource, RevisionListener, THRESHOLD_TOPIC, ThresholdCrossed};

@@ -33,7 +33,6 @@ pub enum Literal<'a> {
 
 impl<'a> Literal<'a> {
     /// Binds it to the next parameter of a statement that runs in a transaction of several.
-    #[must_use]
     pub fn bind_to<'q>(
         self,
         query: sqlx::query::Query<'q, sqlx::Postgres, sqlx::postgres::PgArguments>,

@@ -7,11 +7,11 @@ use saas_core::{
     subscription::AccessLevel,
 };
 
-use super::{Consumption, Denial, Draw, Drawn, Threshold};
+use super::{Consumption, Denial, Draw, DrawKind, Drawn, Threshold};
 use crate::{EntitlementsError, Origin, Period, Snapshot, period_at};
 
 /// The most that can be counted in one window.
-const MOST: u64 = i64::MAX.unsigned_abs();
+pub(super) const MOST: u64 = i64::MAX.unsigned_abs();
 
 /// A use that a store may decide about, or the answer without asking one.
 pub(super) enum Verdict {
@@ -43,6 +43,7 @@ pub(super) fn rule_at(
 /// Whether and how a use may be drawn.
 pub(super) fn decide(
     snapshot: &Snapshot,
+    kind: DrawKind,
     meter: &MeterKey,
     amount: u64,
     key: &IdempotencyKey,
@@ -52,13 +53,14 @@ pub(super) fn decide(
     check_amount(declared, amount)?;
     let ruled = rule_at(snapshot, meter, now)?;
     let denied = |why, upgrade| Ok(Verdict::Denied(Consumption::Denied { why, upgrade }));
-    if snapshot.access() < declared.min_access() {
+    if kind == DrawKind::Consume && snapshot.access() < declared.min_access() {
         return denied(Denial::Standing { access: snapshot.access() }, None);
     }
     let Some((rule, period)) = ruled else {
         return denied(Denial::NotIncluded, upgrade(snapshot, declared, 0, amount));
     };
     let cap = match (rule.limit, rule.overage) {
+        (_, _) if kind == DrawKind::Record => MOST,
         (Limit::Max(max), Overage::Block) => max.min(MOST),
         (Limit::Max(max), Overage::Allow | Overage::Bill) => {
             rule.overage_max.map_or(MOST, |beyond| max.saturating_add(beyond).min(MOST))
@@ -72,6 +74,7 @@ pub(super) fn decide(
     };
     let paying = snapshot.catalog.meter_by_id(snapshot.catalog.paying(declared.id())).unwrap_or(declared);
     let draw = Draw {
+        kind,
         meter: meter.clone(),
         counter: paying.key().clone(),
         amount,
@@ -91,25 +94,24 @@ pub(super) fn decide(
 pub(super) fn conclude(snapshot: &Snapshot, ruled: &Ruled, drawn: Drawn) -> Option<Consumption> {
     let Ruled { draw, rule } = ruled;
     match drawn {
-        Drawn::Counted { before, after, crossed } => {
+        Drawn::Counted { before, after, burnt, crossed } => {
             let over = match rule.limit {
                 Limit::Unlimited => 0,
                 Limit::Max(max) => after.saturating_sub(before.max(max)),
             };
-            Some(Consumption::Granted { left: rule.limit.left(after), over, crossed })
+            Some(Consumption::Granted { left: rule.limit.left(after), over, burnt, crossed })
         }
-        Drawn::Refused { used } => {
+        Drawn::Refused { used, room } => {
             let declared = snapshot.catalog.meter(&draw.meter);
             let upgrade = declared.and_then(|meter| upgrade(snapshot, meter, used, draw.units));
-            let left = draw.cap.saturating_sub(used);
-            Some(Consumption::Exhausted { limit: draw.cap, left, resets_at: draw.period.end, upgrade })
+            Some(Consumption::Exhausted { limit: draw.cap, left: room, resets_at: draw.period.end, upgrade })
         }
         Drawn::AlreadyCounted => Some(Consumption::AlreadyCounted),
         Drawn::Outdated { .. } => None,
     }
 }
 
-fn declared<'a>(snapshot: &'a Snapshot, meter: &MeterKey) -> Result<&'a Declared, EntitlementsError> {
+pub(super) fn declared<'a>(snapshot: &'a Snapshot, meter: &MeterKey) -> Result<&'a Declared, EntitlementsError> {
     snapshot.catalog.meter(meter).ok_or_else(|| EntitlementsError::UnknownMeter { key: meter.clone() })
 }
 
@@ -123,6 +125,7 @@ fn known(snapshot: &Snapshot) -> Result<(), EntitlementsError> {
 }
 
 fn check_amount(meter: &Declared, amount: u64) -> Result<(), InvalidInput> {
+    additive(meter)?;
     let refuse = |why: &'static str, remedy: &'static str| Err(InvalidInput::new("amount", why, remedy));
     match (meter.aggregation(), amount) {
         (_, 0) => refuse("is 0", "count uses of at least one unit"),
@@ -130,6 +133,15 @@ fn check_amount(meter: &Declared, amount: u64) -> Result<(), InvalidInput> {
         (Aggregation::Count, 2..) => refuse("is more than 1 for a meter that counts uses", "pass 1 for each use"),
         (_, _) => Ok(()),
     }
+}
+
+/// A peak, a number of items or a level is no sum: counting it as one would be a wrong number.
+pub(super) fn additive(meter: &Declared) -> Result<(), InvalidInput> {
+    if meter.aggregation().is_additive() {
+        return Ok(());
+    }
+    let why = "does not add up its uses";
+    Err(InvalidInput::new("meter", why, "count with a meter whose aggregation is \"sum\" or \"count\""))
 }
 
 fn thresholds(rule: &MeterLimit) -> Box<[Threshold]> {

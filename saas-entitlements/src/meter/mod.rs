@@ -5,17 +5,21 @@
 //! statement that the tenant's revision is still the snapshot's, so a limit that was lowered is in force for every
 //! statement that starts after the commit.
 
+mod adjust;
 #[cfg(feature = "testing")]
 pub mod conformance;
 mod decide;
+mod ledger;
 mod store;
 
 use std::{fmt, sync::Arc};
 
+pub use adjust::{Adjustments, Correction};
 use chrono::{DateTime, Utc};
+pub use ledger::{Adjustment, Corrected, GRANTS_LISTED, Grant, GrantSource, Ledger, NewGrant};
 use saas_core::{IdempotencyKey, Limit, MeterKey, PlanVersionRef, TenantContext, subscription::AccessLevel};
 use serde::Serialize;
-pub use store::{CounterStore, Draw, Drawn, Threshold};
+pub use store::{CounterStore, Draw, DrawKind, Drawn, Threshold};
 
 use self::decide::{Verdict, conclude, decide, rule_at};
 #[cfg(feature = "postgres")]
@@ -32,10 +36,12 @@ const ATTEMPTS: usize = 4;
 pub enum Consumption {
     /// It was counted: go ahead.
     Granted {
-        /// What is left in the window; 0 beyond a limit that lets more through.
+        /// What is left of the plan's own in the window, grants apart; 0 beyond a limit that lets more through.
         left: Limit,
-        /// Units of this use beyond the limit; 0 unless the plan lets more through.
+        /// Units of this use beyond limit and grants; 0 unless the plan lets more through.
         over: u64,
+        /// Units of this use that were taken from grants.
+        burnt: u64,
         /// Warning thresholds, in percent, that this use was the first in the window to reach under this limit.
         crossed: Vec<u16>,
     },
@@ -43,7 +49,7 @@ pub enum Consumption {
     Exhausted {
         /// The limit.
         limit: u64,
-        /// What is left: less than was asked for.
+        /// What is left, grants included, in units of the meter that pays: less than was asked for.
         left: u64,
         /// When the window ends; `None` for never.
         resets_at: Option<DateTime<Utc>>,
@@ -90,10 +96,13 @@ pub enum Denial {
 impl fmt::Display for Consumption {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let hint = match self {
-            Self::Granted { left, over, crossed } => {
+            Self::Granted { left, over, burnt, crossed } => {
                 match left {
                     Limit::Unlimited => f.write_str("granted, without limit")?,
                     Limit::Max(left) => write!(f, "granted, {left} left")?,
+                }
+                if *burnt > 0 {
+                    write!(f, ", {burnt} of a grant")?;
                 }
                 if *over > 0 {
                     write!(f, ", {over} beyond the limit")?;
@@ -173,10 +182,40 @@ impl Meter {
         amount: u64,
         key: &IdempotencyKey,
     ) -> Result<Consumption, EntitlementsError> {
+        self.draw(ctx, DrawKind::Consume, meter, amount, key).await
+    }
+
+    /// Counts `amount` units that were used already, exactly once per `key`, whatever the limit and the standing: plan and
+    /// grants as far as they go, the rest beyond the limit. Thresholds are announced as for any use.
+    ///
+    /// [`Denied`](Consumption::Denied) where the plan does not include the meter: there is no window to count in. Where the
+    /// sum would be more than 2^63-1, [`Exhausted`](Consumption::Exhausted). Neither has counted anything.
+    ///
+    /// # Errors
+    /// As [`consume`](Self::consume).
+    #[tracing::instrument(name = "saas.entitlements.meter.record", level = "debug", skip_all, fields(tenant = %ctx.tenant(), %meter, amount))]
+    pub async fn record(
+        &self,
+        ctx: &dyn TenantContext,
+        meter: &MeterKey,
+        amount: u64,
+        key: &IdempotencyKey,
+    ) -> Result<Consumption, EntitlementsError> {
+        self.draw(ctx, DrawKind::Record, meter, amount, key).await
+    }
+
+    async fn draw(
+        &self,
+        ctx: &dyn TenantContext,
+        kind: DrawKind,
+        meter: &MeterKey,
+        amount: u64,
+        key: &IdempotencyKey,
+    ) -> Result<Consumption, EntitlementsError> {
         let now = self.entitlements.core.clock.now();
         for _ in 0..ATTEMPTS {
             let snapshot = self.entitlements.snapshot(ctx.tenant()).await;
-            let ruled = match decide(&snapshot, meter, amount, key, now)? {
+            let ruled = match decide(&snapshot, kind, meter, amount, key, now)? {
                 Verdict::Draw(ruled) => ruled,
                 Verdict::Denied(denied) => return Ok(denied),
             };
@@ -232,7 +271,7 @@ impl Meter {
             .into());
         }
         let now = self.entitlements.core.clock.now();
-        let ruled = match decide(snapshot, meter, amount, key, now)? {
+        let ruled = match decide(snapshot, DrawKind::Consume, meter, amount, key, now)? {
             Verdict::Draw(ruled) => ruled,
             Verdict::Denied(denied) => return Ok(denied),
         };

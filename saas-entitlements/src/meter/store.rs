@@ -12,6 +12,8 @@ use crate::{EntitlementsError, Period};
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Draw {
+    /// Whether it is asked about, or has happened.
+    pub kind: DrawKind,
     /// What is used.
     pub meter: MeterKey,
     /// What counts it: the meter itself, or the one whose units pay for it.
@@ -26,8 +28,8 @@ pub struct Draw {
     pub window: Window,
     /// The window it counts in.
     pub period: Period,
-    /// The most that may be used in the window, this use included, up to `i64::MAX`. `i64::MAX` where nothing is
-    /// refused.
+    /// The most that may be used of the plan in the window, this use included, up to `i64::MAX`. `i64::MAX` where nothing
+    /// is refused.
     pub cap: u64,
     /// The limit that the thresholds are percentages of; it may be beyond `cap`, or let more through.
     pub limit: Limit,
@@ -35,6 +37,27 @@ pub struct Draw {
     pub thresholds: Box<[Threshold]>,
     /// The tenant's revision at which cap and window were decided.
     pub revision: Revision,
+}
+
+/// Whether a use is asked about, or has happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DrawKind {
+    /// It happens if it is counted.
+    Consume,
+    /// It has happened.
+    Record,
+}
+
+impl DrawKind {
+    /// The name in the database.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Consume => "consume",
+            Self::Record => "record",
+        }
+    }
 }
 
 /// A point that is announced when usage reaches it.
@@ -52,17 +75,21 @@ pub struct Threshold {
 pub enum Drawn {
     /// It was counted.
     Counted {
-        /// Used in the window before it.
+        /// Used of the plan in the window before it, overage included.
         before: u64,
-        /// Used in the window with it.
+        /// The same with it.
         after: u64,
+        /// Units of it that were taken from grants.
+        burnt: u64,
         /// Percentages that are reached and were not announced before in this window for this limit.
         crossed: Vec<u16>,
     },
     /// It did not fit, and nothing was counted.
     Refused {
-        /// Used in the window.
+        /// Used of the plan in the window.
         used: u64,
+        /// The most that would have fitted, of the plan, its overage and grants.
+        room: u64,
     },
     /// This key was counted before, with the same amount.
     AlreadyCounted,
@@ -76,7 +103,9 @@ pub enum Drawn {
 /// Counts uses against caps.
 ///
 /// # Contract
-/// - *Atomic*: concurrent calls never count more than the cap in total, and a refused draw leaves nothing behind.
+/// - *Atomic*: concurrent calls never count more than cap and grants in total, and a refused draw leaves nothing behind.
+/// - *In order*: units come from the plan up to its limit, then from grants (lowest priority number, then what ends first,
+///   then the oldest), then from the plan's overage up to the cap.
 /// - *Whole*: a draw is counted in full or not at all.
 /// - *Idempotent*: a repeated `key` of a meter moves nothing and is answered [`Drawn::AlreadyCounted`]; with another
 ///   amount it is [`KeyReused`](saas_core::CoreError::KeyReused). A key of a refused draw is free again.

@@ -50,6 +50,10 @@ impl PostgresCounters {
     pub fn new(binding: Arc<dyn SessionBinding>) -> Self {
         Self { binding }
     }
+
+    pub(super) fn binding(&self) -> &dyn SessionBinding {
+        &*self.binding
+    }
 }
 
 #[async_trait]
@@ -112,22 +116,24 @@ pub(crate) async fn consume_in(tx: &mut TenantTx, draw: &Draw, now: DateTime<Utc
         let row = query.fetch_one(&mut **tx).await.map_err(CoreError::from_database)?;
         let decided = Decided::read(&row)?;
         let Some(drawn) = decided.drawn(draw)? else {
-            open_window(tx, draw, now).await?;
+            // Once per window, so also the moment to clear a warning flag that has passed.
+            open_window(tx, &draw.counter, draw.window, draw.period).await?;
+            flag_near_limit(tx, now).await?;
             continue;
         };
-        let Drawn::Counted { before, after, .. } = drawn else { return Ok(drawn) };
+        let Drawn::Counted { before, after, burnt, .. } = drawn else { return Ok(drawn) };
         let crossed = announce(tx, draw, &decided.due, after, now).await?;
         if decided.relimited || !crossed.is_empty() {
             flag_near_limit(tx, now).await?;
         }
-        return Ok(Drawn::Counted { before, after, crossed });
+        return Ok(Drawn::Counted { before, after, burnt, crossed });
     }
     Err(CoreError::Corrupt { table: "saas.usage_counter", column: "used" }.into())
 }
 
-const CONSUME: &str = "select outcome, revision, before, after, prior, relimited, due
+const CONSUME: &str = "select outcome, revision, before, after, prior, relimited, due, burnt, room
     from saas.usage_consume(
-        $1::uuid, $2::bigint, $3::text, $4::text, $5::text, $6::uuid, $7::bigint, $8::bigint, $9::text, $10::timestamptz,
+        $18::text, $1::uuid, $2::bigint, $3::text, $4::text, $5::text, $6::uuid, $7::bigint, $8::bigint, $9::text, $10::timestamptz,
         $11::bigint, nullif($12::bigint, -1), $13::text::integer[], $14::text::bigint[], $15::text, $16::timestamptz,
         $17::boolean)";
 
@@ -151,7 +157,7 @@ impl Call {
     }
 
     /// The parameters of [`CONSUME`]. `whole`: the caller does what follows from a use that is not of the common kind.
-    fn values<'a>(&'a self, draw: &'a Draw, now: DateTime<Utc>, whole: bool) -> [Literal<'a>; 17] {
+    fn values<'a>(&'a self, draw: &'a Draw, now: DateTime<Utc>, whole: bool) -> [Literal<'a>; 18] {
         [
             Literal::Uuid(self.tenant.as_uuid()),
             Literal::Integer(stored(draw.revision.get())),
@@ -170,6 +176,7 @@ impl Call {
             Literal::Text(&self.actor),
             Literal::Timestamp(now),
             Literal::Boolean(whole),
+            Literal::Text(draw.kind.as_str()),
         ]
     }
 }
@@ -189,6 +196,10 @@ struct Decided {
     relimited: bool,
     /// Thresholds that are reached and were not announced for this limit, in percent.
     due: Vec<i32>,
+    /// Units that were taken from grants.
+    burnt: Option<i64>,
+    /// The most that would have fitted.
+    room: Option<i64>,
 }
 
 impl Decided {
@@ -202,6 +213,8 @@ impl Decided {
                 prior: row.try_get("prior")?,
                 relimited: row.try_get::<Option<bool>, _>("relimited")?.unwrap_or_default(),
                 due: row.try_get::<Option<Vec<i32>>, _>("due")?.unwrap_or_default(),
+                burnt: row.try_get("burnt")?,
+                room: row.try_get("room")?,
             })
         };
         read().map_err(CoreError::from_database)
@@ -211,22 +224,31 @@ impl Decided {
     fn drawn(&self, draw: &Draw) -> Result<Option<Drawn>, EntitlementsError> {
         let found =
             |number: Option<i64>| number.ok_or(CoreError::Corrupt { table: "saas.usage_counter", column: "used" });
-        // Below 0 after corrections, which is no more than nothing.
-        let used = |number| found(number).map(|used| u64::try_from(used).unwrap_or(0));
+        let used = |number| found(number).and_then(units);
         Ok(Some(match self.outcome.as_str() {
             "no tenant" => return Err(CoreError::NotFound { what: "tenant" }.into()),
             "known" if u64::try_from(found(self.prior)?) == Ok(draw.amount) => Drawn::AlreadyCounted,
             "known" => return Err(CoreError::KeyReused { key: draw.key.to_string() }.into()),
             "outdated" => Drawn::Outdated { revision: Revision::new(units(found(self.revision)?)?) },
-            "refused" => Drawn::Refused { used: used(self.before)? },
-            "counted" => Drawn::Counted { before: used(self.before)?, after: used(self.after)?, crossed: Vec::new() },
+            "refused" => Drawn::Refused { used: used(self.before)?, room: used(self.room)? },
+            "counted" => Drawn::Counted {
+                before: used(self.before)?,
+                after: used(self.after)?,
+                burnt: used(self.burnt)?,
+                crossed: Vec::new(),
+            },
             _ => return Ok(None),
         }))
     }
 }
 
-/// Gives the window its counter. Once per window, so also the moment to clear a warning flag that has passed.
-async fn open_window(tx: &mut TenantTx, draw: &Draw, now: DateTime<Utc>) -> Result<(), CoreError> {
+/// Gives the window its counter, unless it has one.
+pub(super) async fn open_window(
+    tx: &mut TenantTx,
+    counter: &MeterKey,
+    window: Window,
+    period: Period,
+) -> Result<(), CoreError> {
     let tenant = tx.tenant();
     sqlx::query(
         "insert into saas.usage_counter (tenant_id, meter, window_kind, window_start, window_end)
@@ -234,14 +256,14 @@ async fn open_window(tx: &mut TenantTx, draw: &Draw, now: DateTime<Utc>) -> Resu
          on conflict (tenant_id, meter, window_kind, window_start) do nothing",
     )
     .bind(tenant.as_uuid())
-    .bind(draw.counter.as_str())
-    .bind(draw.window.as_str())
-    .bind(draw.period.start)
-    .bind(draw.period.end)
+    .bind(counter.as_str())
+    .bind(window.as_str())
+    .bind(period.start)
+    .bind(period.end)
     .execute(&mut **tx)
     .await
     .map_err(CoreError::from_database)?;
-    flag_near_limit(tx, now).await
+    Ok(())
 }
 
 /// Records crossings that are the first of their window and returns those, with a job and an audit row for each.
@@ -320,7 +342,7 @@ async fn flag_near_limit(connection: &mut TenantTx, now: DateTime<Utc>) -> Resul
 }
 
 /// A count as the database stores it. Draws are at most `i64::MAX`; a store that is handed more counts nothing beyond.
-fn stored(units: u64) -> i64 {
+pub(super) fn stored(units: u64) -> i64 {
     i64::try_from(units).unwrap_or(i64::MAX)
 }
 
@@ -332,6 +354,6 @@ fn limit_units(draw: &Draw) -> Option<i64> {
     }
 }
 
-fn units(stored: i64) -> Result<u64, CoreError> {
+pub(super) fn units(stored: i64) -> Result<u64, CoreError> {
     u64::try_from(stored).map_err(|_| CoreError::Corrupt { table: "saas.usage_counter", column: "used" })
 }

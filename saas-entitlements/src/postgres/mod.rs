@@ -1,6 +1,7 @@
 //! Entitlements on PostgreSQL: what the gate reads, how it hears of changes, where overrides and usage are kept.
 
 mod counters;
+mod ledger;
 mod listener;
 mod overrides;
 mod source;

@@ -49,7 +49,7 @@ fn at(rfc3339: &str) -> DateTime<Utc> {
 async fn usage_runs_to_the_warning_and_the_block_with_the_way_up() {
     let bench = Bench::new();
     let tenant = bench.stage.tenant("free");
-    let granted = |left, crossed| Consumption::Granted { left: Limit::Max(left), over: 0, crossed };
+    let granted = |left, crossed| Consumption::Granted { left: Limit::Max(left), over: 0, burnt: 0, crossed };
     assert_eq!(bench.r#use(tenant, &CALLS, 799).await.unwrap(), granted(201, vec![]));
     assert_eq!(bench.r#use(tenant, &CALLS, 1).await.unwrap(), granted(200, vec![80]));
     assert_eq!(bench.r#use(tenant, &CALLS, 197).await.unwrap(), granted(3, vec![]));
@@ -81,6 +81,15 @@ async fn amounts_that_make_no_sense_are_refused_with_a_reason() {
 }
 
 #[tokio::test]
+async fn a_meter_that_does_not_add_up_is_refused() {
+    let bench = Bench::new();
+    let tenant = bench.stage.tenant("pro");
+    let error = bench.r#use(tenant, &MeterKey::from_static("peak"), 1).await.unwrap_err();
+    assert_eq!(error.kind(), saas_core::ErrorKind::Invalid);
+    assert!(error.to_string().contains("does not add up"), "{error}");
+}
+
+#[tokio::test]
 async fn a_plan_that_bills_overage_lets_it_through_and_says_how_much() {
     let bench = Bench::new();
     let tenant = bench.stage.tenant("pro");
@@ -88,7 +97,7 @@ async fn a_plan_that_bills_overage_lets_it_through_and_says_how_much() {
     for _ in 0..3 {
         outcomes.push(bench.r#use(tenant, &EXPORTS, 1).await.unwrap());
     }
-    let granted = |left, over| Consumption::Granted { left: Limit::Max(left), over, crossed: vec![] };
+    let granted = |left, over| Consumption::Granted { left: Limit::Max(left), over, burnt: 0, crossed: vec![] };
     assert_eq!(outcomes, [granted(1, 0), granted(0, 0), granted(0, 1)]);
 }
 

@@ -6,13 +6,14 @@ use async_trait::async_trait;
 use chrono::{DateTime, TimeDelta, Utc};
 use saas_core::{
     Actor, Clock, CoreError, IdempotencyKey, Limit, MeterKey, OverrideId, RequestContext, SharedClock, SystemTx,
-    TenantContext, TenantPool, TenantTx, UserId, revision,
+    TenantContext, TenantPool, TenantTx, UsageGrantId, UserId, revision,
     subscription::{PlanAssignment, PlanSource},
     testing::{Proxy, TestDatabase},
 };
 use saas_entitlements::{
-    Consumption, Entitlements, GateOptions, Meter, NewOverride, Origin, OverrideGrant, Overrides, PostgresCounters,
-    PostgresSource, RevisionListener, SCHEMA, SnapshotSource, THRESHOLD_TOPIC,
+    Adjustments, Consumption, Corrected, Correction, Entitlements, GateOptions, GrantSource, Meter, NewGrant,
+    NewOverride, Origin, OverrideGrant, Overrides, PostgresCounters, PostgresSource, RevisionListener, SCHEMA,
+    SnapshotSource, THRESHOLD_TOPIC,
 };
 use sqlx::Executor;
 
@@ -523,4 +524,56 @@ async fn a_tenant_that_is_shut_out_or_gone_is_denied_whatever_it_has_bought() {
         tx.commit().await.unwrap();
         app.until(async || app.export(&acme).await).await;
     }
+}
+
+// C15, f-M11
+#[tokio::test]
+async fn adjustments_keep_who_why_and_the_whole_amount_and_the_sums_agree() {
+    let app = App::start().await;
+    let acme = app.database.create_tenant("acme").await;
+    let adjustments =
+        Adjustments::new(app.gate.clone(), Arc::new(PostgresCounters::new(Arc::new(app.tenants.clone()))));
+    assert!(app.r#use(&acme, 3, "a").await.is_granted());
+    let correction = Correction {
+        meter: CALLS,
+        amount: -5,
+        key: "ticket-7".parse().unwrap(),
+        at: app.now(),
+        reason: "counted by a broken client".to_owned(),
+    };
+    let future = Correction { at: app.now() + TimeDelta::seconds(1), ..correction.clone() };
+    assert_eq!(adjustments.correct(&acme, future).await.unwrap_err().code(), "invalid_input");
+    let corrected = adjustments.correct(&acme, correction.clone()).await.unwrap();
+    assert_eq!(corrected, Corrected::Counted { before: 3, after: 0 });
+    assert_eq!(adjustments.correct(&acme, correction).await.unwrap(), Corrected::AlreadyCounted);
+    let id = UsageGrantId::mint(app.database.clock());
+    let pack = NewGrant::new(id, CALLS, 7, GrantSource::Bought, "invoice 12").unwrap();
+    for _ in 0..2 {
+        assert_eq!(adjustments.give(&acme, &pack).await.unwrap().units, 7);
+    }
+    assert!(matches!(app.r#use(&acme, 1_004, "b").await, Consumption::Granted { over: 0, burnt: 4, .. }));
+    let recorded = app.meter.record(&acme, &CALLS, 10, &"c".parse().unwrap()).await.unwrap();
+    assert!(matches!(recorded, Consumption::Granted { over: 7, burnt: 3, .. }), "{recorded:?}");
+    let (used, burnt, events, of_grants): (i64, i64, i64, i64) = sqlx::query_as(
+        "select (select sum(used)::bigint from saas.usage_counter), (select sum(burnt)::bigint from saas.usage_counter),
+                (select sum(units)::bigint from saas.usage_event), (select sum(burnt)::bigint from saas.usage_grant)",
+    )
+    .fetch_one(&mut app.database.owner().await)
+    .await
+    .unwrap();
+    assert_eq!((used, burnt, events, of_grants), (1_007, 7, 1_014, 7));
+    let (amount, units, actor): (i64, i64, String) =
+        sqlx::query_as("select amount, units, actor from saas.usage_event where kind = 'correction'")
+            .fetch_one(&mut app.database.owner().await)
+            .await
+            .unwrap();
+    assert_eq!((amount, units, actor), (-5, -3, acme.actor().to_string()));
+    let told: Vec<(String, String)> = sqlx::query_as(
+        "select action, detail->>'reason' from saas.audit where action in ('usage.corrected', 'usage.granted') order by action",
+    )
+    .fetch_all(&mut app.database.owner().await)
+    .await
+    .unwrap();
+    let row = |action: &str, reason: &str| (action.to_owned(), reason.to_owned());
+    assert_eq!(told, [row("usage.corrected", "counted by a broken client"), row("usage.granted", "invoice 12")]);
 }

@@ -45,6 +45,8 @@ pub(crate) fn catalog() -> PlanCatalog {
         aggregation = "sum"
         [meters.exports]
         aggregation = "count"
+        [meters.peak]
+        aggregation = "max"
         [plans.free]
         rank = 0
         [[plans.free.versions]]
