@@ -68,6 +68,8 @@ mod postgres;
 mod resolve;
 mod snapshot;
 mod source;
+#[cfg(feature = "postgres")]
+pub mod usage;
 mod window;
 
 pub use entitlements::{Entitlements, GateClock};
@@ -92,4 +94,5 @@ pub static SCHEMA: saas_core::Schema = saas_core::schema!("entitlements":
     2 "0002_usage",
     3 "0003_cohorts",
     4 "0004_usage_consume",
+    6 "0006_usage_pipeline",
 );
