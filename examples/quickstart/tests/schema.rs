@@ -34,8 +34,6 @@ const ACROSS_TENANTS: &[&str] = &[
     "to_regclass('saas.resident') is not null",                 // whether the table is there
     "hashtextextended('saas.move:'",                            // the name of a lock
     "of every tenant",                                          // readers of usage events, and the check of all counters
-    "saas.usage_consumer", // how far readers of usage events are
-    "where consumer = $1 and not refused and batch_id is null", // usage events that a reader takes again
 ];
 
 /// Pieces of statements, and scripts of several: not to be prepared on their own.

@@ -291,7 +291,7 @@ impl UsagePipeline {
         let is_ours = if claimed.is_again {
             // Those that were taken go; what was not comes back below.
             sqlx::query(
-                "delete from saas.usage_undelivered u
+                "delete from saas.usage_undelivered u -- of every tenant
                  where u.consumer = $1 and u.batch_id = $2 and not u.refused
                    and (u.tenant_id, u.event_id) not in (select * from unnest($3::uuid[], $4::uuid[]))",
             )

@@ -197,7 +197,7 @@ impl UsagePipeline {
         let mut tx = SystemTx::begin(&self.system, ACTOR, "forget old keys of usage").await?;
         // Two that delete the same keys in different orders would wait for each other.
         let is_alone: bool =
-            sqlx::query_scalar("select pg_try_advisory_xact_lock(hashtextextended('saas.usage_key', 0))")
+            sqlx::query_scalar("select pg_try_advisory_xact_lock(hashtextextended('saas.usage keys', 0))")
                 .fetch_one(&mut *tx)
                 .await
                 .map_err(CoreError::from_database)?;

@@ -16,6 +16,7 @@ mod maintain;
 mod rebuild;
 mod roll_up;
 mod series;
+mod writer;
 
 pub use export::{Delivery, ExportReport, UsageBatch, UsageExport, UsageRow};
 pub use maintain::{HeldPart, Maintained, Retention};
@@ -23,6 +24,7 @@ pub use rebuild::{CounterDrift, DriftCursor, DriftReport, Rebuild};
 pub use roll_up::RolledUp;
 use saas_core::{Actor, SharedClock, SystemPool};
 pub use series::{Bucket, SeriesPoint, SeriesQuery, series_in};
+pub use writer::{Recorded, Ticket, UsageRecord, UsageWriter, WriterOptions, record_many};
 
 const ACTOR: Actor = Actor::system("usage");
 

@@ -10,14 +10,15 @@ use async_trait::async_trait;
 use chrono::{DateTime, NaiveDate, TimeDelta, Utc};
 use futures_util::future::join_all;
 use saas_core::{
-    Clock, CoreError, MeterKey, PageSize, RequestContext, TenantContext, TenantTx, UsageEventId, doctor, plan::Window,
-    testing::TestDatabase,
+    Clock, CoreError, MeterKey, PageSize, RequestContext, SystemPool, TenantContext, TenantTx, UsageEventId, doctor,
+    plan::Window,
+    testing::{Cut, Proxy, TestDatabase},
 };
 use saas_entitlements::{
-    EntitlementsError, SCHEMA,
+    EntitlementsError, Period, SCHEMA,
     usage::{
-        Bucket, Delivery, Rebuild, Retention, SeriesPoint, SeriesQuery, UsageBatch, UsageExport, UsagePipeline,
-        series_in,
+        Bucket, Delivery, Rebuild, Recorded, Retention, SeriesPoint, SeriesQuery, UsageBatch, UsageExport,
+        UsagePipeline, UsageRecord, UsageWriter, WriterOptions, series_in,
     },
 };
 use sqlx::Executor;
@@ -441,4 +442,103 @@ async fn an_export_that_ends_at_any_step_repeats_its_batch_and_leaves_nothing_ou
         tokio::join!(stage.pipeline.export("warehouse", &second), stage.pipeline.export("warehouse", &second));
     assert_eq!(left.unwrap().taken + right.unwrap().taken, 7, "each is settled once");
     assert_eq!(second.units(), 121);
+}
+
+fn record(ctx: &RequestContext, key: &str, amount: u64, moment: DateTime<Utc>) -> UsageRecord {
+    let start = moment.date_naive().and_time(chrono::NaiveTime::MIN).and_utc();
+    UsageRecord {
+        tenant: ctx.tenant(),
+        actor: ctx.actor().clone(),
+        meter: CALLS,
+        counter: CALLS,
+        amount,
+        units: amount,
+        window: Window::Day,
+        period: Period { start, end: Some(start + TimeDelta::days(1)) },
+        at: moment,
+        key: key.parse().unwrap(),
+        member: None,
+    }
+}
+
+// C2, C4, C12
+#[tokio::test]
+async fn recorded_uses_are_counted_once_through_lost_answers_and_beside_bad_ones() {
+    let stage = Stage::start().await;
+    let day = at("2026-03-10T09:00:00Z");
+    stage.move_to(day);
+    let (host, port) = stage.database.address();
+    let network = Proxy::start((host.as_str(), port)).unwrap();
+    let login = stage.database.options("saas_system").host("127.0.0.1").port(network.address().port());
+    let pool = saas_core::db::pool_options().max_connections(2).connect_with(login).await.unwrap();
+    let system = SystemPool::open(pool, &[&saas_core::SCHEMA, &SCHEMA]).await.unwrap();
+    let clock = Arc::new(stage.database.clock().clone());
+    let options = WriterOptions::default()
+        .with_batch(7.try_into().unwrap())
+        .with_buffer(10.try_into().unwrap())
+        .with_pause(Duration::from_millis(5));
+    let writer = UsageWriter::start(system, clock, options);
+    // 200 uses of two tenants, each sent twice, while connections break again and again.
+    let senders = join_all((0..4).map(|sender| {
+        let (stage, writer) = (&stage, &writer);
+        async move {
+            let mut tickets = Vec::new();
+            for n in 0..100 {
+                let ctx = if n % 2 == 0 { &stage.acme } else { &stage.globex };
+                let key = format!("{}-{n}", sender % 2);
+                tickets.push(writer.record(record(ctx, &key, 3, day)).await.unwrap());
+            }
+            let mut counted = 0;
+            for ticket in tickets {
+                match ticket.settled().await.unwrap() {
+                    Recorded::Counted => counted += 1,
+                    Recorded::AlreadyCounted => {}
+                    Recorded::KeyReused => panic!("the amounts are the same"),
+                }
+            }
+            counted
+        }
+    }));
+    let breaking = async {
+        for _ in 0..12 {
+            network.cut(Cut::Reset);
+            tokio::time::sleep(Duration::from_millis(7)).await;
+        }
+    };
+    let (counted, ()) = tokio::join!(senders, breaking);
+    // Of an answer that was lost, the repeat says "already".
+    assert!(counted.iter().sum::<i32>() <= 200, "{counted:?}");
+    let sums = "select sum(used)::bigint from saas.usage_counter";
+    assert_eq!(stage.count(sums).await, 600);
+    assert_eq!(stage.count("select sum(units)::bigint from saas.usage_event").await, 600);
+
+    // One that cannot be stored takes nobody with it; the same key with another amount is told.
+    let mut bad = record(&stage.acme, "bad", 1, day);
+    bad.tenant = saas_core::TenantId::mint_at(day);
+    let mut huge = record(&stage.acme, "huge", u64::MAX, day);
+    huge.units = 1;
+    let uses = [
+        record(&stage.acme, "a", 5, day),
+        bad,
+        huge,
+        record(&stage.acme, "0-0", 4, day),
+        record(&stage.acme, "b", 6, day),
+    ];
+    let mut tickets = Vec::new();
+    for one in uses {
+        tickets.push(writer.record(one).await.unwrap());
+    }
+    writer.shut_down().await;
+    let mut ends = Vec::new();
+    for ticket in tickets {
+        ends.push(ticket.settled().await.map_err(|error| error.kind()));
+    }
+    use saas_core::ErrorKind::{Conflict, Invalid};
+    assert_eq!(
+        ends,
+        [Ok(Recorded::Counted), Err(Conflict), Err(Invalid), Ok(Recorded::KeyReused), Ok(Recorded::Counted)]
+    );
+    assert_eq!(stage.count(sums).await, 611, "shutting down wrote what was left");
+    let report = stage.pipeline.find_drift(None, PageSize::default()).await.unwrap();
+    assert_eq!((report.sound, report.drifted.len()), (2, 0));
 }
