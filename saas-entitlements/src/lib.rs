@@ -54,6 +54,8 @@
 //! `postgres` (default) and `testing` (stores in [`memory`], and the [`conformance`] suite for stores of your own).
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+#[cfg(feature = "postgres")]
+pub mod analytics;
 mod entitlements;
 mod error;
 mod explain;

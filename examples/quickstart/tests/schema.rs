@@ -33,7 +33,7 @@ const ACROSS_TENANTS: &[&str] = &[
     "from saas.move -- of every tenant",                        // moves to be resumed
     "to_regclass('saas.resident') is not null",                 // whether the table is there
     "hashtextextended('saas.move:'",                            // the name of a lock
-    "of every tenant",                                          // readers of usage events, and the check of all counters
+    "of every tenant", // readers of usage events, and the check of all counters
 ];
 
 /// Pieces of statements, and scripts of several: not to be prepared on their own.

@@ -12,10 +12,11 @@ use futures_util::future::join_all;
 use saas_core::{
     Clock, CoreError, MeterKey, PageSize, RequestContext, SystemPool, TenantContext, TenantTx, UsageEventId, doctor,
     plan::Window,
-    testing::{Cut, Proxy, TestDatabase},
+    testing::{Proxy, TestDatabase},
 };
 use saas_entitlements::{
     EntitlementsError, Period, SCHEMA,
+    analytics::{Adoption, Span, activation_in, active_members_in, adoption_in, last_active_in},
     usage::{
         Bucket, Delivery, Rebuild, Recorded, Retention, SeriesPoint, SeriesQuery, UsageBatch, UsageExport,
         UsagePipeline, UsageRecord, UsageWriter, WriterOptions, series_in,
@@ -478,7 +479,15 @@ async fn recorded_uses_are_counted_once_through_lost_answers_and_beside_bad_ones
         .with_buffer(10.try_into().unwrap())
         .with_pause(Duration::from_millis(5));
     let writer = UsageWriter::start(system, clock, options);
-    // 200 uses of two tenants, each sent twice, while connections break again and again.
+    // The answer to each step of a flush is lost in turn: opening, writing, committing, and those of the next try.
+    for step in 0..8 {
+        network.cut_instead_of_answer(step);
+        let ticket = writer.record(record(&stage.acme, &format!("step-{step}"), 3, day)).await.unwrap();
+        assert_ne!(ticket.settled().await.unwrap(), Recorded::KeyReused, "{step}");
+    }
+    let sums = "select sum(used)::bigint from saas.usage_counter";
+    assert_eq!(stage.count(sums).await, 24);
+    // 200 uses of two tenants, each sent twice by others at once.
     let senders = join_all((0..4).map(|sender| {
         let (stage, writer) = (&stage, &writer);
         async move {
@@ -499,18 +508,10 @@ async fn recorded_uses_are_counted_once_through_lost_answers_and_beside_bad_ones
             counted
         }
     }));
-    let breaking = async {
-        for _ in 0..12 {
-            network.cut(Cut::Reset);
-            tokio::time::sleep(Duration::from_millis(7)).await;
-        }
-    };
-    let (counted, ()) = tokio::join!(senders, breaking);
-    // Of an answer that was lost, the repeat says "already".
-    assert!(counted.iter().sum::<i32>() <= 200, "{counted:?}");
-    let sums = "select sum(used)::bigint from saas.usage_counter";
-    assert_eq!(stage.count(sums).await, 600);
-    assert_eq!(stage.count("select sum(units)::bigint from saas.usage_event").await, 600);
+    let counted = senders.await;
+    assert_eq!(counted.iter().sum::<i32>(), 200, "{counted:?}");
+    assert_eq!(stage.count(sums).await, 624);
+    assert_eq!(stage.count("select sum(units)::bigint from saas.usage_event").await, 624);
 
     // One that cannot be stored takes nobody with it; the same key with another amount is told.
     let mut bad = record(&stage.acme, "bad", 1, day);
@@ -538,7 +539,57 @@ async fn recorded_uses_are_counted_once_through_lost_answers_and_beside_bad_ones
         ends,
         [Ok(Recorded::Counted), Err(Conflict), Err(Invalid), Ok(Recorded::KeyReused), Ok(Recorded::Counted)]
     );
-    assert_eq!(stage.count(sums).await, 611, "shutting down wrote what was left");
+    assert_eq!(stage.count(sums).await, 635, "shutting down wrote what was left");
     let report = stage.pipeline.find_drift(None, PageSize::default()).await.unwrap();
     assert_eq!((report.sound, report.drifted.len()), (2, 0));
+}
+
+#[tokio::test]
+async fn usage_tells_who_got_started_what_is_adopted_and_who_is_still_there() {
+    let stage = Stage::start().await;
+    let uses = [
+        ("2026-02-27T10:00:00Z", Some("ann")),
+        ("2026-02-27T11:00:00Z", Some("ann")),
+        ("2026-02-27T12:00:00Z", Some("ben")),
+        ("2026-03-01T23:59:59Z", Some("ann")),
+        ("2026-03-02T00:00:00Z", Some("ann")),
+        ("2026-03-04T08:00:00Z", Some("eve")),
+        ("2026-03-05T08:00:00Z", None),
+    ];
+    for (moment, member) in uses {
+        let mut tx = TenantTx::begin(stage.database.tenants(), &stage.acme).await.unwrap();
+        record_in(&mut tx, 1, at(moment), member).await;
+        tx.commit().await.unwrap();
+    }
+    stage.used(&stage.globex, 1, at("2026-03-05T09:00:00Z")).await;
+    assert!(stage.pipeline.roll_up(PATIENCE).await.unwrap().complete);
+    let mut tx = TenantTx::begin_read_only(stage.database.tenants(), &stage.acme).await.unwrap();
+    let (from, until) = (month("2026-02-01"), month("2026-04-01"));
+
+    let exports = MeterKey::from_static("exports");
+    let started = activation_in(&mut tx, &[CALLS]).await.unwrap();
+    assert_eq!(started.activated, Some(month("2026-02-27")));
+    let halfway = activation_in(&mut tx, &[CALLS, exports]).await.unwrap();
+    assert_eq!(
+        (halfway.activated, halfway.steps[0].reached, halfway.steps[1].reached),
+        (None, started.activated, None)
+    );
+    assert_eq!(activation_in(&mut tx, &[]).await.unwrap_err().kind(), saas_core::ErrorKind::Invalid);
+
+    let adopted = adoption_in(&mut tx, from, until).await.unwrap();
+    assert_eq!(adopted, [Adoption { meter: "calls".to_owned(), days: 5, members: 3, events: 7 }]);
+    assert_eq!(last_active_in(&mut tx, None).await.unwrap(), Some(at("2026-03-05T08:00:00Z")));
+    assert_eq!(last_active_in(&mut tx, Some("ben")).await.unwrap(), Some(at("2026-02-27T12:00:00Z")));
+    assert_eq!(last_active_in(&mut tx, Some("nobody")).await.unwrap(), None);
+
+    let mut active = Vec::new();
+    for span in [Span::Day, Span::Week, Span::Month] {
+        let found = active_members_in(&mut tx, span, from, until).await.unwrap();
+        active.push(found.iter().map(|found| (found.start.to_string(), found.members)).collect::<Vec<_>>());
+    }
+    let expected = |found: &[(&str, i64)]| found.iter().map(|(day, n)| ((*day).to_owned(), *n)).collect::<Vec<_>>();
+    assert_eq!(active[0], expected(&[("2026-02-27", 2), ("2026-03-01", 1), ("2026-03-02", 1), ("2026-03-04", 1)]));
+    assert_eq!(active[1], expected(&[("2026-02-23", 2), ("2026-03-02", 2)]), "Sunday is of the week before");
+    assert_eq!(active[2], expected(&[("2026-02-01", 2), ("2026-03-01", 2)]));
+    assert!(active_members_in(&mut tx, Span::Day, until, from).await.is_err());
 }
