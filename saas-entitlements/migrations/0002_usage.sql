@@ -39,11 +39,16 @@ create table saas.usage_event (
     member        text,
     item          text,
     actor         text not null,
+    -- The transaction that recorded it. Readers that go through all events follow this, not recorded_at: below the oldest
+    -- transaction that still runs, nothing can appear any more.
+    position      bigint not null default (pg_current_xact_id()::text::bigint),
     primary key (tenant_id, id, recorded_at)
 ) partition by range (recorded_at);
 create table saas.usage_event_rest partition of saas.usage_event default;
 create index usage_event_by_window on saas.usage_event (tenant_id, counter, window_kind, window_start);
 create index usage_event_by_time on saas.usage_event (tenant_id, at);
+-- Roll-ups and exports: what came since, of all tenants.
+create index usage_event_by_position on saas.usage_event (position, tenant_id, id);
 select saas.fence('saas.usage_event', 'select, insert');
 
 -- One per window. A window belongs to the counter, not to a plan, so another limit does not start it again. The free half of

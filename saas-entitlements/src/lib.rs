@@ -54,6 +54,8 @@
 //! `postgres` (default) and `testing` (stores in [`memory`], and the [`conformance`] suite for stores of your own).
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+#[cfg(feature = "postgres")]
+pub mod analytics;
 mod entitlements;
 mod error;
 mod explain;
@@ -68,6 +70,8 @@ mod postgres;
 mod resolve;
 mod snapshot;
 mod source;
+#[cfg(feature = "postgres")]
+pub mod usage;
 mod window;
 
 pub use entitlements::{Entitlements, GateClock};
@@ -95,4 +99,5 @@ pub static SCHEMA: saas_core::Schema = saas_core::schema!("entitlements":
     2 "0002_usage",
     3 "0003_cohorts",
     4 "0004_usage_consume",
+    6 "0006_usage_pipeline",
 );

@@ -37,6 +37,7 @@ const ACROSS_TENANTS: &[&str] = &[
     "hashtextextended('saas.move:'",                            // the name of a lock
     "hashtextextended('saas.export_job:'",                      // the name of a lock
     "from saas.door_due order by since",                        // doors to be set
+    "of every tenant", // readers of usage events, and the check of all counters
 ];
 
 /// Pieces of statements, and scripts of several: not to be prepared on their own.

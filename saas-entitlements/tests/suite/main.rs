@@ -9,3 +9,4 @@ mod metering;
 mod outage;
 mod postgres;
 mod stage;
+mod usage;

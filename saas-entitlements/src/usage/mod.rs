@@ -1,0 +1,51 @@
+//! Usage events as data: how long they stay, what they add up to, and who else learns of them.
+//!
+//! The events are the truth; counters, roll-ups and exports follow from them. [`UsagePipeline`] is what the application
+//! schedules, as the system role: [`maintain`](UsagePipeline::maintain) once a day,
+//! [`roll_up`](UsagePipeline::roll_up) every minute, [`export`](UsagePipeline::export) as often as its receiver likes.
+//! Each can be stopped and started again at any point, and run in several processes at once.
+//!
+//! # How all events are read without missing one
+//! The instant at which an event was recorded does not say when its transaction commits, so a reader that remembered the
+//! last instant it saw would miss what commits late. Events carry the number of their transaction instead, and readers go
+//! only up to the oldest transaction that still runs: below it, nothing can appear any more. The price is that one
+//! transaction that stays open, in any database of the server, holds roll-ups and exports back until it ends.
+
+mod export;
+mod maintain;
+mod rebuild;
+mod roll_up;
+mod series;
+mod writer;
+
+pub use export::{Delivery, ExportReport, UsageBatch, UsageExport, UsageRow};
+pub use maintain::{HeldPart, Maintained, Retention};
+pub use rebuild::{CounterDrift, DriftCursor, DriftReport, Rebuild};
+pub use roll_up::RolledUp;
+use saas_core::{Actor, SharedClock, SystemPool};
+pub use series::{Bucket, SeriesPoint, SeriesQuery, series_in};
+pub use writer::{Recorded, Ticket, UsageRecord, UsageWriter, WriterOptions, record_many};
+
+const ACTOR: Actor = Actor::system("usage");
+
+/// Keeps, sums up and hands on the usage events of one database.
+#[derive(Debug, Clone)]
+pub struct UsagePipeline {
+    system: SystemPool,
+    clock: SharedClock,
+    retention: Retention,
+}
+
+impl UsagePipeline {
+    /// A pipeline over the database of the pool.
+    #[must_use]
+    pub fn new(system: SystemPool, clock: SharedClock) -> Self {
+        Self { system, clock, retention: Retention::default() }
+    }
+
+    /// Keeps events, and what makes a repeat recognisable, for as long as this says.
+    #[must_use]
+    pub fn with_retention(self, retention: Retention) -> Self {
+        Self { retention, ..self }
+    }
+}
