@@ -2,6 +2,8 @@
 
 use saas_core::{AddOnKey, Cause, CoreError, ErrorKind, FeatureKey, InvalidInput, MeterKey, PlanKey, Revision};
 
+use crate::FeatureRequired;
+
 /// Why an operation of `saas-entitlements` failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -46,6 +48,9 @@ pub enum EntitlementsError {
         /// The present revision.
         revision: Revision,
     },
+    /// The tenant does not have a feature that was required.
+    #[error(transparent)]
+    FeatureRequired(Box<FeatureRequired>),
     /// What the tenant may do could not be read, and nothing recent enough is known.
     #[error("the tenant's entitlements cannot be read at present")]
     Unavailable {
@@ -64,6 +69,7 @@ impl EntitlementsError {
             Self::Invalid(_) | Self::UnknownFeature { .. } | Self::UnknownMeter { .. } => ErrorKind::Invalid,
             Self::UnknownPlan { .. } | Self::UnknownAddOn { .. } => ErrorKind::Misconfigured,
             Self::Outdated { .. } => ErrorKind::Conflict,
+            Self::FeatureRequired(refused) => refused.kind(),
             Self::Unavailable { .. } => ErrorKind::Unavailable,
         }
     }
@@ -79,7 +85,17 @@ impl EntitlementsError {
             Self::UnknownPlan { .. } => "unknown_plan",
             Self::UnknownAddOn { .. } => "unknown_addon",
             Self::Outdated { .. } => "entitlements_outdated",
+            Self::FeatureRequired(_) => "feature_required",
             Self::Unavailable { .. } => "entitlements_unavailable",
+        }
+    }
+
+    /// The HTTP status that says so: 402 for a required feature that is for sale, otherwise that of the kind.
+    #[must_use]
+    pub fn http_status(&self) -> u16 {
+        match self {
+            Self::FeatureRequired(refused) => refused.http_status(),
+            other => other.kind().http_status(),
         }
     }
 

@@ -65,6 +65,7 @@ mod meter;
 mod overrides;
 #[cfg(feature = "postgres")]
 mod postgres;
+mod require;
 mod resolve;
 mod snapshot;
 mod source;
@@ -80,6 +81,7 @@ pub use meter::{Consumption, CounterStore, Denial, Draw, Drawn, Meter, Threshold
 pub use overrides::{NewOverride, Override, OverrideGrant, OverrideSubject};
 #[cfg(feature = "postgres")]
 pub use postgres::{Overrides, PostgresCounters, PostgresSource, RevisionListener, THRESHOLD_TOPIC, ThresholdCrossed};
+pub use require::{FeatureRequired, UpgradeLink};
 pub use resolve::resolve;
 pub use snapshot::{FeatureHandle, Origin, Snapshot};
 pub use source::{SnapshotSource, TenantState};
