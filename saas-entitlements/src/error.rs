@@ -1,6 +1,7 @@
 //! How entitlements and counting fail.
 
-use saas_core::{AddOnKey, Cause, CoreError, ErrorKind, FeatureKey, InvalidInput, MeterKey, PlanKey, Revision};
+use chrono::{DateTime, Utc};
+use saas_core::{AddOnKey, CatalogError, Cause, CoreError, ErrorKind, FeatureKey, InvalidInput, MeterKey, PlanKey, Revision};
 
 use crate::FeatureRequired;
 
@@ -48,6 +49,23 @@ pub enum EntitlementsError {
         /// The present revision.
         revision: Revision,
     },
+    /// A document is no plan catalogue.
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    /// The tenant has had its trial.
+    #[error("the tenant had its trial at {started_at}; there is one for ever")]
+    TrialUsed {
+        /// When it started.
+        started_at: DateTime<Utc>,
+    },
+    /// The history does not reach back that far.
+    #[error("{what} was not recorded at {at}; ask about a later instant")]
+    Unrecorded {
+        /// What is not known.
+        what: &'static str,
+        /// When.
+        at: DateTime<Utc>,
+    },
     /// The tenant does not have a feature that was required.
     #[error(transparent)]
     FeatureRequired(Box<FeatureRequired>),
@@ -66,9 +84,10 @@ impl EntitlementsError {
     pub const fn kind(&self) -> ErrorKind {
         match self {
             Self::Core(error) => error.kind(),
-            Self::Invalid(_) | Self::UnknownFeature { .. } | Self::UnknownMeter { .. } => ErrorKind::Invalid,
+            Self::Invalid(_) | Self::Catalog(_) | Self::UnknownFeature { .. } | Self::UnknownMeter { .. } => ErrorKind::Invalid,
             Self::UnknownPlan { .. } | Self::UnknownAddOn { .. } => ErrorKind::Misconfigured,
-            Self::Outdated { .. } => ErrorKind::Conflict,
+            Self::Outdated { .. } | Self::TrialUsed { .. } => ErrorKind::Conflict,
+            Self::Unrecorded { .. } => ErrorKind::NotFound,
             Self::FeatureRequired(refused) => refused.kind(),
             Self::Unavailable { .. } => ErrorKind::Unavailable,
         }
@@ -85,6 +104,9 @@ impl EntitlementsError {
             Self::UnknownPlan { .. } => "unknown_plan",
             Self::UnknownAddOn { .. } => "unknown_addon",
             Self::Outdated { .. } => "entitlements_outdated",
+            Self::Catalog(_) => "invalid_catalog",
+            Self::TrialUsed { .. } => "trial_used",
+            Self::Unrecorded { .. } => "unrecorded",
             Self::FeatureRequired(_) => "feature_required",
             Self::Unavailable { .. } => "entitlements_unavailable",
         }

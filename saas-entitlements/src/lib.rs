@@ -80,7 +80,10 @@ pub use meter::conformance;
 pub use meter::{Consumption, CounterStore, Denial, Draw, Drawn, Meter, Threshold, Usage};
 pub use overrides::{NewOverride, Override, OverrideGrant, OverrideSubject};
 #[cfg(feature = "postgres")]
-pub use postgres::{Overrides, PostgresCounters, PostgresSource, RevisionListener, THRESHOLD_TOPIC, ThresholdCrossed};
+pub use postgres::{
+    AssignedPlans, Assignments, Cohorts, History, Overrides, PostgresCounters, PostgresSource, RevisionListener,
+    THRESHOLD_TOPIC, ThresholdCrossed, record_assignment_in,
+};
 pub use require::{FeatureRequired, UpgradeLink};
 pub use resolve::resolve;
 pub use snapshot::{FeatureHandle, Origin, Snapshot};
@@ -94,4 +97,5 @@ pub static SCHEMA: saas_core::Schema = saas_core::schema!("entitlements":
     2 "0002_usage",
     3 "0003_cohorts",
     4 "0004_usage_consume",
+    7 "0007_plans",
 );

@@ -1,12 +1,18 @@
 //! Entitlements on PostgreSQL: what the gate reads, how it hears of changes, where overrides and usage are kept.
 
+mod assigned;
+mod cohorts;
 mod counters;
+mod history;
 mod listener;
 mod overrides;
 mod source;
 
+pub use assigned::{AssignedPlans, Assignments};
+pub use cohorts::Cohorts;
 pub(crate) use counters::consume_in;
 pub use counters::{PostgresCounters, THRESHOLD_TOPIC, ThresholdCrossed};
+pub use history::{History, record_assignment_in};
 pub use listener::RevisionListener;
 pub use overrides::Overrides;
 pub use source::PostgresSource;

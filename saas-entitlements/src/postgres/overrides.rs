@@ -4,6 +4,7 @@ use chrono::{DateTime, Utc};
 use saas_core::{Actor, CoreError, Revision, SharedClock, SystemPool, SystemTx, TenantId, audit, revision};
 use sqlx::PgConnection;
 
+use super::history;
 use crate::{Entitlements, EntitlementsError, NewOverride, Override, OverrideSubject};
 
 /// Puts overrides in force and takes them out, under an operator's own name.
@@ -75,6 +76,7 @@ impl Overrides {
         .execute(&mut *connection)
         .await
         .map_err(CoreError::from_database)?;
+        history::record_in(connection, tenant, revision, now).await?;
         let detail = serde_json::json!({
             "id": put.id, "grant": put.grant, "reason": put.reason, "expires_at": put.expires_at,
         });
@@ -129,6 +131,7 @@ impl Overrides {
             return Ok(None);
         }
         let revision = revision::bump_in(connection, tenant).await?;
+        history::record_in(connection, tenant, revision, now).await?;
         audit::record_in(connection, tenant, author, audit::Entry::new("override.removed", subject.key()), now).await?;
         Ok(Some(revision))
     }
