@@ -1,7 +1,9 @@
 //! How entitlements and counting fail.
 
 use chrono::{DateTime, Utc};
-use saas_core::{AddOnKey, CatalogError, Cause, CoreError, ErrorKind, FeatureKey, InvalidInput, MeterKey, PlanKey, Revision};
+use saas_core::{
+    AddOnKey, CatalogError, Cause, CoreError, ErrorKind, FeatureKey, InvalidInput, MeterKey, PlanKey, Revision,
+};
 
 use crate::FeatureRequired;
 
@@ -84,7 +86,9 @@ impl EntitlementsError {
     pub const fn kind(&self) -> ErrorKind {
         match self {
             Self::Core(error) => error.kind(),
-            Self::Invalid(_) | Self::Catalog(_) | Self::UnknownFeature { .. } | Self::UnknownMeter { .. } => ErrorKind::Invalid,
+            Self::Invalid(_) | Self::Catalog(_) | Self::UnknownFeature { .. } | Self::UnknownMeter { .. } => {
+                ErrorKind::Invalid
+            }
             Self::UnknownPlan { .. } | Self::UnknownAddOn { .. } => ErrorKind::Misconfigured,
             Self::Outdated { .. } | Self::TrialUsed { .. } => ErrorKind::Conflict,
             Self::Unrecorded { .. } => ErrorKind::NotFound,

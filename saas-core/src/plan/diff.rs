@@ -224,7 +224,8 @@ impl Diff<'_> {
         let (old, new) = (self.old, self.new);
         for was in old.meters().iter().filter(|was| new.meter(was.key()).is_none()) {
             let subject = Subject::Meter(was.key().clone());
-            let (from, advice) = (Some(subject.to_string().into()), "what was counted under it is lost to sight".into());
+            let (from, advice) =
+                (Some(subject.to_string().into()), "what was counted under it is lost to sight".into());
             let severity = Severity::Breaks;
             self.changes.push(Change { subject, setting: None, from, to: None, severity, advice: Some(advice) });
         }
@@ -341,8 +342,7 @@ impl Diff<'_> {
                 self.setting(&subject, key.as_str(), Severity::Changes, from, to, advice.clone());
             }
             for key in keys(old.meters(), new.meters(), Meter::key) {
-                let units =
-                    |catalog: &PlanCatalog, of: &AddOn| Some(of.limit(catalog.meter(key)?.id())?.to_string());
+                let units = |catalog: &PlanCatalog, of: &AddOn| Some(of.limit(catalog.meter(key)?.id())?.to_string());
                 let (from, to) = (units(old, was), units(new, is));
                 self.setting(&subject, key.as_str(), Severity::Changes, from, to, advice.clone());
             }
@@ -361,7 +361,9 @@ impl Diff<'_> {
                 (Some(from), Some(to)) if from == to => continue,
                 (None, _) => (Severity::Harmless, None),
                 (Some(_), Some(_)) => (Severity::Changes, Some("whoever pays it would change".into())),
-                (Some(_), None) => (Severity::Breaks, Some("a subscription that pays it would buy nothing known".into())),
+                (Some(_), None) => {
+                    (Severity::Breaks, Some("a subscription that pays it would buy nothing known".into()))
+                }
             };
             let to = to.map(|owner: Box<str>| if from.is_none() { format!("buys {owner}").into() } else { owner });
             let subject = Subject::Price(price.clone());
@@ -417,7 +419,8 @@ fn kind(catalog: &PlanCatalog, feature: &Feature) -> Told {
 fn rollout(feature: &Feature) -> Told {
     let rollout = feature.rollout()?;
     let (whole, tenth) = (rollout.permille / 10, rollout.permille % 10);
-    let cohorts = if rollout.cohorts.is_empty() { String::new() } else { format!(" and {}", rollout.cohorts.join(", ")) };
+    let cohorts =
+        if rollout.cohorts.is_empty() { String::new() } else { format!(" and {}", rollout.cohorts.join(", ")) };
     Some(format!("{whole}.{tenth} %{cohorts}"))
 }
 
@@ -429,8 +432,18 @@ fn credit(catalog: &PlanCatalog, meter: &Meter) -> Told {
 
 /// Such as `1000 per month, block`: everything in which two limits can differ.
 fn limit(rule: &MeterLimit) -> String {
-    let MeterLimit { limit, window, anchor, time_zone, overage, overage_max, rollover, on_plan_change, per_member, warn } =
-        rule;
+    let MeterLimit {
+        limit,
+        window,
+        anchor,
+        time_zone,
+        overage,
+        overage_max,
+        rollover,
+        on_plan_change,
+        per_member,
+        warn,
+    } = rule;
     let mut text = format!("{limit} per {window}, {}", overage.as_str());
     let mut more = |clause: String| {
         text.push_str(", ");

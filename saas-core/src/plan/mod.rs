@@ -85,6 +85,8 @@ mod plans;
 mod version;
 
 #[cfg(test)]
+mod diff_tests;
+#[cfg(test)]
 mod tests;
 
 pub use addon::{AddOn, AddOnMode};

@@ -41,7 +41,11 @@ impl PlanSource for AssignedPlans {
     }
 }
 
-async fn find_in(connection: &mut PgConnection, tenant: TenantId) -> Result<Option<PlanAssignment>, CoreError> {
+/// The tenant's assignment, if there is one.
+pub(super) async fn find_in(
+    connection: &mut PgConnection,
+    tenant: TenantId,
+) -> Result<Option<PlanAssignment>, CoreError> {
     let found: Option<Json<PlanAssignment>> =
         sqlx::query_scalar("select assigned from saas.plan_assignment where tenant_id = $1")
             .bind(tenant.as_uuid())
@@ -54,9 +58,9 @@ async fn find_in(connection: &mut PgConnection, tenant: TenantId) -> Result<Opti
 /// Changes which plan a tenant is on.
 #[derive(Debug, Clone)]
 pub struct Assignments {
-    system: SystemPool,
-    entitlements: Entitlements,
-    clock: SharedClock,
+    pub(super) system: SystemPool,
+    pub(super) entitlements: Entitlements,
+    pub(super) clock: SharedClock,
 }
 
 impl Assignments {
@@ -215,7 +219,8 @@ impl Assignments {
         PlanAssignment::active(self.entitlements.catalog().default_version().reference().plan.clone())
     }
 
-    async fn write(
+    /// Writes an assignment with all that belongs to a change.
+    pub(super) async fn write(
         &self,
         connection: &mut PgConnection,
         tenant: TenantId,

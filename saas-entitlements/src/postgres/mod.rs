@@ -5,6 +5,7 @@ mod cohorts;
 mod counters;
 mod history;
 mod listener;
+mod moving;
 mod overrides;
 mod source;
 
@@ -14,5 +15,6 @@ pub(crate) use counters::consume_in;
 pub use counters::{PostgresCounters, THRESHOLD_TOPIC, ThresholdCrossed};
 pub use history::{History, record_assignment_in};
 pub use listener::RevisionListener;
+pub use moving::{MovePreview, MoveReport, PlanMove};
 pub use overrides::Overrides;
 pub use source::PostgresSource;

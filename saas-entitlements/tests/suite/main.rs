@@ -7,5 +7,7 @@ mod counters;
 mod layers;
 mod metering;
 mod outage;
+mod plans;
 mod postgres;
+mod require;
 mod stage;
