@@ -81,8 +81,9 @@ pub use meter::{Consumption, CounterStore, Denial, Draw, Drawn, Meter, Threshold
 pub use overrides::{NewOverride, Override, OverrideGrant, OverrideSubject};
 #[cfg(feature = "postgres")]
 pub use postgres::{
-    AssignedPlans, Assignments, Cohorts, History, MovePreview, MoveReport, Overrides, PlanMove, PostgresCounters,
-    PostgresSource, RevisionListener, THRESHOLD_TOPIC, ThresholdCrossed, record_assignment_in,
+    AssignedPlans, Assignments, Cohorts, History, MovePreview, MoveReport, OverrideFilter, OverridePlace, Overrides,
+    PlanMove, PostgresCounters, PostgresSource, RevisionListener, THRESHOLD_TOPIC, ThresholdCrossed,
+    record_assignment_in,
 };
 pub use require::{FeatureRequired, UpgradeLink};
 pub use resolve::resolve;

@@ -16,5 +16,5 @@ pub use counters::{PostgresCounters, THRESHOLD_TOPIC, ThresholdCrossed};
 pub use history::{History, record_assignment_in};
 pub use listener::RevisionListener;
 pub use moving::{MovePreview, MoveReport, PlanMove};
-pub use overrides::Overrides;
+pub use overrides::{OverrideFilter, OverridePlace, Overrides};
 pub use source::PostgresSource;

@@ -10,8 +10,8 @@ use saas_core::{
     testing::TestDatabase,
 };
 use saas_entitlements::{
-    AssignedPlans, Assignments, Cohorts, Entitlements, EntitlementsError, History, NewOverride, OverrideGrant,
-    OverrideSubject, Overrides, PlanMove, PostgresSource, SCHEMA, record_assignment_in,
+    AssignedPlans, Assignments, Cohorts, Entitlements, EntitlementsError, History, NewOverride, OverrideFilter,
+    OverrideGrant, OverrideSubject, Overrides, PlanMove, PostgresSource, SCHEMA, record_assignment_in,
 };
 
 const FIRST: &str = r#"
@@ -295,6 +295,58 @@ async fn tenants_are_moved_between_versions_page_by_page_and_a_run_that_stopped_
     .await
     .unwrap();
     assert_eq!(moves, [1; 5]);
+}
+
+#[tokio::test]
+async fn overrides_are_put_for_many_and_found_by_what_they_are() {
+    let database = database().await;
+    let shop = Shop::open(&database, PlanCatalog::from_toml(FIRST).unwrap());
+    let mut tenants = Vec::new();
+    for slug in ["one", "two", "three"] {
+        tenants.push(database.create_tenant(slug).await.tenant());
+    }
+    tenants.sort_unstable();
+    let now = database.clock().now();
+    let for_days = |grant, days| NewOverride::new(grant, "an outage", now + TimeDelta::days(days)).unwrap();
+    let on = || OverrideGrant::Switch { feature: CSV, on: true };
+    let calls = MeterKey::from_static("calls");
+    let stranger = TenantId::mint(database.clock());
+    let everyone = [tenants[0], stranger, tenants[1], tenants[2]];
+    let report = shop.overrides.put_override_many(&everyone, &for_days(on(), 1), &ACTOR).await.unwrap();
+    let outcome = report.iter().map(|(tenant, put)| (*tenant, put.as_ref().map_err(EntitlementsError::kind).is_ok()));
+    assert_eq!(outcome.collect::<Vec<_>>(), everyone.map(|tenant| (tenant, tenant != stranger)));
+    for tenant in &tenants {
+        assert!(shop.gate.is_feature_enabled(*tenant, &CSV).await);
+    }
+    let more = OverrideGrant::Limit { meter: calls.clone(), limit: Limit::Max(9) };
+    let other = Actor::system("somebody");
+    shop.overrides.put_override(tenants[1], for_days(more, 30), &other).await.unwrap();
+    let unknown = OverrideGrant::Switch { feature: FeatureKey::from_static("nothing"), on: true };
+    let refused = shop.overrides.put_override_many(&tenants, &for_days(unknown, 1), &ACTOR).await.unwrap_err();
+    assert_eq!(refused.code(), "unknown_feature");
+
+    let feature = || OverrideSubject::Feature(CSV);
+    let meter = || OverrideSubject::Meter(calls.clone());
+    let all = [(tenants[0], feature()), (tenants[1], feature()), (tenants[1], meter()), (tenants[2], feature())];
+    let found = async |change: &dyn Fn(&mut OverrideFilter)| {
+        let mut filter = OverrideFilter::default();
+        change(&mut filter);
+        let (mut after, mut found) = (None, Vec::new());
+        loop {
+            let page = shop.overrides.list_overrides(&filter, after, PageSize::new(1).unwrap()).await.unwrap();
+            found.extend(page.items.into_iter().map(|(tenant, found)| (tenant, found.grant.subject())));
+            match page.next {
+                Some(next) => after = Some(next),
+                None => return found,
+            }
+        }
+    };
+    assert_eq!(found(&|_| {}).await, all);
+    assert_eq!(found(&|filter| filter.tenant = Some(tenants[1])).await, all[1..3]);
+    assert_eq!(found(&|filter| filter.subject = Some(meter())).await, all[2..3]);
+    assert_eq!(found(&|filter| filter.author = Some(other.to_string())).await, all[2..3]);
+    assert_eq!(found(&|filter| filter.live_at = Some(now + TimeDelta::days(1))).await, all[2..3]);
+    assert_eq!(found(&|filter| filter.ending_by = Some(now + TimeDelta::days(1))).await.len(), 3);
 }
 
 /// What tenancy does when an operator shuts a tenant out or lets it back in.
