@@ -278,7 +278,7 @@ fn a_rollout_takes_its_share_and_keeps_whom_it_took() {
     let share =
         |permille, cohorts: &[&str]| Rollout { permille, cohorts: cohorts.iter().map(|c| (*c).into()).collect() };
     let tenants: Vec<_> =
-        (0..20_000_u128).map(|n| TenantId::from_uuid(uuid::Uuid::from_u128(n << 64 | n * 7))).collect();
+        (0..20_000_u128).map(|n| TenantId::from_uuid(uuid::Uuid::from_u128((n << 64) | (n * 7)))).collect();
     let within = |rollout: &Rollout, feature| {
         tenants.iter().filter(|tenant| rollout.includes(feature, **tenant, &[])).copied().collect::<Vec<_>>()
     };

@@ -4,6 +4,7 @@
 mod allocation;
 mod coherence;
 mod counters;
+mod laws;
 mod layers;
 mod metering;
 mod outage;
