@@ -34,13 +34,11 @@ grants.sso = true
 fn refusal(result: Result<(), EntitlementsError>) -> FeatureRequired {
     let error = result.unwrap_err();
     assert_eq!((error.kind(), error.code()), (ErrorKind::Forbidden, "feature_required"));
-    match error {
-        EntitlementsError::FeatureRequired(refused) => {
-            assert_eq!(EntitlementsError::FeatureRequired(refused.clone()).http_status(), refused.http_status());
-            *refused
-        }
-        other => panic!("{other:?}"),
-    }
+    let status = error.http_status();
+    let refused = if let EntitlementsError::FeatureRequired(refused) = error { Some(*refused) } else { None };
+    let refused = refused.unwrap();
+    assert_eq!(status, refused.http_status());
+    refused
 }
 
 fn state(on: &str) -> TenantState {
