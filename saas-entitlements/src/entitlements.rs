@@ -10,7 +10,7 @@ use saas_core::{FeatureKey, PlanCatalog, Revision, SharedClock, TenantId};
 
 use crate::{
     Answer, EntitlementsError, Explanation, FeatureGate, FeatureHandle, GateOptions, GateStats, Snapshot,
-    SnapshotSource, gate::Core,
+    SnapshotSource, UpgradeLink, gate::Core,
 };
 
 /// What tenants may do, answered from memory.
@@ -45,13 +45,15 @@ use crate::{
 #[derive(Clone)]
 pub struct Entitlements {
     pub(crate) core: Arc<Core>,
+    /// What refusals carry.
+    pub(crate) link: Option<UpgradeLink>,
 }
 
 impl Entitlements {
     /// A gate with the default [`GateOptions`].
     #[must_use]
     pub fn new(catalog: PlanCatalog, source: Arc<dyn SnapshotSource>, clock: SharedClock) -> Self {
-        Self { core: Arc::new(Core::new(catalog, source, clock, GateOptions::default())) }
+        Self { core: Arc::new(Core::new(catalog, source, clock, GateOptions::default())), link: None }
     }
 
     /// A gate with other bounds.
@@ -65,7 +67,7 @@ impl Entitlements {
         options: GateOptions,
     ) -> Result<Self, EntitlementsError> {
         options.check()?;
-        Ok(Self { core: Arc::new(Core::new(catalog, source, clock, options)) })
+        Ok(Self { core: Arc::new(Core::new(catalog, source, clock, options)), link: None })
     }
 
     /// Starts the coarse clock that hits are judged by, in a thread of its own, until the guard is dropped: a runtime that

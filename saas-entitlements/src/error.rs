@@ -1,6 +1,11 @@
 //! How entitlements and counting fail.
 
-use saas_core::{AddOnKey, Cause, CoreError, ErrorKind, FeatureKey, InvalidInput, MeterKey, PlanKey, Revision};
+use chrono::{DateTime, Utc};
+use saas_core::{
+    AddOnKey, CatalogError, Cause, CoreError, ErrorKind, FeatureKey, InvalidInput, MeterKey, PlanKey, Revision,
+};
+
+use crate::FeatureRequired;
 
 /// Why an operation of `saas-entitlements` failed.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +51,26 @@ pub enum EntitlementsError {
         /// The present revision.
         revision: Revision,
     },
+    /// A document is no plan catalogue.
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    /// The tenant has had its trial.
+    #[error("the tenant had its trial at {started_at}; there is one for ever")]
+    TrialUsed {
+        /// When it started.
+        started_at: DateTime<Utc>,
+    },
+    /// The history does not reach back that far.
+    #[error("{what} was not recorded at {at}; ask about a later instant")]
+    Unrecorded {
+        /// What is not known.
+        what: &'static str,
+        /// When.
+        at: DateTime<Utc>,
+    },
+    /// The tenant does not have a feature that was required.
+    #[error(transparent)]
+    FeatureRequired(Box<FeatureRequired>),
     /// What the tenant may do could not be read, and nothing recent enough is known.
     #[error("the tenant's entitlements cannot be read at present")]
     Unavailable {
@@ -61,9 +86,13 @@ impl EntitlementsError {
     pub const fn kind(&self) -> ErrorKind {
         match self {
             Self::Core(error) => error.kind(),
-            Self::Invalid(_) | Self::UnknownFeature { .. } | Self::UnknownMeter { .. } => ErrorKind::Invalid,
+            Self::Invalid(_) | Self::Catalog(_) | Self::UnknownFeature { .. } | Self::UnknownMeter { .. } => {
+                ErrorKind::Invalid
+            }
             Self::UnknownPlan { .. } | Self::UnknownAddOn { .. } => ErrorKind::Misconfigured,
-            Self::Outdated { .. } => ErrorKind::Conflict,
+            Self::Outdated { .. } | Self::TrialUsed { .. } => ErrorKind::Conflict,
+            Self::Unrecorded { .. } => ErrorKind::NotFound,
+            Self::FeatureRequired(refused) => refused.kind(),
             Self::Unavailable { .. } => ErrorKind::Unavailable,
         }
     }
@@ -79,7 +108,20 @@ impl EntitlementsError {
             Self::UnknownPlan { .. } => "unknown_plan",
             Self::UnknownAddOn { .. } => "unknown_addon",
             Self::Outdated { .. } => "entitlements_outdated",
+            Self::Catalog(_) => "invalid_catalog",
+            Self::TrialUsed { .. } => "trial_used",
+            Self::Unrecorded { .. } => "unrecorded",
+            Self::FeatureRequired(_) => "feature_required",
             Self::Unavailable { .. } => "entitlements_unavailable",
+        }
+    }
+
+    /// The HTTP status that says so: 402 for a required feature that is for sale, otherwise that of the kind.
+    #[must_use]
+    pub fn http_status(&self) -> u16 {
+        match self {
+            Self::FeatureRequired(refused) => refused.http_status(),
+            other => other.kind().http_status(),
         }
     }
 

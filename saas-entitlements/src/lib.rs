@@ -67,6 +67,7 @@ mod meter;
 mod overrides;
 #[cfg(feature = "postgres")]
 mod postgres;
+mod require;
 mod resolve;
 mod snapshot;
 mod source;
@@ -86,7 +87,12 @@ pub use meter::{
 };
 pub use overrides::{NewOverride, Override, OverrideGrant, OverrideSubject};
 #[cfg(feature = "postgres")]
-pub use postgres::{Overrides, PostgresCounters, PostgresSource, RevisionListener, THRESHOLD_TOPIC, ThresholdCrossed};
+pub use postgres::{
+    AssignedPlans, Assignments, Cohorts, History, MovePreview, MoveReport, OverrideFilter, OverridePlace, Overrides,
+    PlanMove, PostgresCounters, PostgresSource, RevisionListener, THRESHOLD_TOPIC, ThresholdCrossed,
+    record_assignment_in,
+};
+pub use require::{FeatureRequired, UpgradeLink};
 pub use resolve::resolve;
 pub use snapshot::{FeatureHandle, Origin, Snapshot};
 pub use source::{SnapshotSource, TenantState};
@@ -100,4 +106,5 @@ pub static SCHEMA: saas_core::Schema = saas_core::schema!("entitlements":
     3 "0003_cohorts",
     4 "0004_usage_consume",
     6 "0006_usage_pipeline",
+    7 "0007_plans",
 );

@@ -87,6 +87,16 @@ impl Snapshot {
         }
     }
 
+    /// The same state, had this version of the same catalogue been bought.
+    #[cfg(feature = "postgres")]
+    pub(crate) fn on_version(&self, version: &PlanVersion) -> Self {
+        let mut facts = self.facts.clone();
+        facts.bought = version.id();
+        let features = self.catalog.features().iter().map(Feature::id);
+        facts.values = layers::values(version, layers::addons(&self.catalog, &facts), features);
+        settle(&self.catalog, self.tenant, self.origin, facts, self.at, self.life)
+    }
+
     /// The same state for as long as the source cannot be read.
     pub(crate) fn as_last_known(&self, now: DateTime<Utc>) -> Self {
         let origin = match self.origin {

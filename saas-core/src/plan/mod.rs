@@ -71,6 +71,7 @@ mod addon;
 mod addons;
 mod catalog;
 mod compile;
+mod diff;
 mod document;
 mod fault;
 mod feature;
@@ -84,10 +85,13 @@ mod plans;
 mod version;
 
 #[cfg(test)]
+mod diff_tests;
+#[cfg(test)]
 mod tests;
 
 pub use addon::{AddOn, AddOnMode};
 pub use catalog::PlanCatalog;
+pub use diff::{Change, RefusedChanges, Severity, Subject, refuse_above};
 pub use fault::{CatalogError, CatalogFault};
 pub use feature::{
     Aggregation, Credit, FailPolicy, Feature, FeatureId, FeatureKind, Meter, MeterId, Rollout, StaticValue,

@@ -1,13 +1,21 @@
 //! Entitlements on PostgreSQL: what the gate reads, how it hears of changes, where overrides and usage are kept.
 
+mod assigned;
+mod cohorts;
 mod counters;
 mod ledger;
+mod history;
 mod listener;
+mod moving;
 mod overrides;
 mod source;
 
+pub use assigned::{AssignedPlans, Assignments};
+pub use cohorts::Cohorts;
 pub(crate) use counters::consume_in;
 pub use counters::{PostgresCounters, THRESHOLD_TOPIC, ThresholdCrossed};
+pub use history::{History, record_assignment_in};
 pub use listener::RevisionListener;
-pub use overrides::Overrides;
+pub use moving::{MovePreview, MoveReport, PlanMove};
+pub use overrides::{OverrideFilter, OverridePlace, Overrides};
 pub use source::PostgresSource;

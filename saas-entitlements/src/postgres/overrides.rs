@@ -1,10 +1,15 @@
 //! Overrides on PostgreSQL: written with their audit row and the tenant's new revision, in one transaction.
 
 use chrono::{DateTime, Utc};
-use saas_core::{Actor, CoreError, Revision, SharedClock, SystemPool, SystemTx, TenantId, audit, revision};
-use sqlx::PgConnection;
+use saas_core::{
+    Actor, CoreError, OverrideId, Page, PageSize, Revision, SharedClock, SystemPool, SystemTx, TenantId, audit,
+    revision,
+};
+use sqlx::{PgConnection, types::Json};
+use uuid::Uuid;
 
-use crate::{Entitlements, EntitlementsError, NewOverride, Override, OverrideSubject};
+use super::history;
+use crate::{Entitlements, EntitlementsError, NewOverride, Override, OverrideGrant, OverrideSubject};
 
 /// Puts overrides in force and takes them out, under an operator's own name.
 #[derive(Debug, Clone)]
@@ -67,7 +72,7 @@ impl Overrides {
         .bind(subject.kind())
         .bind(subject.key())
         .bind(put.id.as_uuid())
-        .bind(sqlx::types::Json(&put.grant))
+        .bind(Json(&put.grant))
         .bind(&*put.author)
         .bind(&*put.reason)
         .bind(put.created_at)
@@ -75,6 +80,7 @@ impl Overrides {
         .execute(&mut *connection)
         .await
         .map_err(CoreError::from_database)?;
+        history::record_in(connection, tenant, revision, now).await?;
         let detail = serde_json::json!({
             "id": put.id, "grant": put.grant, "reason": put.reason, "expires_at": put.expires_at,
         });
@@ -129,7 +135,97 @@ impl Overrides {
             return Ok(None);
         }
         let revision = revision::bump_in(connection, tenant).await?;
+        history::record_in(connection, tenant, revision, now).await?;
         audit::record_in(connection, tenant, author, audit::Entry::new("override.removed", subject.key()), now).await?;
         Ok(Some(revision))
     }
+
+    /// Puts the same override in force for many tenants, each in a transaction of its own: one that fails does not keep the
+    /// others from theirs. Repeat it for those that failed.
+    ///
+    /// # Errors
+    /// When it does not fit the catalogue or would already be over: nothing is written then. What happens to a tenant is in
+    /// the report, which has the tenants in their order.
+    pub async fn put_override_many(
+        &self,
+        tenants: &[TenantId],
+        new: &NewOverride,
+        author: &Actor,
+    ) -> Result<Vec<(TenantId, Result<Override, EntitlementsError>)>, EntitlementsError> {
+        new.clone().issue(self.entitlements.catalog(), author, self.clock.now())?;
+        let mut report = Vec::with_capacity(tenants.len());
+        for tenant in tenants {
+            report.push((*tenant, self.put_override(*tenant, new.clone(), author).await));
+        }
+        Ok(report)
+    }
+
+    /// Overrides in the order of tenant, kind and key, from after `after` on.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn list_overrides(
+        &self,
+        filter: &OverrideFilter,
+        after: Option<OverridePlace>,
+        size: PageSize,
+    ) -> Result<Page<(TenantId, Override), OverridePlace>, EntitlementsError> {
+        let mut tx = SystemTx::begin(&self.system, Actor::system("entitlements"), "list overrides").await?;
+        let (after, subject) = (after.map(|(tenant, subject)| (tenant.as_uuid(), subject)), filter.subject.as_ref());
+        let rows: Vec<Row> = sqlx::query_as(
+            "select tenant_id, id, granted, author, reason, created_at, expires_at
+             from saas.override -- of every tenant
+             where ($1::uuid is null or tenant_id = $1)
+               and ($2::text is null or (subject_kind = $2 and subject = $3))
+               and ($4::text is null or author = $4)
+               and ($5::timestamptz is null or expires_at > $5)
+               and ($6::timestamptz is null or expires_at <= $6)
+               and ($7::uuid is null or (tenant_id, subject_kind, subject) > ($7, $8, $9))
+             order by tenant_id, subject_kind, subject
+             limit $10",
+        )
+        .bind(filter.tenant.map(TenantId::as_uuid))
+        .bind(subject.map(OverrideSubject::kind))
+        .bind(subject.map(OverrideSubject::key))
+        .bind(&filter.author)
+        .bind(filter.live_at)
+        .bind(filter.ending_by)
+        .bind(after.as_ref().map(|(tenant, _)| *tenant))
+        .bind(after.as_ref().map(|(_, subject)| subject.kind()))
+        .bind(after.as_ref().map(|(_, subject)| subject.key()))
+        .bind(i64::from(size.get()) + 1)
+        .fetch_all(&mut *tx)
+        .await
+        .map_err(CoreError::from_database)?;
+        tx.rollback().await?;
+        let rows = rows.into_iter().map(stored).collect();
+        Ok(Page::from_rows(rows, size, |(tenant, found)| (*tenant, found.grant.subject())))
+    }
+}
+
+/// Where a page of overrides ends.
+pub type OverridePlace = (TenantId, OverrideSubject);
+
+/// Which overrides are wanted: those that fit everything that is set. The default wants all of them.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct OverrideFilter {
+    /// Of this tenant.
+    pub tenant: Option<TenantId>,
+    /// About this.
+    pub subject: Option<OverrideSubject>,
+    /// By this author, as it stands in the audit log.
+    pub author: Option<String>,
+    /// Not over at this instant.
+    pub live_at: Option<DateTime<Utc>>,
+    /// Over by this instant, itself included: with `live_at`, those that are about to end.
+    pub ending_by: Option<DateTime<Utc>>,
+}
+
+type Row = (Uuid, Uuid, Json<OverrideGrant>, String, String, DateTime<Utc>, DateTime<Utc>);
+
+fn stored((tenant, id, Json(grant), author, reason, created_at, expires_at): Row) -> (TenantId, Override) {
+    let id = OverrideId::from_uuid(id);
+    let (author, reason) = (author.into(), reason.into());
+    (TenantId::from_uuid(tenant), Override { id, grant, author, reason, created_at, expires_at })
 }

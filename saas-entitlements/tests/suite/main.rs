@@ -4,9 +4,12 @@
 mod allocation;
 mod coherence;
 mod counters;
+mod laws;
 mod layers;
 mod metering;
 mod outage;
+mod plans;
 mod postgres;
+mod require;
 mod stage;
 mod usage;
