@@ -59,6 +59,7 @@ mod error;
 mod explain;
 mod gate;
 mod layers;
+mod lease;
 #[cfg(feature = "testing")]
 pub mod memory;
 mod meter;
@@ -75,11 +76,16 @@ pub use error::EntitlementsError;
 pub use explain::{Explanation, Given, Layer, Reason};
 pub use gate::{Answer, FeatureGate, GateOptions, GateStats};
 #[cfg(feature = "testing")]
+pub use lease::conformance as lease_conformance;
+pub use lease::{Ask, Balance, Borrowed, LeaseOptions, LeaseStore, LeasedUse, Leases, Report, Reported};
+#[cfg(feature = "testing")]
 pub use meter::conformance;
 pub use meter::{Consumption, CounterStore, Denial, Draw, Drawn, Meter, Threshold, Usage};
 pub use overrides::{NewOverride, Override, OverrideGrant, OverrideSubject};
 #[cfg(feature = "postgres")]
-pub use postgres::{Overrides, PostgresCounters, PostgresSource, RevisionListener, THRESHOLD_TOPIC, ThresholdCrossed};
+pub use postgres::{
+    Overrides, PostgresCounters, PostgresLeases, PostgresSource, RevisionListener, THRESHOLD_TOPIC, ThresholdCrossed,
+};
 pub use resolve::resolve;
 pub use snapshot::{FeatureHandle, Origin, Snapshot};
 pub use source::{SnapshotSource, TenantState};
@@ -92,4 +98,5 @@ pub static SCHEMA: saas_core::Schema = saas_core::schema!("entitlements":
     2 "0002_usage",
     3 "0003_cohorts",
     4 "0004_usage_consume",
+    5 "0005_usage_lease",
 );

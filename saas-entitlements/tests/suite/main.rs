@@ -5,6 +5,7 @@ mod allocation;
 mod coherence;
 mod counters;
 mod layers;
+mod leases;
 mod metering;
 mod outage;
 mod postgres;
