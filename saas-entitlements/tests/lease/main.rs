@@ -2,7 +2,7 @@
 //!
 //! The program runs itself again as each worker. A worker keeps, per task, what it has begun and what it was granted in a file:
 //! what the kernel has taken survives the kill of the process.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::{
     env,

@@ -1,17 +1,22 @@
 //! Every lease store keeps the contract; a process spends from memory what the plan allows, and gives the rest back.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use chrono::TimeDelta;
 use saas_core::{
-    Actor, Clock, MeterKey, RequestContext, Revision, TenantId, UserId, plan::Window, testing::TestDatabase,
+    Actor, Clock, MeterKey, PlanKey, RequestContext, Revision, SharedClock, TenantContext, TenantId, TenantPool,
+    TenantTx, UserId,
+    plan::Window,
+    revision,
+    subscription::FixedPlan,
+    testing::{Cut, Proxy, TestDatabase},
 };
 use saas_entitlements::{
-    Balance, Denial, LeaseOptions, LeaseStore, LeasedUse, Leases, PostgresLeases, SCHEMA, lease_conformance::Fixture,
-    lease_store_conformance, memory::MemoryLeases, period_at,
+    Balance, Denial, Entitlements, LeaseOptions, LeaseStore, LeasedUse, Leases, PostgresLeases, PostgresSource, SCHEMA,
+    lease_conformance::Fixture, lease_store_conformance, memory::MemoryLeases, period_at,
 };
 
-use crate::stage::{Stage, plan};
+use crate::stage::{Stage, catalog, plan};
 
 const CALLS: MeterKey = MeterKey::from_static("calls");
 const EXPORTS: MeterKey = MeterKey::from_static("exports");
@@ -165,4 +170,75 @@ async fn what_makes_no_sense_is_refused_and_the_rest_is_given_back_at_the_end() 
     assert!(!two.leases[0].try_consume(tenant, &CALLS, 0) && !two.leases[0].try_consume(tenant, &CALLS, u64::MAX));
     two.leases[0].shutdown().await.unwrap();
     assert_eq!(two.balance(tenant).await, (1, 0));
+}
+
+// C11, C19
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_that_break_cost_no_unit_and_admit_none_too_many() {
+    let database = TestDatabase::start(&[&saas_core::SCHEMA, &SCHEMA]).await;
+    let ctx = database.create_tenant("acme").await;
+    let (host, port) = database.address();
+    let network = Proxy::start((host.as_str(), port)).unwrap();
+    let login = database.options("saas_app").host("127.0.0.1").port(network.address().port());
+    let pool = saas_core::db::pool_options().max_connections(4).connect_with(login).await.unwrap();
+    let pool = Arc::new(TenantPool::open(pool, &[&saas_core::SCHEMA, &SCHEMA]).await.unwrap());
+    let clock: SharedClock = Arc::new(database.clock().clone());
+    let source = PostgresSource::new(pool.clone(), Arc::new(FixedPlan(PlanKey::from_static("free"))));
+    let gate = Entitlements::new(catalog(), Arc::new(source), clock);
+    let options = LeaseOptions::default().with_exposed_share(4).with_life(Duration::from_secs(1));
+    let leases = Leases::new(gate.clone(), Arc::new(PostgresLeases::new(pool)), options);
+    assert_eq!(leases.consume(&ctx, &CALLS, 1).await.unwrap(), LeasedUse::Granted);
+
+    // Somebody changes the tenant, and nobody hears of it: the next borrow does.
+    let mut tx = TenantTx::begin(database.tenants(), &ctx).await.unwrap();
+    let changed = revision::bump_in(&mut tx, ctx.tenant()).await.unwrap();
+    tx.commit().await.unwrap();
+    assert_eq!(leases.consume(&ctx, &CALLS, 200).await.unwrap(), LeasedUse::Granted);
+    assert_eq!(gate.snapshot(ctx.tenant()).await.revision(), changed);
+
+    let tasks: Vec<_> = (0..4)
+        .map(|_| {
+            let (leases, ctx) = (leases.clone(), ctx.clone());
+            tokio::spawn(async move {
+                let (mut granted, mut unknown) = (0_u64, 0_u64);
+                loop {
+                    match leases.consume(&ctx, &CALLS, 1).await {
+                        Ok(LeasedUse::Granted) => granted += 1,
+                        Ok(LeasedUse::Exhausted { held: 0, .. }) => return (granted, unknown),
+                        Ok(LeasedUse::Exhausted { .. }) => {}
+                        Ok(denied @ LeasedUse::Denied(_)) => panic!("{denied:?}"),
+                        Err(error) => {
+                            assert!(
+                                error.is_retryable() || error.kind() == saas_core::ErrorKind::OutcomeUnknown,
+                                "{error}"
+                            );
+                            unknown += 1;
+                        }
+                    }
+                }
+            })
+        })
+        .collect();
+    let direct = PostgresLeases::new(Arc::new(database.tenants().clone()));
+    let rule = gate.snapshot(ctx.tenant()).await.limit(&CALLS).unwrap();
+    let period = period_at(&rule, None, database.clock().now());
+    let balance = || async { direct.balance(&ctx, &CALLS, Window::Day, period).await.unwrap() };
+    let mut cuts = 0;
+    while !tasks.iter().all(tokio::task::JoinHandle::is_finished) {
+        if cuts < 60 {
+            network.cut(Cut::Reset);
+            cuts += 1;
+        }
+        let Balance { used, held } = balance().await;
+        assert!(used + held <= 1_000, "{used} {held}");
+    }
+    let (mut granted, mut unknown) = (201, 0);
+    for task in tasks {
+        let (of_task, unknown_of_task) = task.await.unwrap();
+        granted += of_task;
+        unknown += unknown_of_task;
+    }
+    assert!(unknown > 0, "no connection broke in the middle of a use");
+    assert_eq!(balance().await, Balance { used: 1_000, held: 0 });
+    assert!(granted <= 1_000, "{granted} were admitted");
 }
