@@ -162,10 +162,13 @@ create table saas.usage_lease (
     window_kind   text not null,
     window_start  timestamptz not null,
     holder        text not null,
-    -- units of the counter: lent; of those, used as far as reported, and returned
+    -- units of the counter: lent; of those, used as far as reported, returned, and lost with the holder
     lent          bigint not null check (lent > 0),
     spent         bigint not null default 0 check (spent >= 0),
     returned      bigint not null default 0 check (returned >= 0),
+    stranded      bigint not null default 0 check (stranded >= 0),
+    -- units of the counter per unit of the meter
+    cost          bigint not null check (cost > 0),
     -- the last report that counted: an older one does not
     report        bigint not null default 0,
     created_at    timestamptz not null,
@@ -173,7 +176,9 @@ create table saas.usage_lease (
     -- null while the holder has it
     ended_at      timestamptz,
     primary key (tenant_id, id),
-    check (spent + returned <= lent)
+    check (spent + returned + stranded <= lent),
+    -- of what was lent, nothing is unaccounted for once it has ended
+    check (ended_at is null or spent + returned + stranded = lent)
 ) with (fillfactor = 50);
 create index usage_lease_open on saas.usage_lease (tenant_id, counter, expires_at) where ended_at is null;
 create index usage_lease_overdue on saas.usage_lease (expires_at) where ended_at is null;

@@ -61,6 +61,7 @@ mod error;
 mod explain;
 mod gate;
 mod layers;
+mod lease;
 #[cfg(feature = "testing")]
 pub mod memory;
 mod meter;
@@ -80,6 +81,9 @@ pub use error::EntitlementsError;
 pub use explain::{Explanation, Given, Layer, Reason};
 pub use gate::{Answer, FeatureGate, GateOptions, GateStats};
 #[cfg(feature = "testing")]
+pub use lease::conformance as lease_conformance;
+pub use lease::{Ask, Balance, Borrowed, LeaseOptions, LeaseStore, LeasedUse, Leases, Report, Reported};
+#[cfg(feature = "testing")]
 pub use meter::conformance;
 pub use meter::{
     Adjustment, Adjustments, Consumption, Corrected, Correction, CounterStore, Denial, Draw, DrawKind, Drawn,
@@ -89,7 +93,7 @@ pub use overrides::{NewOverride, Override, OverrideGrant, OverrideSubject};
 #[cfg(feature = "postgres")]
 pub use postgres::{
     AssignedPlans, Assignments, Cohorts, History, MovePreview, MoveReport, OverrideFilter, OverridePlace, Overrides,
-    PlanMove, PostgresCounters, PostgresSource, RevisionListener, THRESHOLD_TOPIC, ThresholdCrossed,
+    PlanMove, PostgresCounters, PostgresLeases, PostgresSource, RevisionListener, THRESHOLD_TOPIC, ThresholdCrossed,
     record_assignment_in,
 };
 pub use require::{FeatureRequired, UpgradeLink};
@@ -105,6 +109,7 @@ pub static SCHEMA: saas_core::Schema = saas_core::schema!("entitlements":
     2 "0002_usage",
     3 "0003_cohorts",
     4 "0004_usage_consume",
+    5 "0005_usage_lease",
     6 "0006_usage_pipeline",
     7 "0007_plans",
 );

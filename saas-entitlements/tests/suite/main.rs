@@ -6,6 +6,7 @@ mod coherence;
 mod counters;
 mod laws;
 mod layers;
+mod leases;
 mod metering;
 mod outage;
 mod plans;

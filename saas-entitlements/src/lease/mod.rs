@@ -1,0 +1,21 @@
+//! Using from memory what a hard limit leaves, across processes and never beyond it.
+//!
+//! A process borrows units of a tenant's limit from a [`LeaseStore`] and spends them with one atomic operation each
+//! ([`Leases`]). The store bounds what is out at once; what a lost process had not reported counts as used, so whatever is
+//! killed, cut off or stopped, and whatever any clock shows, no limit is passed. Near the limit nothing is lent and each use
+//! is counted by the store itself.
+//!
+//! It leaves to [`Meter`](crate::Meter): uses with a key that are counted once however often they are repeated, limits per
+//! member, grants beside the plan, and the announcement of thresholds.
+
+mod cell;
+#[cfg(feature = "testing")]
+pub mod conformance;
+mod leases;
+mod options;
+mod rule;
+mod store;
+
+pub use leases::{LeasedUse, Leases};
+pub use options::LeaseOptions;
+pub use store::{Ask, Balance, Borrowed, LeaseStore, Report, Reported};

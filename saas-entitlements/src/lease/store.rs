@@ -1,0 +1,147 @@
+//! The port behind [`Leases`](crate::Leases): units that are lent, reported, and given back.
+
+use std::{fmt, time::Duration};
+
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use saas_core::{LeaseToken, MeterKey, Revision, TenantContext, plan::Window};
+
+use crate::{EntitlementsError, Period};
+
+/// A use that is to be counted at once, and units to be lent beside it.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Ask {
+    /// Names what will be lent.
+    pub lease: LeaseToken,
+    /// Who asks, for people who look at the table.
+    pub holder: Box<str>,
+    /// What is used.
+    pub meter: MeterKey,
+    /// What counts it.
+    pub counter: MeterKey,
+    /// Units of the counter per unit of the meter, from 1.
+    pub cost: u64,
+    /// The kind of window it counts in.
+    pub window: Window,
+    /// The window it counts in.
+    pub period: Period,
+    /// The most that may be used in the window, up to `i64::MAX`.
+    pub cap: u64,
+    /// The most units of the counter that may be out with all holders together.
+    pub exposed: u64,
+    /// Units to be counted at once, from 1.
+    pub need: u64,
+    /// Units to be lent beside them, at most; 0 for none.
+    pub want: u64,
+    /// How long the lease lives without a report.
+    pub life: Duration,
+    /// The tenant's revision at which cap and window were decided.
+    pub revision: Revision,
+    /// The last report of a lease that this one follows.
+    pub settle: Option<Report>,
+}
+
+/// What a holder has used of a lease.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    /// Of which lease.
+    pub lease: LeaseToken,
+    /// Ascending per lease, from 1: an older report than the last one counts for nothing.
+    pub number: u64,
+    /// Units used of it in all.
+    pub spent: u64,
+    /// Whether it is the last: what is not used is given back.
+    pub ending: bool,
+    /// How long the lease lives without another report.
+    pub life: Duration,
+}
+
+/// What became of an [`Ask`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub enum Borrowed {
+    /// What was needed is counted, and so many units are lent: what was wanted, or fewer, or none.
+    Lent {
+        /// Units of the counter.
+        units: u64,
+    },
+    /// What was needed does not fit, and nothing was counted or lent.
+    Refused {
+        /// Used in the window.
+        used: u64,
+        /// Held by others, who may give some of it back.
+        held: u64,
+    },
+    /// The tenant has another revision. Nothing was counted or lent: decide again.
+    Outdated {
+        /// The present revision.
+        revision: Revision,
+    },
+}
+
+/// What became of a [`Report`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub enum Reported {
+    /// It counts, and the lease lives on.
+    Kept {
+        /// Whether somebody was refused within the last second while units were held.
+        wanted: bool,
+    },
+    /// It counts, and what was not used is given back.
+    Settled,
+    /// The lease was ended by somebody else, and what had not been reported counts as used.
+    Fenced,
+}
+
+/// What a window has, at one instant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Balance {
+    /// Used.
+    pub used: u64,
+    /// Out with holders and reservations.
+    pub held: u64,
+}
+
+/// Lends units of a tenant's limit.
+///
+/// # Contract
+/// - *Never more than the cap*: `used + held + need` is at most the cap whenever something is counted or lent.
+/// - *Bounded exposure*: what is out with all holders of a counter is at most `exposed` after every borrow.
+/// - *Conserved*: units lent = reported + held + returned + stranded, at every instant.
+/// - *Fenced*: once a lease that was not reported for its life is ended, no report of it counts. What it had not reported
+///   counts as used: whether it was, nobody can know.
+/// - *Idempotent*: a repeated report moves nothing.
+/// - *Current*: a store that knows revisions lends only at the ask's own. What the ask settles is settled all the same.
+/// - *Isolated*: reads and writes only the context's tenant.
+#[async_trait]
+pub trait LeaseStore: fmt::Debug + Send + Sync + 'static {
+    /// Counts what is needed and lends beside it; ends overdue leases of the counter first.
+    async fn borrow(
+        &self,
+        ctx: &dyn TenantContext,
+        ask: &Ask,
+        now: DateTime<Utc>,
+    ) -> Result<Borrowed, EntitlementsError>;
+
+    /// Counts what was used of a lease, and prolongs or ends it.
+    async fn report(
+        &self,
+        ctx: &dyn TenantContext,
+        report: &Report,
+        now: DateTime<Utc>,
+    ) -> Result<Reported, EntitlementsError>;
+
+    /// Ends the tenant's overdue leases; answers how many units count as used by that.
+    async fn reclaim(&self, ctx: &dyn TenantContext, now: DateTime<Utc>) -> Result<u64, EntitlementsError>;
+
+    /// What a window has, for display: only a borrow decides.
+    async fn balance(
+        &self,
+        ctx: &dyn TenantContext,
+        counter: &MeterKey,
+        window: Window,
+        period: Period,
+    ) -> Result<Balance, EntitlementsError>;
+}
