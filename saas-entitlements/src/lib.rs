@@ -44,6 +44,7 @@
 //! | state of the world | bound |
 //! |---|---|
 //! | a [`RevisionListener`] is connected | one notification |
+//! | a [`RevisionPoller`] asks | its interval and one query |
 //! | every notification is lost | [`ttl`](GateOptions::with_ttl) (60 s) plus one [`tick`](GateOptions::with_tick) |
 //! | a grace period, trial or override ends | one tick, with or without a database |
 //! | the source cannot be read | [`stale_if_error`](GateOptions::with_stale_if_error) (1 h), then each feature's `fail` policy |
@@ -51,7 +52,8 @@
 //!
 //! # What it leaves to others
 //! What a plan contains is [`saas_core::plan`]; which plan a tenant is on and whether it is paid for is billing's. Features
-//! `postgres` (default) and `testing` (stores in [`memory`], and the [`conformance`] suite for stores of your own).
+//! `postgres` (default), `openfeature` (a provider for code written against that interface) and `testing` (stores in
+//! [`memory`], and the [`conformance`] suite for stores of your own).
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod entitlements;
@@ -62,6 +64,8 @@ mod layers;
 #[cfg(feature = "testing")]
 pub mod memory;
 mod meter;
+#[cfg(feature = "openfeature")]
+mod openfeature;
 mod overrides;
 #[cfg(feature = "postgres")]
 mod postgres;
@@ -77,9 +81,13 @@ pub use gate::{Answer, FeatureGate, GateOptions, GateStats};
 #[cfg(feature = "testing")]
 pub use meter::conformance;
 pub use meter::{Consumption, CounterStore, Denial, Draw, Drawn, Meter, Threshold, Usage};
+#[cfg(feature = "openfeature")]
+pub use openfeature::OpenFeatureProvider;
 pub use overrides::{NewOverride, Override, OverrideGrant, OverrideSubject};
 #[cfg(feature = "postgres")]
-pub use postgres::{Overrides, PostgresCounters, PostgresSource, RevisionListener, THRESHOLD_TOPIC, ThresholdCrossed};
+pub use postgres::{
+    Overrides, PostgresCounters, PostgresSource, RevisionListener, RevisionPoller, THRESHOLD_TOPIC, ThresholdCrossed,
+};
 pub use resolve::resolve;
 pub use snapshot::{FeatureHandle, Origin, Snapshot};
 pub use source::{SnapshotSource, TenantState};

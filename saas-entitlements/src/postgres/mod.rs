@@ -3,10 +3,12 @@
 mod counters;
 mod listener;
 mod overrides;
+mod poller;
 mod source;
 
 pub(crate) use counters::consume_in;
 pub use counters::{PostgresCounters, THRESHOLD_TOPIC, ThresholdCrossed};
 pub use listener::RevisionListener;
 pub use overrides::Overrides;
+pub use poller::RevisionPoller;
 pub use source::PostgresSource;

@@ -8,4 +8,5 @@ mod layers;
 mod metering;
 mod outage;
 mod postgres;
+mod processes;
 mod stage;
