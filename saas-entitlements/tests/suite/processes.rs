@@ -54,10 +54,11 @@ async fn serve(hears_by: &str) {
         tokio::task::yield_now().await;
     }
     say("ready");
-    for line in std::io::stdin().lines() {
-        let line = line.unwrap();
-        let (tenant, wanted) = line.split_once(' ').unwrap();
+    let mut line = String::new();
+    while std::io::stdin().read_line(&mut line).unwrap() > 0 {
+        let (tenant, wanted) = line.trim_end().split_once(' ').unwrap();
         let (tenant, wanted): (TenantId, bool) = (tenant.parse().unwrap(), wanted.parse().unwrap());
+        line.clear();
         let begin = Instant::now();
         let mut wrong_until = Duration::ZERO;
         loop {
