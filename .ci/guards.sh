@@ -72,6 +72,24 @@ edit  s/=> snapshot.facts.revision >= floor.revision,/=> true,/
 test  --package saas-entitlements --test suite -- a_read_that_was_overtaken an_old_announcement
 fails a_read_that_was_overtaken_is_thrown_away_for_everyone_who_waits
 
+guard revision check, in every interleaving
+file  saas-entitlements/src/gate/shelf.rs
+edit  s/=> snapshot.facts.revision >= floor.revision,/=> true,/
+test  --package saas-entitlements --lib gate::
+fails gate::model::a_load_beside_a_change_never_brings_the_old_answer_back
+
+guard flush count of a load
+file  saas-entitlements/src/gate/shelf.rs
+edit  s/loaded.life.epoch == self.epoch && reaches/reaches/
+test  --package saas-entitlements --lib gate::
+fails gate::model::a_flush_ends_what_was_read_before_it_whenever_that_lands
+
+guard second look of a reader at the sequence
+file  saas-entitlements/src/gate/table.rs
+edit  s/let torn = .*/let torn = stamp \& 1;/
+test  --package saas-entitlements --lib gate::
+fails gate::model::a_tenant_that_gives_way_to_another_never_answers_with_its_bits
+
 guard no temporary tables
 file  saas-core/src/db/roles.sql
 edit  /revoke temporary/d

@@ -129,4 +129,5 @@ pub static SCHEMA: Schema = schema!("core":
     9 "0009_tenant_status",
     10 "0010_search",
     12 "0012_fences_under_attack",
+    13 "0013_revision_changes",
 );

@@ -44,6 +44,7 @@
 //! | state of the world | bound |
 //! |---|---|
 //! | a [`RevisionListener`] is connected | one notification |
+//! | a [`RevisionPoller`] asks | its interval and one query |
 //! | every notification is lost | [`ttl`](GateOptions::with_ttl) (60 s) plus one [`tick`](GateOptions::with_tick) |
 //! | a grace period, trial or override ends | one tick, with or without a database |
 //! | the source cannot be read | [`stale_if_error`](GateOptions::with_stale_if_error) (1 h), then each feature's `fail` policy |
@@ -51,7 +52,8 @@
 //!
 //! # What it leaves to others
 //! What a plan contains is [`saas_core::plan`]; which plan a tenant is on and whether it is paid for is billing's. Features
-//! `postgres` (default) and `testing` (stores in [`memory`], and the [`conformance`] suite for stores of your own).
+//! `postgres` (default), `openfeature` (a provider for code written against that interface) and `testing` (stores in
+//! [`memory`], and the [`conformance`] suite for stores of your own).
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 #[cfg(feature = "postgres")]
@@ -65,6 +67,8 @@ mod lease;
 #[cfg(feature = "testing")]
 pub mod memory;
 mod meter;
+#[cfg(feature = "openfeature")]
+mod openfeature;
 mod overrides;
 #[cfg(feature = "postgres")]
 mod postgres;
@@ -89,12 +93,14 @@ pub use meter::{
     Adjustment, Adjustments, Consumption, Corrected, Correction, CounterStore, Denial, Draw, DrawKind, Drawn,
     GRANTS_LISTED, Grant, GrantSource, Ledger, Meter, NewGrant, Threshold, Usage,
 };
+#[cfg(feature = "openfeature")]
+pub use openfeature::OpenFeatureProvider;
 pub use overrides::{NewOverride, Override, OverrideGrant, OverrideSubject};
 #[cfg(feature = "postgres")]
 pub use postgres::{
     AssignedPlans, Assignments, Cohorts, History, MovePreview, MoveReport, OverrideFilter, OverridePlace, Overrides,
-    PlanMove, PostgresCounters, PostgresLeases, PostgresSource, RevisionListener, THRESHOLD_TOPIC, ThresholdCrossed,
-    record_assignment_in,
+    PlanMove, PostgresCounters, PostgresLeases, PostgresSource, RevisionListener, RevisionPoller, THRESHOLD_TOPIC,
+    ThresholdCrossed, record_assignment_in,
 };
 pub use require::{FeatureRequired, UpgradeLink};
 pub use resolve::resolve;

@@ -93,7 +93,7 @@ impl Core {
         let spread = (tenant.as_uuid().as_u128() % 1_000) as i32;
         let fresh_until = now + ttl - ttl / 10_000 * spread;
         let refresh_from = fresh_until - ttl / 5;
-        let (epoch, news) = (shelf.epoch, shelf.news);
+        let (epoch, news) = shelf.mark();
         ShelfLife { epoch, news, read_at: now, refresh_from, fresh_until, retry_at: now, failed: (0, 0) }
     }
 
@@ -101,18 +101,15 @@ impl Core {
     /// were thrown away before.
     fn land(&self, snapshot: Arc<Snapshot>, id: u64, overtaken: u32) -> Option<Arc<Snapshot>> {
         let mut shelf = self.lock();
-        let held = self.table.find(snapshot.tenant).and_then(|slot| self.table.held(slot));
-        if !shelf.accepts(&snapshot, held.as_deref(), overtaken) {
-            return None;
-        }
-        if shelf.correct_floor(&snapshot) {
+        let published = shelf.land(&self.table, &snapshot, overtaken)?;
+        if published.unfounded {
             count(&self.counters.unfounded_announcements);
             tracing::warn!(
                 target: "saas.entitlements.gate.load", tenant = %snapshot.tenant, revision = %snapshot.facts.revision,
                 "a revision was announced that the source does not have"
             );
         }
-        if shelf.publish(&self.table, Arc::clone(&snapshot)) {
+        if published.evicts {
             count(&self.counters.evictions);
         }
         // In the same lock as the publication: whoever looks next finds the one or the other.
@@ -126,7 +123,7 @@ impl Core {
         let Some(slot) = self.table.find(tenant) else { return };
         let Some(held) = self.table.held(slot) else { return };
         let retry_at = self.clock.now() + self.options.retry_after;
-        let life = ShelfLife { retry_at, failed: (shelf.epoch, shelf.news), ..held.life };
+        let life = ShelfLife { retry_at, failed: shelf.mark(), ..held.life };
         self.table.amend(&mut shelf.pen, slot, Arc::new(Snapshot { life, ..(*held).clone() }));
     }
 }

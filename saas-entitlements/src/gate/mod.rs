@@ -13,10 +13,15 @@
 
 mod core;
 mod flight;
+#[cfg(test)]
+mod model;
 mod options;
 mod shelf;
 mod stats;
+mod sync;
 mod table;
+#[cfg(test)]
+mod table_tests;
 
 use std::{
     fmt,

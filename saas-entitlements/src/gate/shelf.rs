@@ -2,16 +2,16 @@
 //!
 //! Everything here is behind one lock that is held for a few map operations and never across an await.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, atomic::Ordering},
-};
+use std::{collections::HashMap, sync::Arc};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use saas_core::{Revision, TenantId};
 use tokio::sync::watch;
 
-use super::table::{NO_TIME, Pen, Table};
+use super::{
+    sync::Ordering,
+    table::{NO_TIME, Pen, Table},
+};
 use crate::snapshot::{Origin, Snapshot};
 
 /// Reads that show less than was announced before the source is believed instead: with the pauses between them, 63
@@ -41,6 +41,15 @@ struct Floor {
     /// The last announcement that could be of a state that is not held. Repeats are none, so that nobody can keep reads
     /// from being accepted by repeating one number.
     news: u64,
+}
+
+/// What came of a load that was accepted.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Published {
+    /// A revision was announced that the source does not have.
+    pub(super) unfounded: bool,
+    /// Another tenant had to give way.
+    pub(super) evicts: bool,
 }
 
 #[derive(Debug)]
@@ -101,12 +110,30 @@ impl Shelf {
         }
     }
 
+    /// What was heard until now, for a load that begins and one that failed: the flush count and the count of
+    /// announcements.
+    pub(super) const fn mark(&self) -> (u64, u64) {
+        (self.epoch, self.news)
+    }
+
+    /// Publishes what was loaded, unless something newer was heard; then `None`, and it has to be read again.
+    /// `overtaken`: how many reads of this load were thrown away before.
+    pub(super) fn land(&mut self, table: &Table, loaded: &Arc<Snapshot>, overtaken: u32) -> Option<Published> {
+        let held = table.find(loaded.tenant).and_then(|slot| table.held(slot));
+        if !self.accepts(loaded, held.as_deref(), overtaken) {
+            return None;
+        }
+        let unfounded = self.correct_floor(loaded);
+        let evicts = self.publish(table, Arc::clone(loaded));
+        Some(Published { unfounded, evicts })
+    }
+
     /// Whether a snapshot that was just loaded, after `overtaken` reads that were not accepted, may be shown in the place
     /// of the one that is held.
     ///
     /// Anybody with a session can announce any number, and a transaction that announced one may roll back. So a number
     /// delays an answer and never denies it: a read that began after the last announcement has the last word.
-    pub(super) fn accepts(&self, loaded: &Snapshot, held: Option<&Snapshot>, overtaken: u32) -> bool {
+    fn accepts(&self, loaded: &Snapshot, held: Option<&Snapshot>, overtaken: u32) -> bool {
         let regresses = |held: &Snapshot| {
             let soon = loaded.life.read_at - held.life.read_at < self.floor_life;
             loaded.facts.revision < held.facts.revision && soon && loaded.origin == Origin::Loaded
@@ -116,7 +143,7 @@ impl Shelf {
     }
 
     /// Lowers the floor to an accepted snapshot below it: what was announced does not exist. Returns whether it was so.
-    pub(super) fn correct_floor(&mut self, accepted: &Snapshot) -> bool {
+    fn correct_floor(&mut self, accepted: &Snapshot) -> bool {
         if self.reaches_floor(accepted) {
             return false;
         }

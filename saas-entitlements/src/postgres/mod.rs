@@ -3,12 +3,13 @@
 mod assigned;
 mod cohorts;
 mod counters;
-mod ledger;
 mod history;
 mod leases;
+mod ledger;
 mod listener;
 mod moving;
 mod overrides;
+mod poller;
 mod source;
 
 pub use assigned::{AssignedPlans, Assignments};
@@ -20,4 +21,5 @@ pub use leases::PostgresLeases;
 pub use listener::RevisionListener;
 pub use moving::{MovePreview, MoveReport, PlanMove};
 pub use overrides::{OverrideFilter, OverridePlace, Overrides};
+pub use poller::RevisionPoller;
 pub use source::PostgresSource;

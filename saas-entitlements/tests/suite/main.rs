@@ -11,6 +11,7 @@ mod metering;
 mod outage;
 mod plans;
 mod postgres;
+mod processes;
 mod require;
 mod stage;
 mod usage;

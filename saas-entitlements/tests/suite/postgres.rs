@@ -23,7 +23,7 @@ const CALLS: MeterKey = MeterKey::from_static("calls");
 
 /// Plans in a table of the application, as an adopter without Stripe would have it.
 #[derive(Debug)]
-struct PlanTable(TenantPool);
+pub(crate) struct PlanTable(pub(crate) TenantPool);
 
 #[async_trait]
 impl PlanSource for PlanTable {
@@ -39,17 +39,17 @@ impl PlanSource for PlanTable {
 }
 
 /// A database with the application's plan table, and the services on it.
-struct App {
-    database: TestDatabase,
+pub(crate) struct App {
+    pub(crate) database: TestDatabase,
     tenants: TenantPool,
     network: Proxy,
-    gate: Entitlements,
+    pub(crate) gate: Entitlements,
     meter: Meter,
     overrides: Overrides,
 }
 
 impl App {
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         Self::with_connections(5).await
     }
 
@@ -92,7 +92,7 @@ impl App {
     }
 
     /// What billing does: the change and the revision in one transaction. The announcement is PostgreSQL's.
-    async fn change_plan(&self, ctx: &RequestContext, to: &str) -> revision::Revision {
+    pub(crate) async fn change_plan(&self, ctx: &RequestContext, to: &str) -> revision::Revision {
         let mut tx = TenantTx::begin(&self.tenants, ctx).await.unwrap();
         sqlx::query(
             "insert into tenant_plan (tenant_id, plan) values ($1, $2)
@@ -115,7 +115,7 @@ impl App {
         tx.commit().await.unwrap();
     }
 
-    async fn export(&self, ctx: &RequestContext) -> bool {
+    pub(crate) async fn export(&self, ctx: &RequestContext) -> bool {
         self.gate.is_feature_enabled(ctx.tenant(), &EXPORT).await
     }
 
@@ -124,7 +124,7 @@ impl App {
         self.meter.consume(ctx, &CALLS, amount, &key).await.unwrap()
     }
 
-    async fn count(&self, sql: &'static str) -> i64 {
+    pub(crate) async fn count(&self, sql: &'static str) -> i64 {
         sqlx::query_scalar(sql).fetch_one(&mut self.database.owner().await).await.unwrap()
     }
 
@@ -140,7 +140,7 @@ impl App {
     }
 
     /// Waits for something that the listener's task brings about.
-    async fn until(&self, mut done: impl AsyncFnMut() -> bool) {
+    pub(crate) async fn until(&self, mut done: impl AsyncFnMut() -> bool) {
         let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
         while !done().await {
             assert!(tokio::time::Instant::now() < deadline, "nothing happened for ten seconds");
