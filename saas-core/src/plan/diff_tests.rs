@@ -132,14 +132,14 @@ fn catalogues_that_grant_differently_never_compare_equal() {
         &[("rank = 1", "rank = 1\noffered = false")],
         &[("version = 1\nprices", "version = 1\ntrial_days = 3\nprices")],
         &[("overage = \"block\" }", "overage = \"bill\", overage_max = 5 }")],
-        &[("overage = \"block\" }", "overage = \"block\", per_member = 5 }")],
-        &[("overage = \"block\" }", "overage = \"block\", on_plan_change = \"reset\" }")],
+        &[("overage = \"block\" }", "overage = \"block\", time_zone = \"Europe/Berlin\" }")],
+        &[("overage = \"block\" }", "overage = \"block\", anchor = \"billing\" }")],
         &[("mode = \"stack\"", "mode = \"override\"")],
         &[("default_plan = \"free\"", "default_plan = \"pro\"")],
         &[("seats = { kind = \"integer\", fail = \"open\" }", "seats = { kind = \"integer\", fail = \"closed\" }")],
         &[("csv = { kind = \"boolean\", fail", "csv = { kind = \"boolean\", rollout = { percent = 5 }, fail")],
         &[("csv = { kind = \"boolean\", fail", "csv = { kind = \"boolean\", min_access = \"restricted\", fail")],
-        &[("aggregation = \"sum\"", "aggregation = \"sum\", late_hours = 2")],
+        &[("aggregation = \"sum\"", "aggregation = \"sum\", min_access = \"restricted\"")],
     ];
     for edit in edits {
         let new = edited(edit);

@@ -85,6 +85,16 @@ fn read_limit(section: &mut Section<'_, '_>, meter: Option<&Meter>, faults: &mut
     let rollover = read_rollover(section, limit, meter, window.as_ref().map(|window| window.value), faults);
     let per_member = section.number(faults, "per_member", 0, MAX_UNITS).map(|units| units.value);
     let overage_max = read_overage_max(section, overage, faults);
+    // Better refused than silently not kept.
+    for (name, given) in [
+        ("rollover", rollover.is_some()),
+        ("per_member", per_member.is_some()),
+        ("on_plan_change", on_plan_change != PlanChange::Keep),
+    ] {
+        if given {
+            faults.add(section.span(), section.path_of(name), "is not supported by this version", "remove it");
+        }
+    }
     Some(MeterLimit {
         limit: limit?,
         window: window?.value,

@@ -27,6 +27,10 @@ pub(super) fn read_meters(root: &mut Section<'_, '_>, faults: &mut Faults<'_>) -
         let min_access = read_min_access(&mut section, faults).unwrap_or(AccessLevel::Full);
         let late_hours = section.number(faults, "late_hours", 0, MAX_LATE_HOURS).map_or(0, |hours| hours.value);
         let credit = read_credit(&mut section, &names, faults);
+        if late_hours > 0 {
+            // Better refused than silently not kept.
+            faults.add(section.span(), section.path_of("late_hours"), "is not supported by this version", "remove it");
+        }
         section.finish(faults);
         if let (Some(key), Some(aggregation), Ok(id), Ok(late_hours)) =
             (key, aggregation, u16::try_from(meters.len()), u16::try_from(late_hours))

@@ -205,7 +205,7 @@ images = { kind = "metered", meter = "image", fail = "closed" }
 ai-credits = { aggregation = "sum" }
 image = { aggregation = "sum", credit = { of = "ai-credits", cost = 40 } }
 seats = { aggregation = "latest" }
-users = { aggregation = "unique", late_hours = 24 }
+users = { aggregation = "count", late_hours = 0 }
 
 [plans.free]
 rank = 0
@@ -229,9 +229,7 @@ window = "month"
 time_zone = "Europe/Berlin"
 overage = "bill"
 spend_cap = { unit_price = "0.03", max = 1000 }
-rollover = { max = 500, windows = 2 }
-on_plan_change = "prorate"
-per_member = 100
+on_plan_change = "keep"
 warn = [80]
 
 [addons.more]
@@ -258,13 +256,11 @@ fn the_whole_language_is_read_as_written() {
     let credits = meter("ai-credits").id();
     assert_eq!(meter("image").credit(), Some(Credit { of: credits, cost: 40 }));
     assert_eq!((catalog.paying(meter("image").id()), catalog.paying(credits)), (credits, credits));
-    assert_eq!((meter("users").late_hours(), meter("users").aggregation()), (24, Aggregation::Unique));
     let pro = catalog.version(&PlanKey::from_static("pro"), None).unwrap();
     assert!(pro.grants(feature("images").id()), "the balance that pays for it is there");
     let rule = pro.limit(credits).unwrap();
     assert_eq!((rule.time_zone, rule.overage_max), (chrono_tz::Europe::Berlin, Some(33_333)), "1000 / 0.03");
-    assert_eq!((rule.rollover, rule.per_member), (Some(Rollover { max: 500, windows: 2 }), Some(100)));
-    assert_eq!(rule.on_plan_change, PlanChange::Prorate);
+    assert_eq!((rule.rollover, rule.per_member, rule.on_plan_change), (None, None, PlanChange::Keep));
 
     let more = catalog.addon_for_price("price_more").unwrap();
     assert_eq!((more.mode(), more.max_quantity()), (AddOnMode::Stack, 5));
@@ -308,7 +304,15 @@ fn mistakes_in_the_whole_language_are_refused_too() {
         ("of = \"ai-credits\"", "of = \"image\"", "which itself draws on another"),
         ("of = \"ai-credits\"", "of = \"seats\"", "draws on `seats`, which is not a sum"),
         ("of = \"ai-credits\"", "of = \"gold\"", "names \"gold\", which is no meter"),
-        ("late_hours = 24", "late_hours = 10_000", "is 10000, which is out of range"),
+        ("late_hours = 0", "late_hours = 10_000", "is 10000, which is out of range"),
+        ("late_hours = 0", "late_hours = 24", "late_hours is not supported by this version"),
+        ("on_plan_change = \"keep\"", "on_plan_change = \"reset\"", "on_plan_change is not supported by this version"),
+        ("on_plan_change = \"keep\"", "per_member = 100", "per_member is not supported by this version"),
+        (
+            "on_plan_change = \"keep\"",
+            "rollover = { max = 5, windows = 1 }",
+            "rollover is not supported by this version",
+        ),
         ("state = \"archived\"", "state = \"gone\"", "is \"gone\", which is none of its values"),
         ("version = 2", "version = 2\nstate = \"draft\"", "which has no active version"),
         ("versions.limits.ai-credits", "versions.limits.image", "is paid in `ai-credits`, whose limit it has"),
@@ -317,14 +321,14 @@ fn mistakes_in_the_whole_language_are_refused_too() {
         ("overage = \"bill\"", "overage = \"block\"", "is given for a limit that lets nothing through"),
         ("unit_price = \"0.03\"", "unit_price = \"0\"", "which is no such price"),
         ("unit_price = \"0.03\"", "unit_price = 3", "is a whole number, not text"),
-        ("per_member = 100", "per_member = 100\noverage_max = 5", "is given beside `overage_max`"),
-        ("max = 1000\nwindow", "max = \"unlimited\"\nwindow", "of which nothing is ever left"),
-        ("window = \"month\"", "window = \"lifetime\"", "is given for a window that never ends"),
+        ("on_plan_change = \"keep\"", "overage_max = 5", "is given beside `overage_max`"),
+        ("on_plan_change = \"keep\"", "rollover = { max = 0, windows = 1 }", "is 0, which is out of range"),
+        ("window = \"month\"", "window = \"lifetime\"", "is given for a window that never starts again"),
         ("mode = \"stack\"\n", "", "addons.more.mode is missing"),
         ("max_quantity = 5", "max_quantity = 0", "is 0, which is out of range"),
         ("users = \"unlimited\"", "image = 5", "is paid in another meter"),
         ("users = \"unlimited\"", "gold = 5", "is no meter"),
-        ("prices = [\"price_more\"]", "prices = [\"price_more\", \"price_more\"]", "which line 46 already has"),
+        ("prices = [\"price_more\"]", "prices = [\"price_more\", \"price_more\"]", "which line 44 already has"),
     ] {
         assert!(RICH.contains(from), "{from:?}");
         let found = faults(&RICH.replacen(from, to, 1));
