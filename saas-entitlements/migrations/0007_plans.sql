@@ -53,3 +53,6 @@ create table saas.catalog_edition (
 revoke all on saas.catalog_edition from public;
 grant select, insert on saas.catalog_edition to saas_system;
 select saas.declare_global('saas.catalog_edition', 'the plan catalogue is the vendor''s; only the system role reads it', 'system');
+
+-- They go with their tenant. Nothing else may delete them.
+grant delete on saas.plan_assignment, saas.plan_trial, saas.entitlement_history to saas_system;
