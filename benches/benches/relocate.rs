@@ -5,8 +5,8 @@
 //! SIGKILL at every phase before the switch and followed by another; the last one comes through, and its freeze counts. No
 //! acknowledged write may be lost or doubled, and what nobody wrote must be the same in the end, to the last bit.
 //!
-//! Beside each leg, a plain `COPY` between the same servers: into a table with the same keys and indexes through the same
-//! driver, comparing nothing, with nobody writing meanwhile. The time of a move is that of its work which was not lost to a
+//! Before and after each leg, a plain `COPY` between the same servers: into a table with the same keys and indexes through
+//! the same driver, comparing nothing, with nobody writing meanwhile; their mean counts. The time of a move is that of its work which was not lost to a
 //! kill: from a mover that begins to copy until all is there and verified, and of the one that carries the changes over,
 //! switches and audits. What a move adds is the log, the checksums and whatever was written meanwhile.
 #![expect(clippy::expect_used, reason = "a benchmark that cannot start has nothing to report")]
@@ -26,11 +26,8 @@ use std::{
 };
 
 use saas_benches::ratio;
-use saas_core::{RequestContext, TenantContext, TenantTx};
-use saas_tenancy::{
-    placement::Placements,
-    relocate::{Address, Audit, Report},
-};
+use saas_core::{TenantContext, TenantTx};
+use saas_tenancy::relocate::{Address, Audit, Report};
 use tokio::task::JoinHandle;
 
 use mover::{Task, Work};
@@ -55,16 +52,15 @@ async fn measure(rows: i64) {
     let legs =
         [Address::pooled("control"), servers.schema().await, servers.database().await, Address::pooled("control")];
     let untouched = servers.untouched(&legs[0]).await;
-    let copies = [
-        servers.copy(&legs[0], &legs[1]).await,
-        servers.copy(&legs[1], &legs[2]).await,
-        servers.copy(&legs[2], &legs[3]).await,
-    ];
-    let writers = Writers::start(&servers.binding, &servers.tenant);
-    let mut freezes = 0.0_f64;
-    for (leg, copied) in legs.windows(2).zip(copies) {
+    servers.fill().await;
+    let (mut written, mut freezes) = (0, 0.0_f64);
+    for (number, leg) in legs.windows(2).enumerate() {
         let (from, to) = (&leg[0], &leg[1]);
+        let before = servers.copy(from, to).await;
+        let writers = Writers::start(&servers, number);
         let (moved, report) = relocate(&servers, to).await;
+        written += writers.finish().await;
+        let copied = f64::midpoint(before, servers.copy(from, to).await);
         let freeze = report.freeze.as_secs_f64();
         println!(
             "{from} -> {to}: {} rows, {} MB; plain copy {:.0} rows/s, move {:.0} rows/s; {} changes carried over in {} rounds, freeze {:.0} ms",
@@ -86,7 +82,6 @@ async fn measure(rows: i64) {
         freezes = freezes.max(freeze);
         servers.mover.confirm(servers.tenant.tenant(), &|_| {}).await.expect("the source is given up");
     }
-    let written = writers.finish().await;
     assert_eq!(servers.written(&legs[3]).await, written, "every acknowledged write, once");
     assert_eq!(servers.untouched(&legs[3]).await, untouched, "what nobody wrote, to the last bit");
     println!("{written} acknowledged writes, {} movers killed", 3 * DEATHS.len());
@@ -120,11 +115,11 @@ struct Writers {
 }
 
 impl Writers {
-    fn start(binding: &Placements, tenant: &RequestContext) -> Self {
+    fn start(servers: &Servers, leg: usize) -> Self {
         let (stop, written) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let tasks = (0..WRITERS)
             .map(|writer| {
-                let (binding, tenant) = (binding.clone(), tenant.clone());
+                let (binding, tenant) = (servers.binding.clone(), servers.tenant.clone());
                 let (stop, written) = (stop.clone(), written.clone());
                 tokio::spawn(async move {
                     let mut turn = 0_u64;
@@ -134,7 +129,7 @@ impl Writers {
                         turn += 1;
                         sqlx::query("insert into item (tenant_id, name, note, amount) values ($1, $2, '', 0)")
                             .bind(tenant.tenant().as_uuid())
-                            .bind(format!("written {writer} {turn}"))
+                            .bind(format!("written {leg} {writer} {turn}"))
                             .execute(&mut *tx)
                             .await
                             .expect("written");

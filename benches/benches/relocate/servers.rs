@@ -137,37 +137,31 @@ impl Servers {
         tokio::task::spawn_blocking(move || task.kill()).await.expect("a mover that was killed");
     }
 
-    /// Seconds of a plain copy of the tenant's rows between the servers of two places, in tables made for it and removed.
-    pub(crate) async fn copy(&self, from: &Address, to: &Address) -> f64 {
-        let pooled = Address::pooled("control");
-        let place = async |of: &Address, name: &str| {
-            if of.database.is_some() {
-                self.make_database(name).await;
-                Address::database("second", name)
-            } else {
-                self.make_schema(name).await;
-                Address::schema("control", name)
-            }
-        };
-        let from = if from.database.is_some() {
-            let filled = place(from, "copied_from").await;
-            self.copy_between(&pooled, &filled).await;
-            filled
-        } else {
-            pooled.clone()
-        };
-        let to = place(to, "copied").await;
-        let took = self.copy_between(&from, &to).await;
-        for place in [from, to] {
-            let drop = match (&place.database, &place.schema) {
-                (Some(name), _) => format!("drop database {name} with (force)"),
-                (None, Some(name)) => format!("drop schema {name} cascade"),
-                (None, None) => continue,
-            };
-            let login = if place.database.is_some() { self.second.clone() } else { self.database.owner_options() };
-            let mut admin = PgConnection::connect_with(&login).await.expect("an administrator");
-            admin.execute(AssertSqlSafe(drop)).await.expect("dropped");
+    /// Fills a table on each server that plain copies are taken from, and that nobody else touches.
+    pub(crate) async fn fill(&self) {
+        self.make_schema("plain").await;
+        self.make_database("plain").await;
+        for place in [Address::schema("control", "plain"), Address::database("second", "plain")] {
+            self.copy_between(&Address::pooled("control"), &place).await;
         }
+    }
+
+    /// Seconds of a plain copy of the tenant's first rows between the servers of two places, into a table made for it.
+    pub(crate) async fn copy(&self, from: &Address, to: &Address) -> f64 {
+        let plain = |of: &Address, name: &str| {
+            if of.database.is_some() { Address::database("second", name) } else { Address::schema("control", name) }
+        };
+        let to = plain(to, "copied");
+        let (login, drop) = if to.database.is_some() {
+            self.make_database("copied").await;
+            (self.second.clone(), "drop database copied with (force)")
+        } else {
+            self.make_schema("copied").await;
+            (self.database.owner_options(), "drop schema copied cascade")
+        };
+        let took = self.copy_between(&plain(from, "plain"), &to).await;
+        let mut admin = PgConnection::connect_with(&login).await.expect("an administrator");
+        admin.execute(drop).await.expect("dropped");
         took
     }
 

@@ -34,7 +34,6 @@ const ACROSS_TENANTS: &[&str] = &[
     "from saas.door_due order by since",                        // doors to be set
     "to_regclass('saas.resident') is not null",                 // whether the table is there
     "hashtextextended('saas.move:'",                            // the name of a lock
-    "hashtextextended('saas.move.source:'",                     // the name of another
 ];
 
 /// Pieces of statements, and scripts of several: not to be prepared on their own.
