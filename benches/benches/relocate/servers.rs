@@ -137,11 +137,12 @@ impl Servers {
         tokio::task::spawn_blocking(move || task.kill()).await.expect("a mover that was killed");
     }
 
-    /// Fills a table on each server that plain copies are taken from, and that nobody else touches.
+    /// Fills a table on each server that plain copies are taken from, and that nobody else touches. Their schemas look like
+    /// those of tenants: a mover refuses to leave tenants' tables behind in any other.
     pub(crate) async fn fill(&self) {
-        self.make_schema("plain").await;
+        self.make_schema("saas_t_plain").await;
         self.make_database("plain").await;
-        for place in [Address::schema("control", "plain"), Address::database("second", "plain")] {
+        for place in [Address::schema("control", "saas_t_plain"), Address::database("second", "plain")] {
             self.copy_between(&Address::pooled("control"), &place).await;
         }
     }
@@ -149,15 +150,19 @@ impl Servers {
     /// Seconds of a plain copy of the tenant's first rows between the servers of two places, into a table made for it.
     pub(crate) async fn copy(&self, from: &Address, to: &Address) -> f64 {
         let plain = |of: &Address, name: &str| {
-            if of.database.is_some() { Address::database("second", name) } else { Address::schema("control", name) }
+            if of.database.is_some() {
+                Address::database("second", name)
+            } else {
+                Address::schema("control", format!("saas_t_{name}"))
+            }
         };
         let to = plain(to, "copied");
         let (login, drop) = if to.database.is_some() {
             self.make_database("copied").await;
             (self.second.clone(), "drop database copied with (force)")
         } else {
-            self.make_schema("copied").await;
-            (self.database.owner_options(), "drop schema copied cascade")
+            self.make_schema("saas_t_copied").await;
+            (self.database.owner_options(), "drop schema saas_t_copied cascade")
         };
         let took = self.copy_between(&plain(from, "plain"), &to).await;
         let mut admin = PgConnection::connect_with(&login).await.expect("an administrator");
