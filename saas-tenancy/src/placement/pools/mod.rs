@@ -2,7 +2,8 @@
 //!
 //! Owns every connection to a tenant's own database that serves requests. Promises:
 //! - *Budget*: never more connections than [`PoolLimits::with_connections`] says, those included that are being opened or
-//!   closed. A pool takes its share before its first connection is opened, and gives it back when its last one is closed.
+//!   closed. A pool takes its share before its first connection is opened, and gives it back when its last one is closed. The
+//!   server may show a few more for a moment: a session that was told to end takes that long to be gone.
 //! - *Single flight*: one opening per database at a time, whoever waits; the result is everyone's.
 //! - *Verified*: a pool is used only after the checks of [`TenantPool::open`].
 //! - *No starvation*: a database that hangs ties up its own share for one connect timeout, and its cluster no more than
