@@ -8,12 +8,11 @@ use std::{sync::Arc, time::Instant};
 
 use saas_benches::{median, ratio};
 use saas_core::{
-    Actor, SystemClock, SystemPool, SystemTx, TenantPool, db::pool_options, migrate, testing::DevServer,
+    Actor, RequestId, SystemClock, SystemPool, SystemTx, TenantPool, db::pool_options, migrate, testing::DevServer,
     testing::Durability,
 };
 use saas_tenancy::{NewTenant, Tenancy, VerifiedEmail};
 use sqlx::{ConnectOptions, Executor, PgConnection, postgres::PgConnectOptions};
-use uuid::Uuid;
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
@@ -34,7 +33,7 @@ const FLOOR: &str = "
 const INSERT_FLOOR: &str = "insert into floor (id, slug, email, rest) values ($1, $2, $3, $4)";
 const FILL_FLOOR: &str = "
     insert into floor
-    select gen_random_uuid(), md5('slug' || n), md5('mail' || n) || '@example.com', $3
+    select lpad(to_hex(n), 32, '0')::uuid, md5('slug' || n), md5('mail' || n) || '@example.com', $3
     from generate_series($1::bigint, $2) n";
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
@@ -174,8 +173,9 @@ impl Floor {
     }
 
     async fn insert(&mut self) -> Result<f64, Failure> {
-        let key = Uuid::from_u128(fastrand::u128(..));
-        let (slug, email) = (format!("t{:016x}", fastrand::u64(..)), format!("{key}@example.com"));
+        // In the order of time, as a tenant's.
+        let key = RequestId::mint(&SystemClock).as_uuid();
+        let (slug, email) = (format!("t{:016x}", fastrand::u64(..)), format!("{:016x}@example.com", fastrand::u64(..)));
         let began = Instant::now();
         sqlx::query(INSERT_FLOOR)
             .bind(key)
