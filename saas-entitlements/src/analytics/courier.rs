@@ -6,6 +6,8 @@
 use std::{fmt, ops::Range, sync::Arc};
 
 use saas_core::InvalidInput;
+use secrecy::{ExposeSecret as _, SecretString};
+use serde_json::json;
 
 use super::{HttpAnswer, HttpPost, RetryAfter, SinkError, http::endpoint};
 use crate::usage::Delivery;
@@ -32,6 +34,7 @@ pub(super) struct Courier {
     most: Most,
     /// What stands around the events: the key is in it.
     around: (String, String),
+    key: SecretString,
 }
 
 impl fmt::Debug for Courier {
@@ -48,10 +51,15 @@ impl Courier {
     pub(super) fn new(
         http: Arc<dyn HttpPost>,
         (base, path): (&str, &str),
-        around: (String, String),
+        (key_name, key): (&str, SecretString),
         most: Most,
     ) -> Result<Self, InvalidInput> {
-        Ok(Self { http, url: endpoint(base, path)?, most, around })
+        if key.expose_secret().trim().is_empty() {
+            let remedy = "give the key of the project or source";
+            return Err(InvalidInput::new("key of the analytics service", "is empty", remedy));
+        }
+        let around = (format!("{{\"{key_name}\":{},\"batch\":[", json!(key.expose_secret())), "]}".to_owned());
+        Ok(Self { http, url: endpoint(base, path)?, most, around, key })
     }
 
     /// What became of each of the events.
@@ -115,7 +123,7 @@ impl Courier {
             retry_after: None,
             cause: Some(cause),
         })?;
-        let said = said(&answer);
+        let said = self.said(&answer);
         match answer.status {
             200..=299 => Ok(None),
             // What these say is about the content of the request.
@@ -127,11 +135,11 @@ impl Courier {
             _ => Err(SinkError::Misconfigured { why: said }),
         }
     }
-}
 
-/// The status and the beginning of what was said with it, in one line.
-fn said(answer: &HttpAnswer) -> String {
-    let text = String::from_utf8_lossy(&answer.body);
-    let text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(200).collect();
-    format!("{} {}", answer.status, text.trim()).trim_end().to_owned()
+    /// The status and the beginning of what was said with it, in one line and without the key, which some repeat.
+    fn said(&self, answer: &HttpAnswer) -> String {
+        let text = String::from_utf8_lossy(&answer.body).replace(self.key.expose_secret(), "…");
+        let text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(200).collect();
+        format!("{} {}", answer.status, text.trim()).trim_end().to_owned()
+    }
 }

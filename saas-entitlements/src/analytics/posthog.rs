@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use chrono::SecondsFormat;
 use saas_core::InvalidInput;
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::SecretString;
 use serde_json::json;
 
 use super::{
@@ -29,10 +29,9 @@ impl PostHog {
     /// A sink for the project of the key. `base` is such as `https://eu.i.posthog.com`.
     ///
     /// # Errors
-    /// When `base` is no address.
+    /// When `base` is no address, or the key is empty.
     pub fn new(base: &str, key: SecretString, http: Arc<dyn HttpPost>) -> Result<Self, InvalidInput> {
-        let around = (format!("{{\"api_key\":{},\"batch\":[", json!(key.expose_secret())), "]}".to_owned());
-        Ok(Self(Courier::new(http, (base, "/batch/"), around, MOST)?))
+        Ok(Self(Courier::new(http, (base, "/batch/"), ("api_key", key), MOST)?))
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use chrono::SecondsFormat;
 use saas_core::InvalidInput;
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::SecretString;
 use serde_json::json;
 
 use super::{
@@ -31,10 +31,9 @@ impl Segment {
     /// workspaces in the European Union.
     ///
     /// # Errors
-    /// When `base` is no address.
+    /// When `base` is no address, or the key is empty.
     pub fn new(base: &str, key: SecretString, http: Arc<dyn HttpPost>) -> Result<Self, InvalidInput> {
-        let around = (format!("{{\"writeKey\":{},\"batch\":[", json!(key.expose_secret())), "]}".to_owned());
-        Ok(Self(Courier::new(http, (base, "/v1/batch"), around, MOST)?))
+        Ok(Self(Courier::new(http, (base, "/v1/batch"), ("writeKey", key), MOST)?))
     }
 }
 

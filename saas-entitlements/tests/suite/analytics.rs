@@ -203,7 +203,8 @@ async fn a_bad_day_of_the_service_is_nobodys_fault_among_the_events() {
 #[tokio::test]
 async fn a_key_is_never_shown() {
     let receiver = Receiver::start().await;
-    receiver.then([Does::say(401), Does::say(500)]);
+    let repeats = |status| Does::Answer { status, retry_after: None, body: "bad key phc_\"secret\\key" };
+    receiver.then([repeats(401), repeats(500)]);
     let sinks: [Arc<dyn AnalyticsSink>; 2] = [Arc::new(posthog(&receiver)), Arc::new(segment(&receiver))];
     for sink in sinks {
         let error = sink.take(&[event(0)]).await.unwrap_err();
@@ -211,6 +212,7 @@ async fn a_key_is_never_shown() {
             assert!(!shown.contains("secret"), "{shown}");
         }
     }
+    assert!(Segment::new(&receiver.base, " ".to_owned().into(), http()).is_err());
     for bad in ["posthog.com", "https://", "https://phc_secret@host"] {
         let refused = PostHog::new(bad, KEY.to_owned().into(), http()).unwrap_err().to_string();
         assert!(!refused.contains("secret"), "{refused}");
