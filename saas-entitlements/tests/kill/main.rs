@@ -10,6 +10,7 @@
 mod books;
 mod journal;
 mod plans;
+mod readers;
 mod victims;
 mod worker;
 
@@ -110,7 +111,7 @@ impl Drop for Folder {
     }
 }
 
-// C1, C2, C4, C6, C11, C16, C17, G4, G11
+// C1, C2, C4, C5, C6, C11, C16, C17, G4, G11
 async fn whatever_is_killed_no_unit_is_lost_doubled_or_granted_beyond_the_limit() {
     let seed = env::var("KILL_SEED").map_or_else(|_| fastrand::u64(..), |seed| seed.parse().unwrap());
     println!("KILL_SEED={seed}");
@@ -156,6 +157,7 @@ async fn whatever_is_killed_no_unit_is_lost_doubled_or_granted_beyond_the_limit(
 
     let (rest, doubtful) = settle(&database, &tenants, &books, started).await;
     let (stranded, recorded) = books.stranded_and_recorded(&CALLS).await;
+    readers::have_read_everything(&database, &folder.0, tenants.busy.tenant()).await;
     let noted = Noted::read(&folder.0);
     // One by one, under keys: exactly what was granted.
     assert_eq!(books.stranded_and_recorded(&JOBS).await, (0, noted.jobs), "keyed uses");
@@ -171,7 +173,7 @@ async fn whatever_is_killed_no_unit_is_lost_doubled_or_granted_beyond_the_limit(
     assert!(stranded <= bound * KILLS as u64, "{stranded} stranded by {KILLS} kills, each {bound} at most");
     let (refused, late) = changer.after_the_bound(&noted.answers);
     assert!(late.is_empty(), "the gate granted what was taken away, so many microseconds after the bound: {late:?}");
-    assert!(changer.changes() > 6 && refused > 200, "{} changes, {refused} answers: too few", changer.changes());
+    assert!(changer.changes() > 3 && refused > 100, "{} changes, {refused} answers: too few", changer.changes());
     println!(
         "{served} seconds of traffic of {PROCESSES} processes in {:.1} s; calls: {recorded} recorded, {stranded} stranded \
          ({bound} at once at most), granted {least} to {most}; jobs: {}; pings: {}; gate: {} answers, {} changes of the plan, \

@@ -16,9 +16,9 @@ use crate::{
 
 /// After a change was committed and could be read, a gate has answered the old plan for the last time within this: its TTL, a
 /// tick and the pause after a failed read. The rest is what a machine that is busy may keep a thread waiting.
-const BOUND: Duration = TTL.checked_add(TICK).unwrap().checked_add(Duration::from_millis(410)).unwrap();
+const BOUND: Duration = TTL.checked_add(TICK).unwrap().checked_add(Duration::from_millis(1_010)).unwrap();
 /// Between changes: longer than the bound, so that there are answers after it.
-const SPACING: Duration = Duration::from_millis(1_100);
+const SPACING: Duration = Duration::from_millis(1_600);
 
 /// When a change began, and when it was certain.
 #[derive(Debug, Clone, Copy)]

@@ -24,7 +24,9 @@ use sqlx::postgres::PgConnectOptions;
 use crate::{
     CALLS, EXPORT, JOBS, PINGS, SECONDS, acting_in, catalog, file_of,
     journal::{Answer, Journal, Pair},
-    micros, told,
+    micros,
+    readers::Readers,
+    told,
 };
 
 /// The gate's bound while nothing is heard.
@@ -36,6 +38,8 @@ const PAUSE: Duration = Duration::from_millis(5);
 const CALLS_A_SECOND: usize = 25;
 const UNITS_A_CALL: u64 = 4;
 const PINGS_A_SECOND: u64 = 3;
+/// How often the readers of usage events run.
+const SECONDS_A_RUN: u64 = 10;
 const QUESTIONS_A_SECOND: usize = 10;
 
 pub(crate) fn leases(gate: &Entitlements, tenants: &TenantPool) -> Leases {
@@ -69,6 +73,7 @@ struct Process {
     meter: Meter,
     leases: Leases,
     writer: UsageWriter,
+    readers: Readers,
 }
 
 pub(crate) async fn work(worker: usize) {
@@ -84,7 +89,7 @@ pub(crate) async fn work(worker: usize) {
     let system = answer(
         |_: &saas_core::CoreError| true,
         async || {
-            let pool = db::pool_options().max_connections(1).connect_lazy_with(login("KILL_SYSTEM"));
+            let pool = db::pool_options().max_connections(2).connect_lazy_with(login("KILL_SYSTEM"));
             SystemPool::open(pool, &schemas).await
         },
     )
@@ -107,12 +112,19 @@ pub(crate) async fn work(worker: usize) {
         asked: acting_in(told("KILL_ASKED")),
         meter: Meter::new(gate.clone(), Arc::new(PostgresCounters::new(binding))),
         leases: leases(&gate, &tenants),
+        readers: Readers::new(system.clone(), &folder, worker),
         writer: UsageWriter::start(system, Arc::new(SystemClock), WriterOptions::default().with_pause(PAUSE)),
         gate,
     };
     let served = process.journal.read(Pair::Served).0;
     for second in served..SECONDS {
         process.serve_a_second().await;
+        if second % SECONDS_A_RUN == 0 {
+            match process.readers.run().await {
+                Err(error) if !is_passing(&error) => panic!("{error:?}"),
+                Ok(()) | Err(_) => {}
+            }
+        }
         process.journal.note(Pair::Served, (second + 1, 0));
         say("second");
     }
