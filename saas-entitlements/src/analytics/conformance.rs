@@ -51,7 +51,7 @@ fn events(number: usize) -> Vec<ProductEvent> {
         let at = start() + TimeDelta::milliseconds(i64::try_from(n).unwrap());
         let event =
             ProductEvent::new(UsageEventId::mint_at(at), tenants[n % 2], meters[n % 2].clone(), n as u64 + 1, at);
-        if n % 3 == 0 { event } else { event.with_member(tenants[0].to_string()) }
+        if n.is_multiple_of(3) { event } else { event.with_member(tenants[0].to_string()) }
     };
     (0..number).map(event).collect()
 }

@@ -18,7 +18,7 @@ use sqlx::ConnectOptions as _;
 use crate::{PATIENCE, PROCESSES, Tenants};
 
 /// Something that fails in production.
-pub(crate) trait Victim {
+pub(crate) trait Victim: Send {
     /// Kills it and, where that is not its own business, has it come back. Says what it was.
     fn kill(&mut self, scene: &mut Scene, server: &mut DevServer, random: &mut fastrand::Rng) -> &'static str;
 }

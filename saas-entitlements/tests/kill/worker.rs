@@ -119,7 +119,7 @@ pub(crate) async fn work(worker: usize) {
     let served = process.journal.read(Pair::Served).0;
     for second in served..SECONDS {
         process.serve_a_second().await;
-        if second % SECONDS_A_RUN == 0 {
+        if second.is_multiple_of(SECONDS_A_RUN) {
             match process.readers.run().await {
                 Err(error) if !is_passing(&error) => panic!("{error:?}"),
                 Ok(()) | Err(_) => {}
