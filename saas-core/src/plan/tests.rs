@@ -321,6 +321,8 @@ fn mistakes_in_the_whole_language_are_refused_too() {
         ),
         ("on_plan_change = \"keep\"", "on_plan_change = \"reset\"", "on_plan_change is not supported by this version"),
         ("on_plan_change = \"keep\"", "per_member = -1", "is -1, which is out of range"),
+        // C14
+        ("max = 1000\nwindow", "max = 10.5\nwindow", "is a fraction, not a whole number"),
         (
             "[addons.more]",
             "[plans.pro.versions.limits.seats]\nmax = 5\nwindow = \"month\"\noverage = \"block\"\n[addons.more]",

@@ -6,15 +6,19 @@ use chrono::{DateTime, TimeDelta, Utc};
 use saas_core::{
     Actor, Clock, ErrorKind, IdempotencyKey, Limit, MeterKey, PageSize, PlanCatalog, PlanKey, RequestContext,
     TenantContext, TenantPool, TenantTx, TestClock, UsageGrantId, UserId,
+    plan::Window,
     subscription::FixedPlan,
     testing::{Proxy, TestDatabase},
 };
 use saas_entitlements::{
     Adjustments, Consumption, Corrected, Correction, Entitlements, EntitlementsError, GateOptions, GrantSource,
-    LeaseOptions, Leases, LimitOf, Meter, NewGrant, PostgresCounters, PostgresSource, SCHEMA, Use,
+    LeaseOptions, Leases, LimitOf, Meter, NewGrant, NewOverride, OverrideGrant, Overrides, PostgresCounters,
+    PostgresSource, SCHEMA, Use,
     memory::MemoryLeases,
-    usage::{Bucket, Rebuild, SeriesQuery, UsagePipeline, series_in},
+    usage::{Bucket, Rebuild, Recorded, SeriesQuery, UsagePipeline, UsageRecord, record_many, series_in},
 };
+
+use crate::stage::cancel_after;
 
 const JOBS: MeterKey = MeterKey::from_static("jobs");
 const USERS: MeterKey = MeterKey::from_static("users");
@@ -28,6 +32,7 @@ default_plan = "free"
 jobs = { aggregation = "max" }
 users = { aggregation = "unique", late_hours = 1 }
 storage = { aggregation = "latest" }
+disk = { aggregation = "latest" }
 pages = { aggregation = "sum", late_hours = 48 }
 scans = { aggregation = "sum", credit = { of = "pages", cost = 3 } }
 [plans.free]
@@ -287,6 +292,88 @@ async fn a_member_has_a_part_of_what_the_tenant_has() {
     assert!(matches!(through, Consumption::Exhausted { of: LimitOf::Member, .. }), "{through:?}");
     assert_eq!(bench.meter.consume(&operator, &PAGES, 4, &name).await.unwrap(), Consumption::AlreadyCounted);
     assert_eq!(bench.drifted().await, 0);
+}
+
+#[tokio::test]
+async fn a_limit_that_an_override_gives_to_a_level_is_one_of_a_lifetime() {
+    let bench = Bench::start().await;
+    let disk = MeterKey::from_static("disk");
+    assert!(matches!(bench.level(&disk, 1, "a").await, Consumption::Denied { .. }));
+    let overrides =
+        Overrides::new(bench.database.system().clone(), bench.gate.clone(), Arc::new(bench.database.clock().clone()));
+    let grant = OverrideGrant::Limit { meter: disk.clone(), limit: Limit::Max(10) };
+    let new = NewOverride::new(grant, "a trial", bench.database.clock().now() + TimeDelta::days(90)).unwrap();
+    overrides.put_override(bench.acme.tenant(), new, &Actor::system("test")).await.unwrap();
+    assert_eq!(bench.level(&disk, 7, "a").await, granted(3, 0));
+    bench.move_to("2026-03-01T00:00:00Z");
+    let usage = bench.meter.usage(&bench.acme, &disk).await.unwrap().unwrap();
+    assert_eq!((usage.used, usage.period.end), (7, None));
+}
+
+// f-M18, I3
+#[tokio::test]
+async fn uses_recorded_in_bulk_count_for_their_member() {
+    let bench = Bench::start().await;
+    let now = bench.database.clock().now();
+    let period = bench.meter.usage(&bench.acme, &PAGES).await.unwrap().unwrap().period;
+    let record = |name: &str, member: &str| UsageRecord {
+        tenant: bench.acme.tenant(),
+        actor: bench.acme.actor().clone(),
+        meter: PAGES,
+        counter: PAGES,
+        amount: 2,
+        units: 2,
+        window: Window::Day,
+        period,
+        at: now,
+        key: key(name),
+        member: Some(member.to_owned()),
+    };
+    // Before the window keeps what each member used, and after.
+    for (round, left) in [("a", 4), ("b", 1)] {
+        let records = [record(&format!("{round}-1"), &bench.ada), record(&format!("{round}-2"), "bob")];
+        let recorded = record_many(bench.database.system(), &records, now).await.unwrap();
+        assert_eq!(recorded, [Recorded::Counted, Recorded::Counted]);
+        let Consumption::Exhausted { of: LimitOf::Member, left: room, .. } = bench.level(&PAGES, 5, "c").await else {
+            panic!("six pages are the most")
+        };
+        assert_eq!(room, left);
+        assert!(bench.level(&PAGES, 1, round).await.is_granted());
+    }
+    assert_eq!(bench.count("select count(*) from saas.usage_member where used in (6, 4)").await, 2);
+    assert_eq!(bench.drifted().await, 0);
+}
+
+// Q9, C2: the rarer ways, in which a window opens and members are added up.
+#[tokio::test]
+async fn a_members_use_dropped_at_any_poll_and_repeated_counts_once() {
+    let bench = Bench::start().await;
+    bench.network.delay(Duration::from_micros(250));
+    let mut finished_at = None;
+    for polls in 1..300 {
+        // A day of its own for each try, so that each opens its window.
+        bench.database.clock().advance(TimeDelta::days(1));
+        bench.gate.tick();
+        let name = key(&format!("use-{polls}"));
+        let of = Use::new(PAGES, 4, &name);
+        let done = cancel_after(polls, bench.meter.consume_use(&bench.acme, &of)).await.is_some();
+        let repeated = bench.meter.consume_use(&bench.acme, &of).await.unwrap();
+        assert!(repeated.is_granted(), "{polls}: {repeated:?}");
+        if done {
+            finished_at = Some(polls);
+            break;
+        }
+    }
+    let polls = finished_at.unwrap();
+    assert!(polls > 1, "the harness met an await point");
+    let counted = [
+        "select sum(used)::bigint from saas.usage_counter",
+        "select sum(used)::bigint from saas.usage_member",
+        "select sum(units)::bigint from saas.usage_event",
+    ];
+    for sql in counted {
+        assert_eq!(bench.count(sql).await, 4 * i64::try_from(polls).unwrap(), "{sql}");
+    }
 }
 
 #[tokio::test]
