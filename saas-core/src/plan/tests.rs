@@ -175,7 +175,7 @@ fn every_mistake_is_refused_with_its_line_and_its_remedy() {
         ("overage = \"block\" }", "}", 38, "limits.calls.overage is missing"),
         ("max = \"unlimited\"", "max = \"unlimited\", overage = \"block\"", 51, "is given for an unlimited meter"),
         ("version = 3", "version = 1", 48, "is 1, after 1"),
-        ("price_3", "price_1", 49, "holds \"price_1\", which line 50 already has"),
+        ("price_3", "price_1", 49, "holds \"price_1\", which line 44 already has"),
         ("\"price_3\"", "\"\"", 49, "holds \"\""),
         ("\"price_3\"", "3", 49, "holds a whole number, not text"),
         ("default_plan = \"free\"", "default_plan = \"fre\"", 2, "names \"fre\", which is no plan"),
