@@ -77,7 +77,7 @@ pub async fn activation_in(tx: &mut TenantTx, key_events: &[MeterKey]) -> Result
          cross join lateral (
              select d.bucket
              from saas.usage_day d
-             where d.tenant_id = $1 and d.meter = k.meter
+             where d.tenant_id = $1 and d.meter = k.meter and d.events > 0
              order by d.bucket
              limit 1
          ) f",
@@ -108,7 +108,7 @@ pub async fn adoption_in(
         "select meter, count(distinct bucket), count(distinct nullif(member, '')), sum(events)::bigint
          from saas.usage_day
          where tenant_id = $1 and bucket >= $2::date::timestamp at time zone 'UTC'
-           and bucket < $3::date::timestamp at time zone 'UTC'
+           and bucket < $3::date::timestamp at time zone 'UTC' and events > 0
          group by meter
          order by 4 desc, meter",
     )
@@ -167,7 +167,7 @@ pub async fn active_members_in(
         "select date_trunc($4, bucket at time zone 'UTC')::date, count(distinct member)
          from saas.usage_day
          where tenant_id = $1 and bucket >= $2::date::timestamp at time zone 'UTC'
-           and bucket < $3::date::timestamp at time zone 'UTC' and member <> ''
+           and bucket < $3::date::timestamp at time zone 'UTC' and member <> '' and events > 0
          group by 1
          order by 1",
     )

@@ -5,6 +5,7 @@ mod allocation;
 mod analytics;
 mod coherence;
 mod counters;
+mod counting;
 mod laws;
 mod layers;
 mod leases;
