@@ -138,7 +138,8 @@ begin
     having sum(e.units) > 0;
 end $$;
 
--- Adds up to `most` new events to their hours and days, and moves the reader's mark in the same transaction.
+-- Adds up to `most` new events to their hours and days and shows in the operators' list when each tenant was last active, and
+-- moves the reader's mark in the same transaction. A correction changes sums; it is no use.
 create function saas.usage_roll_up(most integer)
 returns table (events bigint, up_to bigint)
 language plpgsql as $$
@@ -152,7 +153,8 @@ begin
     up_to := pg_snapshot_xmin(pg_current_snapshot())::text::bigint;
     with batch as materialized (
         select e.tenant_id, e.id, e.position, e.meter, e.at, coalesce(e.member, '') as member, e.units, e.amount,
-               case when e.kind <> 'correction' then e.amount else 0 end as level
+               case when e.kind <> 'correction' then e.amount else 0 end as level,
+               e.kind not in ('correction', 'stranded') as is_use
         from saas.usage_event e
         where (e.position, e.tenant_id, e.id) > (mark.after_position, mark.after_tenant, mark.after_event)
           and e.position < up_to
@@ -161,7 +163,7 @@ begin
     ), hours as (
         insert into saas.usage_hour as h (tenant_id, meter, bucket, member, units, amount, peak, events)
         select b.tenant_id, b.meter, date_trunc('hour', b.at, 'UTC'), b.member,
-               saas.bounded(sum(b.units)), saas.bounded(sum(b.amount)), max(b.level), count(*)
+               saas.bounded(sum(b.units)), saas.bounded(sum(b.amount)), max(b.level), count(*) filter (where b.is_use)
         from batch b
         group by 1, 2, 3, 4
         on conflict (tenant_id, meter, bucket, member) do update
@@ -172,7 +174,7 @@ begin
     ), days as (
         insert into saas.usage_day as d (tenant_id, meter, bucket, member, units, amount, peak, events)
         select b.tenant_id, b.meter, date_trunc('day', b.at, 'UTC'), b.member,
-               saas.bounded(sum(b.units)), saas.bounded(sum(b.amount)), max(b.level), count(*)
+               saas.bounded(sum(b.units)), saas.bounded(sum(b.amount)), max(b.level), count(*) filter (where b.is_use)
         from batch b
         group by 1, 2, 3, 4
         on conflict (tenant_id, meter, bucket, member) do update
@@ -180,6 +182,11 @@ begin
             amount = saas.bounded(d.amount::numeric + excluded.amount),
             peak = greatest(d.peak, excluded.peak),
             events = d.events + excluded.events
+    ), seen as (
+        update saas.tenant_overview o
+        set last_active_at = greatest(o.last_active_at, b.at)
+        from (select u.tenant_id, max(u.at) as at from batch u where u.is_use group by u.tenant_id) b
+        where o.tenant_id = b.tenant_id and (o.last_active_at is null or o.last_active_at < b.at)
     )
     select count(*) over () as events, b.position, b.tenant_id, b.id into last
     from batch b
