@@ -12,6 +12,8 @@ mod outage;
 mod plans;
 mod postgres;
 mod processes;
+#[cfg(feature = "redis")]
+mod redis;
 mod require;
 mod stage;
 mod usage;
