@@ -28,9 +28,9 @@ begin
     end if;
     select greatest(c.used, 0) as used, c.held into counter from saas.usage_counter c
     where c.tenant_id = of_tenant and c.meter = of_counter and c.window_kind = in_window and c.window_start = from_start
-      and c.limit_units = of_limit;
+      and c.limit_units = of_limit and not c.by_member;
     if not found then
-        -- The first use of the window or under this limit is not of the common kind.
+        -- The first use of the window or under this limit is not of the common kind; nor is one where each member's use is kept.
         outcome := 'first';
         return next;
         return;
@@ -101,7 +101,7 @@ begin
     select l.* into lease from saas.usage_lease l where l.tenant_id = of_tenant and l.id = of_lease for no key update;
     with brought as (
         select * from jsonb_to_recordset(uses)
-            as u (id uuid, meter text, key text, amount bigint, units bigint, at timestamptz, actor text)
+            as u (id uuid, meter text, key text, amount bigint, units bigint, at timestamptz, member text, actor text)
     ), claimed as (
         -- In one order: two windows may be settled at once, and a key belongs to no window.
         insert into saas.usage_key (tenant_id, meter, key, amount, event_id, at)
@@ -112,9 +112,10 @@ begin
         returning event_id
     ), recorded as (
         insert into saas.usage_event
-            (tenant_id, id, recorded_at, meter, counter, kind, amount, units, window_kind, window_start, at, key, actor)
+            (tenant_id, id, recorded_at, meter, counter, kind, amount, units, window_kind, window_start, at, key, member,
+             actor)
         select of_tenant, b.id, moment, b.meter, lease.counter, 'consume', b.amount, b.units, lease.window_kind,
-               lease.window_start, b.at, b.key, b.actor
+               lease.window_start, b.at, b.key, b.member, b.actor
         from brought b
         join claimed c on c.event_id = b.id
         returning units
@@ -125,7 +126,7 @@ begin
     for other in
         select u.*, k.amount as prior
         from jsonb_to_recordset(uses)
-            as u (id uuid, meter text, key text, amount bigint, units bigint, at timestamptz, actor text)
+            as u (id uuid, meter text, key text, amount bigint, units bigint, at timestamptz, member text, actor text)
         join saas.usage_key k on k.tenant_id = of_tenant and k.meter = u.meter and k.key = u.key
         where k.event_id <> u.id
         order by u.meter, u.id
@@ -141,11 +142,19 @@ begin
             reused := reused + 1;
             fresh := fresh + other.units;
             insert into saas.usage_event
-                (tenant_id, id, recorded_at, meter, counter, kind, amount, units, window_kind, window_start, at, key, actor)
+                (tenant_id, id, recorded_at, meter, counter, kind, amount, units, window_kind, window_start, at, key,
+                 member, actor)
             values (of_tenant, other.id, moment, other.meter, lease.counter, 'consume', other.amount, other.units,
-                    lease.window_kind, lease.window_start, other.at, other.id::text, other.actor);
+                    lease.window_kind, lease.window_start, other.at, other.id::text, other.member, other.actor);
         end if;
     end loop;
+    if counted + reused > 0 and exists (
+        select from saas.usage_counter c
+        where c.tenant_id = of_tenant and c.meter = lease.counter and c.window_kind = lease.window_kind
+          and c.window_start = lease.window_start and c.by_member
+    ) then
+        perform saas.usage_by_member(of_tenant, lease.counter, lease.window_kind, lease.window_start);
+    end if;
     left_of_it := case when lease.ended_at is null then lease.lent - lease.spent - lease.returned else lease.stranded end;
     within := least(fresh, left_of_it);
     beyond := fresh - within;

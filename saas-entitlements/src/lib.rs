@@ -97,7 +97,7 @@ pub use lease::{Ask, Balance, Borrowed, LeaseOptions, LeaseStore, LeasedUse, Lea
 pub use meter::conformance;
 pub use meter::{
     Adjustment, Adjustments, Consumption, Corrected, Correction, CounterStore, Denial, Draw, DrawKind, Drawn,
-    GRANTS_LISTED, Grant, GrantSource, Ledger, Meter, NewGrant, Threshold, Usage,
+    GRANTS_LISTED, Grant, GrantSource, Ledger, LimitOf, Meter, NewGrant, Threshold, Usage, Use,
 };
 #[cfg(feature = "openfeature")]
 pub use openfeature::OpenFeatureProvider;

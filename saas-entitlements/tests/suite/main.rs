@@ -4,6 +4,7 @@
 mod allocation;
 mod coherence;
 mod counters;
+mod counting;
 mod laws;
 mod layers;
 mod leases;

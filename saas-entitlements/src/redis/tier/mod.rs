@@ -184,6 +184,21 @@ impl CounterStore for RedisTier {
         inner.settle_all(&cell, &mut *cell.turn.write().await, Ending::None).await?;
         inner.counters.used(ctx, meter, window, period).await
     }
+
+    async fn used_by(
+        &self,
+        ctx: &dyn TenantContext,
+        member: &str,
+        meter: &MeterKey,
+        window: Window,
+        period: Period,
+    ) -> Result<u64, EntitlementsError> {
+        let inner = &self.handle.inner;
+        let place = Place { tenant: ctx.tenant(), counter: meter.clone(), window, start: period.start };
+        let cell = inner.cell(place, inner.clock.now());
+        inner.settle_all(&cell, &mut *cell.turn.write().await, Ending::None).await?;
+        inner.counters.used_by(ctx, member, meter, window, period).await
+    }
 }
 
 #[async_trait]
@@ -251,13 +266,15 @@ impl Inner {
     fn concerns(&self, draw: &Draw) -> bool {
         let is_lent_of = |max: u64| max / self.options.exposed_share >= self.options.smallest;
         let Limit::Max(max) = draw.limit else { return false };
-        is_lent_of(max) && (draw.kind == DrawKind::Record || max == draw.cap)
+        draw.aggregation.is_additive() && is_lent_of(max) && (draw.kind == DrawKind::Record || max == draw.cap)
     }
 
     /// Whether a draw that slices have to do with may be admitted from one: it is refused at the limit and nowhere else, and
     /// is not larger than a slice can be.
     fn may_lend(&self, draw: &Draw) -> bool {
         draw.kind == DrawKind::Consume
+            && draw.aggregation.is_additive()
+            && draw.member_cap.is_none()
             && draw.units <= self.options.largest.min(draw.cap / self.options.exposed_share / 2)
             && !self.closed.load(Ordering::Relaxed)
     }
@@ -452,7 +469,7 @@ impl Inner {
 fn holds_back(draw: &Draw, drawn: &Drawn) -> bool {
     match drawn {
         Drawn::Refused { used, room } => used.saturating_add(*room) < draw.cap,
-        Drawn::Counted { .. } | Drawn::AlreadyCounted | Drawn::Outdated { .. } => false,
+        Drawn::Counted { .. } | Drawn::MemberRefused { .. } | Drawn::AlreadyCounted | Drawn::Outdated { .. } => false,
     }
 }
 

@@ -15,6 +15,7 @@ pub(super) struct Use {
     amount: u64,
     pub(super) units: u64,
     at: DateTime<Utc>,
+    member: Option<Box<str>>,
     actor: String,
 }
 
@@ -26,7 +27,8 @@ impl Use {
             key: draw.key.to_string(),
             amount: draw.amount,
             units: draw.units,
-            at: now,
+            at: draw.at,
+            member: draw.member.clone(),
             actor: ctx.actor().to_string(),
         }
     }
