@@ -15,6 +15,8 @@ mod plans;
 mod postgres;
 mod processes;
 mod receiver;
+#[cfg(feature = "redis")]
+mod redis;
 mod require;
 mod stage;
 mod usage;
