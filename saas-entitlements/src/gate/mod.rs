@@ -17,6 +17,7 @@ mod flight;
 mod model;
 mod options;
 mod shelf;
+mod staleness;
 mod stats;
 mod sync;
 mod table;
@@ -32,6 +33,7 @@ use std::{
 
 pub use options::GateOptions;
 use saas_core::{FeatureKey, TenantId};
+pub use staleness::{ChannelHealth, Staleness};
 pub use stats::GateStats;
 
 pub(crate) use self::{core::Core, stats::count};

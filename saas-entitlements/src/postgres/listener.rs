@@ -1,6 +1,6 @@
 //! Lets the gate hear of new revisions.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use saas_core::{
     Revision, TenantId,
@@ -8,7 +8,7 @@ use saas_core::{
 };
 use sqlx::postgres::PgConnectOptions;
 
-use crate::{Entitlements, gate::count};
+use crate::{ChannelWatch, Entitlements, gate::count};
 
 /// Listens in a task until it is dropped.
 #[derive(Debug)]
@@ -26,24 +26,33 @@ impl RevisionListener {
     /// # Panics
     /// Outside a tokio runtime.
     pub fn start(entitlements: Entitlements, options: PgConnectOptions) -> Self {
-        Self { _listener: Listener::start(Arc::new(Gate(entitlements)), options) }
+        let channel = entitlements.watch_channel("notify");
+        Self { _listener: Listener::start(Arc::new(Gate { entitlements, channel }), options) }
     }
 }
 
 /// Not on [`Entitlements`] itself: what it hears is not for its callers to say.
 #[derive(Debug)]
-struct Gate(Entitlements);
+struct Gate {
+    entitlements: Entitlements,
+    channel: ChannelWatch,
+}
 
 impl Holder for Gate {
     fn hear(&self, tenant: TenantId, revision: Revision) {
-        self.0.hear(tenant, revision);
+        self.entitlements.hear(tenant, revision);
+        self.channel.heard();
     }
 
     fn flush(&self) {
-        self.0.flush();
+        self.entitlements.flush();
+    }
+
+    fn echoed(&self, after: Duration) {
+        self.channel.heard_after(after);
     }
 
     fn count_unreadable(&self) {
-        count(&self.0.core.counters.unreadable_announcements);
+        count(&self.entitlements.core.counters.unreadable_announcements);
     }
 }

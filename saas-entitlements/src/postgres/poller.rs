@@ -10,7 +10,7 @@ use std::time::Duration;
 use saas_core::{Actor, CoreError, Revision, SystemPool, SystemTx, TenantId};
 use tokio::{
     task::JoinHandle,
-    time::{MissedTickBehavior, interval, timeout},
+    time::{Instant, MissedTickBehavior, interval, timeout},
 };
 use uuid::Uuid;
 
@@ -53,12 +53,21 @@ impl Drop for RevisionPoller {
 async fn poll(gate: Entitlements, pool: SystemPool, every: Duration) {
     let mut interval = interval(every);
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let channel = gate.watch_channel("poll");
     let mut position = NOTHING_YET;
+    let mut last_asked = Instant::now();
     loop {
         interval.tick().await;
+        let asking = Instant::now();
         let asked = timeout(ANSWER_WITHIN, changes_since(&pool, position)).await;
         position = match asked.unwrap_or_else(|_| Err(CoreError::Unavailable { cause: "no answer in time".into() })) {
-            Ok(seen) => tell(&gate, position, seen),
+            Ok(seen) => {
+                let next = tell(&gate, position, seen);
+                // What is seen now was committed after the last query began, or had been told of then.
+                channel.heard_after(last_asked.elapsed());
+                last_asked = asking;
+                next
+            }
             Err(error) => {
                 tracing::warn!(target: "saas.entitlements.gate.poll", error = &error as &dyn std::error::Error, "cannot ask for revisions");
                 // Whoever answers next may be another server, with transactions of its own.

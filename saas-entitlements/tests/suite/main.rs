@@ -14,4 +14,5 @@ mod postgres;
 mod processes;
 mod require;
 mod stage;
+mod staleness;
 mod usage;
