@@ -1,7 +1,7 @@
 //! Policy engines at their best: their cost rises with the number of policies, so they get as few as make sense.
 
-use cedar_policy::{Authorizer, Context, Decision, Entities, EntityUid, PolicySet, Request};
 use casbin::{CoreApi, DefaultModel, Enforcer, MemoryAdapter, MgmtApi};
+use cedar_policy::{Authorizer, Context, Decision, Entities, EntityUid, PolicySet, Request};
 use saas_benches::field::{FEATURES, PLANS};
 
 /// `cedar-policy` with one policy and ready-made requests.
@@ -21,7 +21,9 @@ impl Cedar {
             let resource: EntityUid = format!("Feature::\"f{feature:02}\"").parse()?;
             Ok(Request::new(principal, "Action::\"use\"".parse()?, resource, Context::empty(), None)?)
         };
-        let requests = (0..PLANS).map(|plan| (0..FEATURES).map(|feature| request(plan, feature)).collect()).collect::<Result<_, _>>()?;
+        let requests = (0..PLANS)
+            .map(|plan| (0..FEATURES).map(|feature| request(plan, feature)).collect())
+            .collect::<Result<_, _>>()?;
         Ok(Self { authorizer: Authorizer::new(), policies: policies.parse()?, entities: Entities::empty(), requests })
     }
 

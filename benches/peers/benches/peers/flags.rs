@@ -63,9 +63,13 @@ impl Transport for NoNetwork {
 
 impl Unleash {
     pub(crate) fn new() -> anyhow::Result<Self> {
-        let client = ClientBuilder::default()
-            .disable_metric_submission()
-            .into_client_with_transport::<Flag>("http://unused", "bench", "bench", None, Arc::new(NoNetwork))?;
+        let client = ClientBuilder::default().disable_metric_submission().into_client_with_transport::<Flag>(
+            "http://unused",
+            "bench",
+            "bench",
+            None,
+            Arc::new(NoNetwork),
+        )?;
         let feature = |feature: usize| {
             serde_json::json!({
                 "name": NAMES[feature],
@@ -78,10 +82,8 @@ impl Unleash {
         };
         let features: Vec<_> = (0..FEATURES).map(feature).collect();
         client.memoize(serde_json::from_value(serde_json::json!({ "version": 2, "features": features }))?)?;
-        let context = |plan| Context {
-            properties: [("plan".to_owned(), format!("p{plan}"))].into(),
-            ..Context::default()
-        };
+        let context =
+            |plan| Context { properties: [("plan".to_owned(), format!("p{plan}"))].into(), ..Context::default() };
         Ok(Self { client, contexts: (0..PLANS).map(context).collect() })
     }
 
@@ -112,7 +114,8 @@ impl OpenFeature {
         };
         let mut api = open_feature::OpenFeature::default();
         api.set_provider(provider).await;
-        let contexts = (0..tenants).map(|tenant| EvaluationContext::default().with_targeting_key(key(tenant))).collect();
+        let contexts =
+            (0..tenants).map(|tenant| EvaluationContext::default().with_targeting_key(key(tenant))).collect();
         Self { client: api.create_client(), contexts }
     }
 
