@@ -23,7 +23,7 @@ pub(crate) fn race(rounds: usize) {
     let bench = Arc::new(runtime.block_on(Bench::start()));
     // On a worker, as a request is: from outside, every wake-up crosses threads.
     let on_a_worker = |work: fn(Arc<Bench>) -> futures_util::future::BoxFuture<'static, f64>| {
-        let bench = Arc::clone(&bench);
+        let (bench, runtime) = (Arc::clone(&bench), &runtime);
         move || runtime.block_on(async { tokio::spawn(work(Arc::clone(&bench))).await.expect("the work ends") })
     };
     let medians = run(
