@@ -10,6 +10,7 @@ use saas_benches::{
     field::{self, Popularity, Questions},
     median, nanos, race, ratio,
 };
+use saas_entitlements::Origin;
 
 use crate::hits::Field;
 
@@ -20,7 +21,7 @@ const CHANGES: usize = 2_000;
 
 /// Publishes changes, one per period, until it is told to stop. Returns how many a second there were.
 fn write(field: &Field, stop: &AtomicBool) -> f64 {
-    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
     let changed = Questions::new(field.tenants, Popularity::Zipf);
     let begin = Instant::now();
     let mut made = 0_u32;
@@ -30,7 +31,7 @@ fn write(field: &Field, stop: &AtomicBool) -> f64 {
         }
         std::thread::sleep((PERIOD * made).saturating_sub(begin.elapsed()));
         field.gate.hear(*id, field.plans.move_on(*tenant));
-        runtime.block_on(field.gate.snapshot(*id));
+        assert_eq!(runtime.block_on(field.gate.snapshot(*id)).origin(), Origin::Loaded, "published");
         made += 1;
     }
     f64::from(made) / begin.elapsed().as_secs_f64()
