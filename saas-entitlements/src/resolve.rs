@@ -17,8 +17,8 @@ use chrono_tz::Tz;
 use saas_core::{
     Limit, Revision, TenantId,
     plan::{
-        FailPolicy, Feature, FeatureId, FeatureKind, MeterLimit, Overage, PlanCatalog, PlanChange, PlanVersion,
-        VersionId, Window, WindowAnchor,
+        FailPolicy, Feature, FeatureId, FeatureKind, MeterLimit, OverLimit, Overage, PlanCatalog, PlanChange,
+        PlanVersion, VersionId, Window, WindowAnchor,
     },
     subscription::{AccessLevel, Standing},
 };
@@ -162,7 +162,11 @@ pub(crate) fn with_limit(planned: Option<&MeterLimit>, limit: Limit) -> MeterLim
     let warn =
         |warn: &[u16]| if matches!(limit, Limit::Unlimited | Limit::Max(0)) { Box::default() } else { warn.into() };
     match planned {
-        Some(rule) => MeterLimit { limit, warn: warn(&rule.warn), ..rule.clone() },
+        Some(rule) => {
+            // Nothing is ever left of what has no end.
+            let rollover = rule.rollover.filter(|_| limit != Limit::Unlimited);
+            MeterLimit { limit, warn: warn(&rule.warn), rollover, ..rule.clone() }
+        }
         None => MeterLimit {
             limit,
             window: Window::Month,
@@ -172,6 +176,7 @@ pub(crate) fn with_limit(planned: Option<&MeterLimit>, limit: Limit) -> MeterLim
             overage_max: None,
             rollover: None,
             on_plan_change: PlanChange::Keep,
+            over_limit: OverLimit::Block,
             per_member: None,
             warn: warn(&[80, 100]),
         },

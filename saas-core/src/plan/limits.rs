@@ -6,7 +6,7 @@ use chrono_tz::Tz;
 use toml::de::DeValue;
 
 use super::{
-    Limit, Meter, MeterId, MeterLimit, Overage, PlanChange, Rollover, Window, WindowAnchor,
+    Limit, Meter, MeterId, MeterLimit, OverLimit, Overage, PlanChange, Rollover, Window, WindowAnchor,
     compile::Names,
     document::{Section, number_within, shorten},
     fault::Faults,
@@ -16,6 +16,9 @@ use super::{
 const MAX_UNITS: u64 = i64::MAX as u64;
 /// The most windows for which units are carried over: two years of days.
 const MAX_ROLLOVER_WINDOWS: u64 = 731;
+
+/// The most days for which a tenant may stay beyond the limit of its new plan.
+const MAX_GRACE_DAYS: u64 = 366;
 
 const MAX_REMEDY: &str = "write a whole number, or \"unlimited\"";
 
@@ -81,19 +84,26 @@ fn read_limit(section: &mut Section<'_, '_>, meter: Option<&Meter>, faults: &mut
     let warn = read_warn(section, limit, overage, faults);
     let anchor = anchor.map_or(WindowAnchor::Calendar, |anchor| anchor.value);
     let changes = [PlanChange::Keep, PlanChange::Prorate, PlanChange::Reset].map(|change| (change.as_str(), change));
-    let on_plan_change = section.choice(faults, "on_plan_change", &changes).map_or(PlanChange::Keep, |c| c.value);
+    let on_plan_change = section.choice(faults, "on_plan_change", &changes);
+    if let Some(PlanChange::Prorate) = on_plan_change.as_ref().map(|change| change.value) {
+        let why = match (limit, window.as_ref().map(|window| window.value)) {
+            (Some(Limit::Unlimited), _) => Some("is \"prorate\" for an unlimited meter, which has no part"),
+            (_, Some(Window::Lifetime)) => Some("is \"prorate\" for a window that never ends"),
+            (_, _) => None,
+        };
+        if let (Some(why), Some(change)) = (why, &on_plan_change) {
+            let remedy = "write \"keep\" or \"reset\"";
+            faults.add(change.span.clone(), section.path_of("on_plan_change"), why, remedy);
+        }
+    }
+    let on_plan_change = on_plan_change.map_or(PlanChange::Keep, |change| change.value);
+    let over_limit = read_over_limit(section, limit, faults);
     let rollover = read_rollover(section, limit, meter, window.as_ref().map(|window| window.value), faults);
     let per_member = section.number(faults, "per_member", 0, MAX_UNITS).map(|units| units.value);
     let overage_max = read_overage_max(section, overage, faults);
     // Better refused than silently not kept.
-    for (name, given) in [
-        ("rollover", rollover.is_some()),
-        ("per_member", per_member.is_some()),
-        ("on_plan_change", on_plan_change != PlanChange::Keep),
-    ] {
-        if given {
-            faults.add(section.span(), section.path_of(name), "is not supported by this version", "remove it");
-        }
+    if per_member.is_some() {
+        faults.add(section.span(), section.path_of("per_member"), "is not supported by this version", "remove it");
     }
     Some(MeterLimit {
         limit: limit?,
@@ -104,6 +114,7 @@ fn read_limit(section: &mut Section<'_, '_>, meter: Option<&Meter>, faults: &mut
         overage_max,
         rollover,
         on_plan_change,
+        over_limit,
         per_member,
         warn,
     })
@@ -137,6 +148,27 @@ fn read_time_zone(section: &mut Section<'_, '_>, window: Option<Window>, faults:
         faults.add(zone.span, section.path_of("time_zone"), why, "remove it");
     }
     zone.value
+}
+
+/// `over_limit = "block"`, `"read_only"` or `{ grace_days = 14 }`
+fn read_over_limit(section: &mut Section<'_, '_>, limit: Option<Limit>, faults: &mut Faults<'_>) -> OverLimit {
+    let Some((span, value)) = section.field("over_limit") else { return OverLimit::Block };
+    if limit == Some(Limit::Unlimited) {
+        let why = "is given for an unlimited meter, which nothing exceeds";
+        faults.add(span, section.path_of("over_limit"), why, "remove it");
+        return OverLimit::Block;
+    }
+    if let DeValue::Table(_) = value {
+        let grace = section.table(faults, "over_limit").and_then(|mut grace| {
+            grace.missing(faults, "grace_days", "say for how many days the plan before goes on");
+            let days = grace.number(faults, "grace_days", 1, MAX_GRACE_DAYS);
+            grace.finish(faults);
+            u16::try_from(days?.value).ok()
+        });
+        return grace.map_or(OverLimit::Block, |days| OverLimit::Grace { days });
+    }
+    let words = [("block", OverLimit::Block), ("read_only", OverLimit::ReadOnly)];
+    section.choice(faults, "over_limit", &words).map_or(OverLimit::Block, |word| word.value)
 }
 
 /// `rollover = { max = 500, windows = 1 }`

@@ -96,5 +96,5 @@ pub use fault::{CatalogError, CatalogFault};
 pub use feature::{
     Aggregation, Credit, FailPolicy, Feature, FeatureId, FeatureKind, Meter, MeterId, Rollout, StaticValue,
 };
-pub use limit::{Limit, MeterLimit, Overage, PlanChange, Rollover, Window, WindowAnchor};
+pub use limit::{Limit, MeterLimit, OverLimit, Overage, PlanChange, Rollover, Window, WindowAnchor};
 pub use version::{Plan, PlanVersion, PlanVersionRef, VersionId, VersionState};
