@@ -73,6 +73,13 @@ begin
     end if;
     if of_units - from_plan - burnt > up_to - counter.used - counter.held - from_plan
        and of_units > from_plan + burnt then
+        -- What was reserved and never used may be in the way. The second time nothing of it is left.
+        if saas.usage_reservation_expire(of_tenant, of_counter) > 0 then
+            return query select * from saas.usage_consume(
+                of_kind, of_tenant, at_revision, of_meter, of_counter, with_key, event, of_amount, of_units, in_window,
+                from_start, up_to, of_limit, marks, mark_units, by_actor, moment, whole);
+            return;
+        end if;
         -- Less than of_units: every grant was looked at, and still it did not fit.
         room := burnt + greatest(up_to - counter.used - counter.held, 0);
         -- The same key may have been counted while this one waited for the row.

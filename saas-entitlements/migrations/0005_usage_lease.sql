@@ -149,6 +149,13 @@ begin
     held := counter.held;
     -- Below 0 where the limit was lowered; cannot overflow, as neither is negative.
     free := up_to - greatest(counter.used, 0) - counter.held;
+    if need > free and saas.usage_reservation_expire(of_tenant, of_counter) > 0 then
+        select c.used, c.held, c.wanted_at into counter from saas.usage_counter c
+        where c.tenant_id = of_tenant and c.meter = of_counter and c.window_kind = in_window
+          and c.window_start = from_start;
+        held := counter.held;
+        free := up_to - greatest(counter.used, 0) - counter.held;
+    end if;
     if need > free then
         update saas.usage_counter c
         set wanted_at = clock_timestamp()

@@ -14,8 +14,8 @@ use super::{
 
 /// The most units that the database can count.
 const MAX_UNITS: u64 = i64::MAX as u64;
-/// The most windows for which units are carried over: two years of days.
-const MAX_ROLLOVER_WINDOWS: u64 = 731;
+/// The most windows for which units are carried over: every use looks at so many ends of windows.
+const MAX_ROLLOVER_WINDOWS: u64 = 100;
 
 /// The most days for which a tenant may stay beyond the limit of its new plan.
 const MAX_GRACE_DAYS: u64 = 366;

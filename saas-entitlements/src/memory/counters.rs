@@ -8,9 +8,11 @@ use std::{
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use saas_core::{
-    CoreError, IdempotencyKey, InvalidInput, Limit, MeterKey, TenantContext, TenantId, UsageGrantId, plan::Window,
+    CoreError, IdempotencyKey, InvalidInput, Limit, MeterKey, TenantContext, TenantId, UsageGrantId,
+    UsageReservationId, plan::Window,
 };
 
+use super::reservations::{Kept, Parts};
 use crate::{
     Adjustment, Corrected, CounterStore, Draw, Drawn, EntitlementsError, GRANTS_LISTED, Grant, Ledger, NewGrant, Period,
 };
@@ -19,29 +21,40 @@ use crate::{
 #[derive(Debug, Default)]
 pub struct MemoryCounters(Mutex<Books>);
 
+pub(super) type WindowName = (TenantId, MeterKey, Window, DateTime<Utc>);
+
 #[derive(Debug, Default)]
-struct Books {
-    counted: HashMap<(TenantId, MeterKey, IdempotencyKey), i128>,
-    windows: HashMap<(TenantId, MeterKey, Window, DateTime<Utc>), Counter>,
-    grants: HashMap<TenantId, Vec<Held>>,
+pub(super) struct Books {
+    pub(super) counted: HashMap<(TenantId, MeterKey, IdempotencyKey), i128>,
+    pub(super) windows: HashMap<WindowName, Counter>,
+    pub(super) grants: HashMap<TenantId, Vec<Held>>,
+    pub(super) reservations: HashMap<(TenantId, UsageReservationId), Kept>,
 }
 
 #[derive(Debug, Default)]
-struct Counter {
-    used: u64,
-    announced: BTreeSet<(u64, u16)>,
+pub(super) struct Counter {
+    pub(super) used: u64,
+    /// By reservations.
+    pub(super) held: u64,
+    pub(super) announced: BTreeSet<(u64, u16)>,
+    /// Whether what earlier windows left was carried over into it.
+    pub(super) carried: bool,
 }
 
 #[derive(Debug)]
-struct Held {
-    grant: Grant,
-    revoked: bool,
+pub(super) struct Held {
+    pub(super) grant: Grant,
+    pub(super) revoked: bool,
+    /// By reservations.
+    pub(super) held: u64,
+    /// The window that left it over.
+    pub(super) of: Option<WindowName>,
 }
 
 impl Held {
-    fn left(&self, now: DateTime<Utc>) -> u64 {
+    pub(super) fn left(&self, now: DateTime<Utc>) -> u64 {
         let over = self.revoked || self.grant.expires_at.is_some_and(|end| end <= now);
-        if over { 0 } else { self.grant.units - self.grant.burnt }
+        if over { 0 } else { self.grant.units - self.grant.burnt - self.held }
     }
 }
 
@@ -62,7 +75,7 @@ impl Books {
     }
 
     /// The grants that have units left, as they are burnt.
-    fn burnable(&mut self, tenant: TenantId, meter: &MeterKey, now: DateTime<Utc>) -> Vec<&mut Held> {
+    pub(super) fn burnable(&mut self, tenant: TenantId, meter: &MeterKey, now: DateTime<Utc>) -> Vec<&mut Held> {
         let grants = self.grants.entry(tenant).or_default().iter_mut();
         let mut burnable: Vec<_> = grants.filter(|held| held.grant.meter == *meter && held.left(now) > 0).collect();
         burnable.sort_by_key(|held| {
@@ -80,7 +93,7 @@ impl MemoryCounters {
         Self::default()
     }
 
-    fn books(&self) -> MutexGuard<'_, Books> {
+    pub(super) fn books(&self) -> MutexGuard<'_, Books> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -97,27 +110,19 @@ impl CounterStore for MemoryCounters {
         if books.is_known(ctx, &draw.meter, &draw.key, i128::from(draw.amount))? {
             return Ok(Drawn::AlreadyCounted);
         }
-        let window = (ctx.tenant(), draw.counter.clone(), draw.window, draw.period.start);
+        let window = books.open(ctx.tenant(), draw, now);
         let limit = match draw.limit {
             Limit::Unlimited => u64::MAX,
             Limit::Max(max) => max,
         };
-        let before = books.windows.get(&window).map_or(0, |counter| counter.used);
-        let from_plan = draw.units.min(limit.min(draw.cap).saturating_sub(before));
-        let mut grants = books.burnable(ctx.tenant(), &draw.counter, now);
-        let mut burnt = 0;
-        let mut burns = Vec::new();
-        for held in &grants {
-            let piece = held.left(now).min(draw.units - from_plan - burnt);
-            burns.push(piece);
-            burnt += piece;
+        let Parts { before, held, from_plan, burns, over, fits } = books.part(ctx.tenant(), draw, now);
+        let burnt = burns.iter().map(|(_, piece)| piece).sum();
+        if !fits {
+            let room = u64::saturating_add(burnt, draw.cap.saturating_sub(before + held));
+            return Ok(Drawn::Refused { used: before, room });
         }
-        let over = draw.units - from_plan - burnt;
-        if over > 0 && over > draw.cap.saturating_sub(before).saturating_sub(from_plan) {
-            return Ok(Drawn::Refused { used: before, room: burnt.saturating_add(draw.cap.saturating_sub(before)) });
-        }
-        for (held, piece) in grants.iter_mut().zip(burns) {
-            held.grant.burnt += piece;
+        for (grant, piece) in burns {
+            books.change_grant(ctx.tenant(), grant, |held| held.grant.burnt += piece);
         }
         let after = before + from_plan + over;
         let counter = books.windows.entry(window).or_default();
@@ -166,7 +171,7 @@ impl Ledger for MemoryCounters {
             created_at: now,
             expires_at: new.expires_at,
         };
-        grants.push(Held { grant: grant.clone(), revoked: false });
+        grants.push(Held { grant: grant.clone(), revoked: false, held: 0, of: None });
         Ok(grant)
     }
 
@@ -184,7 +189,7 @@ impl Ledger for MemoryCounters {
         };
         Ok(grants.iter_mut().find(in_force).map(|held| {
             held.revoked = true;
-            held.grant.units - held.grant.burnt
+            held.grant.units - held.grant.burnt - held.held
         }))
     }
 
@@ -217,7 +222,11 @@ impl Ledger for MemoryCounters {
             .ok()
             .and_then(|sum| u64::try_from(sum).ok())
             .ok_or_else(|| InvalidInput::new("correction", "would count more than 2^63-1 units", "correct by less"))?;
-        books.windows.entry(window).or_default().used = after;
+        let counter = books.windows.entry(window).or_default();
+        counter.used = after;
+        if let Limit::Max(max) = adjustment.limit {
+            counter.announced.extend(adjustment.as_draw().reached(after).into_iter().map(|percent| (max, percent)));
+        }
         books.counted.insert((ctx.tenant(), adjustment.meter.clone(), adjustment.key.clone()), amount);
         Ok(Corrected::Counted { before, after })
     }

@@ -2,6 +2,7 @@
 
 mod counters;
 mod leases;
+mod reservations;
 mod source;
 
 pub use counters::MemoryCounters;

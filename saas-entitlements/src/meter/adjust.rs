@@ -8,7 +8,7 @@ use saas_core::{IdempotencyKey, InvalidInput, MeterKey, TenantContext, UsageGran
 
 use super::{
     Adjustment, Corrected, Grant, Ledger, NewGrant,
-    decide::{MOST, additive, declared, rule_at},
+    decide::{MOST, additive, declared, rule_at, thresholds},
     ledger::checked_reason,
 };
 use crate::{Entitlements, EntitlementsError};
@@ -129,7 +129,9 @@ impl Adjustments {
             return Err(InvalidInput::new("correction", why, "correct it under a plan that has the meter").into());
         };
         let counter = snapshot.paying(&meter).clone();
-        let adjustment = Adjustment { meter, counter, amount, units, key, window: rule.window, period, at, reason };
+        let (window, limit, thresholds) = (rule.window, rule.limit, thresholds(&rule));
+        let adjustment =
+            Adjustment { meter, counter, amount, units, key, window, period, limit, thresholds, at, reason };
         self.ledger.correct(ctx, &adjustment, now).await
     }
 }

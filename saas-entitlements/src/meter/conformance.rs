@@ -11,7 +11,7 @@ use saas_core::{
 };
 
 use super::{Adjustment, Corrected, Draw, DrawKind, Drawn, GrantSource, Ledger, NewGrant, Threshold};
-use crate::{EntitlementsError, Period};
+use crate::{Carry, Ended, EntitlementsError, Period};
 
 /// A store to be tested, empty, with two tenants at the same revision.
 #[derive(Debug)]
@@ -49,6 +49,7 @@ impl Fixture {
             thresholds: [80, 100]
                 .map(|percent| Threshold { percent, units: (cap * u64::from(percent)).div_ceil(100) })
                 .into(),
+            carry: None,
             revision: self.revision,
         }
     }
@@ -77,6 +78,8 @@ impl Fixture {
             key: key_of(key),
             window: Window::Day,
             period: day(0),
+            limit: Limit::Unlimited,
+            thresholds: Box::default(),
             at: start(),
             reason: "a test".to_owned(),
         };
@@ -436,6 +439,28 @@ pub async fn random_operations_keep_to_a_simple_model(fixture: Fixture) {
     assert_eq!(reached, (true, true, true), "the walk came to every part: {model:?}");
 }
 
+/// f-M9: what earlier windows left is there before the first use, once, and no more in all than it may be.
+pub async fn what_is_left_is_carried_over_before_the_first_use(fixture: Fixture) {
+    let ended = |number, until| {
+        let (Period { start, end }, expiry) = (day(number), day(until).end);
+        Ended { start, end: end.unwrap(), limit: 100, expires_at: expiry.unwrap() }
+    };
+    // The window of `start`, and the two before it.
+    let carry = Some(Carry { max: 150, ended: [ended(484, 486), ended(485, 487)].into() });
+    let yesterday = Draw { period: day(485), ..fixture.draw(10, "yesterday", 100) };
+    assert!(counted(fixture.consume(&yesterday).await));
+    let draw = |amount, key: &str| Draw { period: day(486), carry: carry.clone(), ..fixture.draw(amount, key, 100) };
+    let refused = fixture.consume(&draw(251, "too-much")).await.unwrap();
+    assert_eq!(refused, Drawn::Refused { used: 0, room: 250 });
+    assert!(counted(fixture.consume(&draw(120, "some")).await));
+    // It is not made again, whatever becomes of the windows that it comes from.
+    let late = Draw { period: day(485), ..fixture.record(20, "late", 100) };
+    assert!(counted(fixture.consume(&late).await));
+    let all = fixture.consume(&draw(130, "all")).await.unwrap();
+    assert_eq!(all, Drawn::Counted { before: 100, after: 100, burnt: 130, crossed: vec![] });
+    assert_eq!(fixture.consume(&draw(1, "more")).await.unwrap(), Drawn::Refused { used: 100, room: 0 });
+}
+
 /// What a store has to answer, one unit at a time.
 #[derive(Debug, Clone, Default)]
 struct Model {
@@ -492,7 +517,7 @@ macro_rules! counter_store_conformance {
             another_limit_keeps_the_count_and_warns_for_itself, grants_burn_in_their_order_between_plan_and_overage,
             a_grant_that_is_over_is_not_burnt, a_grant_is_given_once, contention_never_exceeds_plan_and_grants,
             recording_is_not_refused_by_a_limit, a_correction_never_raises_the_quota,
-            random_operations_keep_to_a_simple_model,
+            random_operations_keep_to_a_simple_model, what_is_left_is_carried_over_before_the_first_use,
         );
     };
     (@tests $name:ident, $fixture:expr; $($test:ident),+ $(,)?) => {

@@ -8,7 +8,7 @@ use saas_core::{
 };
 
 use super::{Consumption, Denial, Draw, DrawKind, Drawn, Threshold};
-use crate::{EntitlementsError, Origin, Period, Snapshot, period_at};
+use crate::{EntitlementsError, Origin, Period, Snapshot};
 
 /// The most that can be counted in one window.
 pub(super) const MOST: u64 = i64::MAX.unsigned_abs();
@@ -22,7 +22,7 @@ pub(super) enum Verdict {
 /// A draw and the rule it was made from.
 pub(super) struct Ruled {
     pub(super) draw: Draw,
-    rule: MeterLimit,
+    pub(super) rule: MeterLimit,
 }
 
 /// The window that a meter counts in now, and its rule.
@@ -33,11 +33,8 @@ pub(super) fn rule_at(
 ) -> Result<Option<(MeterLimit, Period)>, EntitlementsError> {
     let declared = declared(snapshot, meter)?;
     known(snapshot)?;
-    let rule = snapshot.limit_of(snapshot.catalog.paying(declared.id()));
-    Ok(rule.map(|rule| {
-        let period = period_at(&rule, snapshot.anchor(), now);
-        (rule, period)
-    }))
+    let terms = snapshot.terms_of(snapshot.catalog.paying(declared.id()), now);
+    Ok(terms.map(|terms| (terms.rule, terms.period)))
 }
 
 /// Whether and how a use may be drawn.
@@ -85,6 +82,7 @@ pub(super) fn decide(
         cap,
         limit: rule.limit,
         thresholds: thresholds(&rule),
+        carry: snapshot.carry(paying.id(), &rule, period),
         revision: snapshot.revision(),
     };
     Ok(Verdict::Draw(Box::new(Ruled { draw, rule })))
@@ -144,7 +142,7 @@ pub(super) fn additive(meter: &Declared) -> Result<(), InvalidInput> {
     Err(InvalidInput::new("meter", why, "count with a meter whose aggregation is \"sum\" or \"count\""))
 }
 
-fn thresholds(rule: &MeterLimit) -> Box<[Threshold]> {
+pub(super) fn thresholds(rule: &MeterLimit) -> Box<[Threshold]> {
     let Limit::Max(max) = rule.limit else { return Box::default() };
     let units = |percent: u16| {
         let exact = (u128::from(max) * u128::from(percent)).div_ceil(100);
@@ -154,7 +152,7 @@ fn thresholds(rule: &MeterLimit) -> Box<[Threshold]> {
 }
 
 /// The lowest plan above the tenant's that would let the use through.
-fn upgrade(snapshot: &Snapshot, meter: &Declared, used: u64, amount: u64) -> Option<PlanVersionRef> {
+pub(super) fn upgrade(snapshot: &Snapshot, meter: &Declared, used: u64, amount: u64) -> Option<PlanVersionRef> {
     let rank = snapshot.plan_version()?.rank().checked_add(1)?;
     let paying = snapshot.catalog.paying(meter.id());
     let admits = |rule: &MeterLimit| rule.overage != Overage::Block || rule.limit.admits(used, amount);

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use saas_core::{IdempotencyKey, Limit, MeterKey, Revision, TenantContext, plan::Window};
 
-use crate::{EntitlementsError, Period};
+use crate::{Carry, EntitlementsError, Period};
 
 /// One use that is to be counted: the decision's inputs, ready-made.
 #[derive(Debug, Clone)]
@@ -35,6 +35,8 @@ pub struct Draw {
     pub limit: Limit,
     /// What to announce once in the window for this limit, ascending.
     pub thresholds: Box<[Threshold]>,
+    /// What may be left of earlier windows and is to be there before the first use of this one.
+    pub carry: Option<Carry>,
     /// The tenant's revision at which cap and window were decided.
     pub revision: Revision,
 }
@@ -109,6 +111,8 @@ pub enum Drawn {
 /// - *Whole*: a draw is counted in full or not at all.
 /// - *Idempotent*: a repeated `key` of a meter moves nothing and is answered [`Drawn::AlreadyCounted`]; with another
 ///   amount it is [`KeyReused`](saas_core::CoreError::KeyReused). A key of a refused draw is free again.
+/// - *Carried over*: before the first use of a window, what is left of those that the draw names is a grant, once for each
+///   of them and no more in all than it says.
 /// - *Announced once*: each threshold that is reached is in `crossed` of one draw per window and limit, whatever runs at
 ///   once and however the limit changes in between.
 /// - *Current*: a store that knows revisions counts only at the draw's own.

@@ -7,7 +7,8 @@ use sqlx::types::Uuid;
 
 use super::{
     PostgresCounters,
-    counters::{open_window, stored, units},
+    counters::{announce, flag_near_limit, open_window, stored, units},
+    edges,
 };
 use crate::{Adjustment, Corrected, EntitlementsError, GRANTS_LISTED, Grant, Ledger, NewGrant};
 
@@ -143,7 +144,7 @@ async fn revoke_in(
         "update saas.usage_grant
          set revoked_at = $3
          where tenant_id = $1 and id = $2 and revoked_at is null and (expires_at is null or expires_at > $3)
-         returning units - burnt",
+         returning units - burnt - held",
     )
     .bind(tenant.as_uuid())
     .bind(id.as_uuid())
@@ -162,7 +163,7 @@ async fn correct_in(
     adjustment: &Adjustment,
     now: DateTime<Utc>,
 ) -> Result<Corrected, EntitlementsError> {
-    let Adjustment { meter, counter, amount, units: change, key, window, period, at, reason } = adjustment;
+    let Adjustment { meter, counter, amount, units: change, key, window, period, at, reason, .. } = adjustment;
     let (tenant, actor) = (tx.tenant(), tx.actor().to_string());
     open_window(tx, counter, *window, *period).await?;
     // As for a use: first the counter, then the key.
@@ -249,6 +250,17 @@ async fn correct_in(
     .execute(&mut **tx)
     .await
     .map_err(CoreError::from_database)?;
+    let (draw, used) = (adjustment.as_draw(), units(after)?);
+    if taken < 0 {
+        edges::resolve_within(tx, &draw, used, edges::Because::Correction, now).await?;
+        flag_near_limit(tx, now).await?;
+    } else if period.end.is_none_or(|end| end > now) {
+        // Nobody acts on the warnings of a window that is over.
+        let reached: Vec<i32> = draw.reached(used).into_iter().map(i32::from).collect();
+        if !announce(tx, &draw, &reached, used, now).await?.is_empty() {
+            flag_near_limit(tx, now).await?;
+        }
+    }
     let detail = serde_json::json!({
         "event": id, "amount": amount, "units": taken, "at": at, "window_start": period.start, "reason": reason,
     });

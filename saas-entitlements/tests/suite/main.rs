@@ -4,6 +4,7 @@
 mod allocation;
 mod coherence;
 mod counters;
+mod edges;
 mod laws;
 mod layers;
 mod leases;
@@ -13,5 +14,6 @@ mod plans;
 mod postgres;
 mod processes;
 mod require;
+mod reservations;
 mod stage;
 mod usage;
