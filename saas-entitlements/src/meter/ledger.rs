@@ -2,10 +2,12 @@
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
-use saas_core::{IdempotencyKey, InvalidInput, Limit, MeterKey, Revision, TenantContext, UsageGrantId, plan::Window};
+use saas_core::{IdempotencyKey, InvalidInput, Limit, MeterKey, TenantContext, UsageGrantId, plan::Window};
 use serde::{Deserialize, Serialize};
 
-use super::{CounterStore, Draw, DrawKind, Threshold, decide::MOST};
+use super::{CounterStore, Threshold, decide::MOST};
+#[cfg(any(feature = "postgres", feature = "testing"))]
+use super::{Draw, DrawKind};
 use crate::{EntitlementsError, Period};
 
 /// Where the units of a grant come from.
@@ -133,6 +135,7 @@ pub struct Adjustment {
     pub reason: String,
 }
 
+#[cfg(any(feature = "postgres", feature = "testing"))]
 impl Adjustment {
     /// What stands for it where warnings are given: a use that has happened.
     pub(crate) fn as_draw(&self) -> Draw {
@@ -149,7 +152,7 @@ impl Adjustment {
             limit: self.limit,
             thresholds: self.thresholds.clone(),
             carry: None,
-            revision: Revision::NONE,
+            revision: saas_core::Revision::NONE,
         }
     }
 }
