@@ -65,6 +65,8 @@
 //! 4. [`PlanSource`](saas_core::subscription::PlanSource): [`Billing`] answers from what was derived; grace runs out at
 //!    read time, so no job has to fire.
 #![cfg_attr(feature = "testing", recursion_limit = "256")]
+// Money is counted, never measured.
+#![deny(clippy::float_arithmetic)]
 
 #[cfg(feature = "postgres")]
 mod apply;
@@ -84,6 +86,7 @@ mod group;
 #[cfg(feature = "postgres")]
 mod intake;
 pub mod merge;
+pub mod money;
 pub mod object;
 mod port;
 #[cfg(feature = "postgres")]
