@@ -85,6 +85,7 @@ mod fetching;
 mod group;
 #[cfg(feature = "postgres")]
 mod intake;
+pub mod ledger;
 pub mod merge;
 pub mod money;
 pub mod object;
@@ -95,6 +96,7 @@ mod postgres;
 mod receipts;
 #[cfg(feature = "postgres")]
 mod rederive;
+pub mod revenue;
 #[cfg(feature = "postgres")]
 mod settle;
 pub mod signature;
@@ -124,4 +126,4 @@ pub use signature::{SIGNATURE_HEADER, SignatureError, SigningSecrets, StripeSecr
 /// The tables of this crate. Migrate [`saas_core::SCHEMA`] first.
 #[cfg(feature = "postgres")]
 pub static SCHEMA: saas_core::Schema =
-    saas_core::schema!("billing": 1 "0001_inbox", 2 "0002_state", 3 "0003_retention");
+    saas_core::schema!("billing": 1 "0001_inbox", 2 "0002_state", 3 "0003_retention", 4 "0004_ledger", 5 "0005_revenue");

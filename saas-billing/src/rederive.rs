@@ -1,6 +1,6 @@
 //! What a tenant has, stored when it changes; and derived anew when the rules did.
 //!
-//! Owns the one place that writes the state, the operators' list and the revision, in the caller's transaction. The objects
+//! Owns the one place that writes the state, the revenue, the operators' list and the revision, in the caller's transaction. The objects
 //! are the caller's to load and store.
 
 use chrono::{DateTime, Utc};
@@ -83,7 +83,7 @@ impl Billing {
         let mut objects = object::load(&mut tx, tenant, self.scope.livemode, &[]).await?;
         self.load_unseen(&mut tx, tenant, &mut objects).await?;
         let derived = derive(&objects, &self.config.catalog);
-        let change = self.write_derived(&mut tx, tenant, &derived, false, now).await?;
+        let change = self.write_derived(&mut tx, tenant, &derived, (false, now), now).await?;
         if change.is_change() {
             let subject = tenant.to_string();
             change.record(&mut tx, actor, ("billing.rederived", &subject), json!({}), now).await?;
@@ -92,13 +92,14 @@ impl Billing {
         Ok(change.is_change())
     }
 
-    /// Stores what was derived if it is new, and puts on the list what must be fetched, if it is or an object is.
+    /// Stores what was derived if it is new, and puts on the list what must be fetched, if it is or an object is. `at` is when
+    /// the change happened, by Stripe's clock.
     pub(crate) async fn write_derived(
         &self,
         connection: &mut PgConnection,
         tenant: TenantId,
         derived: &Derived,
-        object_changed: bool,
+        (object_changed, at): (bool, DateTime<Utc>),
         now: DateTime<Utc>,
     ) -> Result<Change, CoreError> {
         let livemode = self.scope.livemode;
@@ -112,7 +113,9 @@ impl Billing {
         }
         if change.is_change() {
             state::store(connection, tenant, livemode, &change.stored, now).await?;
-            state::show(connection, tenant, &change.stored, &self.config.grace).await?;
+            let derived = (&change.previous, &change.stored);
+            let paying = self.record_revenue(connection, tenant, derived, (at, now)).await?;
+            state::show(connection, tenant, &change.stored, &self.config.grace, &paying).await?;
         }
         if !change.stored.answers_like(&change.previous) {
             revision::bump_in(connection, tenant).await?;
