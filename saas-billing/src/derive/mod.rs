@@ -14,7 +14,10 @@ pub use objects::{AnyMerged, TenantObjects};
 use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, Utc};
-use saas_core::{PlanCatalog, PlanKey, PlanVersionRef, subscription::{AccessLevel, PlanAssignment}};
+use saas_core::{
+    PlanCatalog, PlanKey, PlanVersionRef,
+    subscription::{AccessLevel, PlanAssignment},
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{

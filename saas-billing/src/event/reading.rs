@@ -9,8 +9,8 @@ use super::{Content, Envelope};
 use crate::{
     merge::{Origin, Snapshot},
     object::{
-        Charge, CheckoutSession, CreditNote, Customer, Dispute, Invoice, ObjectId, ObjectKind, Refund, Subscription, Text,
-        Unreadable,
+        Charge, CheckoutSession, CreditNote, Customer, Dispute, Invoice, ObjectId, ObjectKind, Refund, Subscription,
+        Text, Unreadable,
     },
 };
 

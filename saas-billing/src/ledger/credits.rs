@@ -192,7 +192,8 @@ impl Billing {
         let chain = self.chain(tenant);
         ledger::lock_end(&mut tx, chain).await?;
         let known = ledger::find_request(&mut tx, chain, (None, Some(sequence))).await?;
-        let Some(known) = known.filter(|known| matches!(known.cause, Cause::CreditsGranted | Cause::CreditsBurnt)) else {
+        let Some(known) = known.filter(|known| matches!(known.cause, Cause::CreditsGranted | Cause::CreditsBurnt))
+        else {
             return Err(CoreError::NotFound { what: "grant or burn of credits" }.into());
         };
         if let Some(sequence) = known.reversed_by {
@@ -238,7 +239,9 @@ impl Requested {
 /// A grant or a burn.
 fn above_zero(amount: Money, cause: Cause, at: DateTime<Utc>) -> Result<Draft, BillingError> {
     if amount.minor() <= 0 {
-        return Err(InvalidInput::new("the amount of credits", "is not above zero", "pass what is granted or burnt").into());
+        return Err(
+            InvalidInput::new("the amount of credits", "is not above zero", "pass what is granted or burnt").into()
+        );
     }
     let back = amount.checked_neg().map_err(out_of_range)?;
     let (debit, credit) = if cause == Cause::CreditsGranted {

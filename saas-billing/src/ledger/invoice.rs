@@ -69,7 +69,11 @@ fn voided(book: &mut Book, merged: &Merged<Invoice>) -> Result<(), Unbookable> {
     let tax = if withdrawn == total { invoice.tax } else { tax_share(invoice, withdrawn, total)? };
     let receivable = negated(withdrawn)?;
     book.post((Cause::InvoiceVoided, at), &[(Account::Receivable, receivable), (Account::Tax, tax)], Account::Revenue)?;
-    book.move_amount((Cause::CreditUsed, at), negated(invoice.credit_used)?, (Account::CreditClearing, Account::Receivable))
+    book.move_amount(
+        (Cause::CreditUsed, at),
+        negated(invoice.credit_used)?,
+        (Account::CreditClearing, Account::Receivable),
+    )
 }
 
 /// The tax in a part of the total, so that both parts' taxes add up.

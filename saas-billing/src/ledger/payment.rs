@@ -49,9 +49,7 @@ pub(super) fn dispute(merged: &Merged<Dispute>) -> Result<Legs, Unbookable> {
     let taken = (Account::Disputes, Account::Cash);
     let decision = match dispute.status {
         DisputeStatus::NeedsResponse | DisputeStatus::UnderReview => None,
-        DisputeStatus::Won => {
-            Some((Cause::DisputeWon, &Fact::DisputeWon, (Account::Cash, Account::Disputes)))
-        }
+        DisputeStatus::Won => Some((Cause::DisputeWon, &Fact::DisputeWon, (Account::Cash, Account::Disputes))),
         DisputeStatus::Lost => {
             Some((Cause::DisputeLost, &Fact::DisputeLost, (Account::DisputesLost, Account::Disputes)))
         }

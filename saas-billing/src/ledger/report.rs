@@ -100,6 +100,11 @@ pub enum LedgerFault {
         /// On which account, for one.
         account: Account,
     },
+    /// Entries about an object that no version of this crate writes.
+    Unreadable {
+        /// The object.
+        subject: String,
+    },
     /// Entries about an object that nobody has told about.
     Unexplained {
         /// The object.

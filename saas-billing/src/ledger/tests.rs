@@ -54,16 +54,17 @@ fn booked(merged: &AnyMerged) -> Vec<(Account, i64)> {
 }
 
 use Account::{
-    BadDebt, Cash, CreditClearing, CreditNotes, CustomerCredit, Disputes, DisputesLost, OutOfBand, Payments, Receivable,
-    Refunds, Revenue, Tax,
+    BadDebt, Cash, CreditClearing, CreditNotes, CustomerCredit, Disputes, DisputesLost, OutOfBand, Payments,
+    Receivable, Refunds, Revenue, Tax,
 };
 
 // L3, L5
 #[test]
 fn an_invoice_books_what_it_asks_for_what_was_paid_and_what_became_of_the_rest() {
-    let final_at = json!({"finalized_at": T + 10, "paid_at": T + 20, "marked_uncollectible_at": T + 15, "voided_at": T + 30});
+    let final_at =
+        json!({"finalized_at": T + 10, "paid_at": T + 20, "marked_uncollectible_at": T + 15, "voided_at": T + 30});
     assert_eq!(booked(&invoice("draft", json!({}))), []);
-    assert_eq!(booked(&invoice("a word of tomorrow", json!({"total": null}).clone())).len(), 0);
+    assert_eq!(booked(&invoice("a-word-of-tomorrow", json!({"total": null}))), []);
     assert_eq!(booked(&invoice("open", json!({}))), [(Receivable, 11_900), (Revenue, -10_000), (Tax, -1_900)]);
     let paid = json!({"amount_paid": 11_900, "amount_remaining": 0});
     assert_eq!(booked(&invoice("paid", paid.clone())), [(Payments, 11_900), (Revenue, -10_000), (Tax, -1_900)]);
@@ -87,8 +88,11 @@ fn an_invoice_books_what_it_asks_for_what_was_paid_and_what_became_of_the_rest()
 #[test]
 fn credit_of_the_customer_goes_in_and_comes_out_and_closes_with_what_the_customer_says() {
     // 100.00 asked for, 30.00 of it from the credit of before; the customer's credit is now nothing.
-    let used = invoice("paid", json!({"amount_due": 8_900, "amount_paid": 8_900, "amount_remaining": 0,
-        "starting_balance": -3_000, "ending_balance": 0}));
+    let used = invoice(
+        "paid",
+        json!({"amount_due": 8_900, "amount_paid": 8_900, "amount_remaining": 0,
+        "starting_balance": -3_000, "ending_balance": 0}),
+    );
     assert_eq!(booked(&used), [(Payments, 8_900), (Revenue, -10_000), (Tax, -1_900), (CreditClearing, 3_000)]);
     let customer = |balance: i64, deleted: bool| {
         let object = json!({"id": "cus_1", "object": "customer", "balance": balance, "currency": "eur"});
@@ -150,24 +154,30 @@ fn payments_come_in_go_back_and_come_back_again() {
         merged(ObjectKind::Charge, "ch_1", &[("charge.updated", 1, object)])
     };
     assert_eq!(booked(&charge("succeeded", json!({}))), [(Cash, 500), (Payments, -500)]);
-    for nothing in [charge("pending", json!({})), charge("failed", json!({})), charge("succeeded", json!({"amount_captured": 0}))] {
+    for nothing in
+        [charge("pending", json!({})), charge("failed", json!({})), charge("succeeded", json!({"amount_captured": 0}))]
+    {
         assert_eq!(booked(&nothing), []);
     }
     let old = json!({"amount_captured": null});
     assert_eq!(booked(&charge("succeeded", old)), [(Cash, 500), (Payments, -500)]);
 
     let refund = |statuses: &[&str]| {
-        let events: Vec<_> = statuses.iter().enumerate().map(|(n, status)| {
-            let object = json!({"id": "re_1", "object": "refund", "charge": "ch_1", "payment_intent": "pi_1",
+        let events: Vec<_> = statuses
+            .iter()
+            .enumerate()
+            .map(|(n, status)| {
+                let object = json!({"id": "re_1", "object": "refund", "charge": "ch_1", "payment_intent": "pi_1",
                 "status": status, "amount": 200, "currency": "jpy", "created": T});
-            ("refund.updated", i64::try_from(n).unwrap() * 10, object)
-        }).collect();
+                ("refund.updated", i64::try_from(n).unwrap() * 10, object)
+            })
+            .collect();
         merged(ObjectKind::Refund, "re_1", &events)
     };
     for gone in ["pending", "succeeded"] {
         assert_eq!(booked(&refund(&[gone])), [(Cash, -200), (Refunds, 200)]);
     }
-    for kept in ["requires_action", "canceled", "a word of tomorrow"] {
+    for kept in ["requires_action", "canceled", "a-word-of-tomorrow"] {
         assert_eq!(booked(&refund(&[kept])), []);
     }
     let failed = legs(&refund(&["succeeded", "failed", "failed"])).unwrap();
@@ -176,11 +186,15 @@ fn payments_come_in_go_back_and_come_back_again() {
     assert_eq!(failed.payment.unwrap().as_str(), "pi_1");
 
     let dispute = |statuses: &[&str]| {
-        let events: Vec<_> = statuses.iter().enumerate().map(|(n, status)| {
-            let object = json!({"id": "dp_1", "object": "dispute", "charge": "ch_1", "payment_intent": "pi_1",
+        let events: Vec<_> = statuses
+            .iter()
+            .enumerate()
+            .map(|(n, status)| {
+                let object = json!({"id": "dp_1", "object": "dispute", "charge": "ch_1", "payment_intent": "pi_1",
                 "status": status, "amount": 500, "currency": "jpy", "created": T});
-            ("charge.dispute.updated", i64::try_from(n).unwrap() * 10, object)
-        }).collect();
+                ("charge.dispute.updated", i64::try_from(n).unwrap() * 10, object)
+            })
+            .collect();
         merged(ObjectKind::Dispute, "dp_1", &events)
     };
     for inquiry in ["warning_needs_response", "warning_under_review", "warning_closed", "prevented"] {
@@ -197,7 +211,7 @@ fn payments_come_in_go_back_and_come_back_again() {
 fn what_makes_no_sum_is_named_and_books_nothing() {
     assert_eq!(legs(&invoice("open", json!({"currency": null}))), Err(Unbookable::NoCurrency));
     assert_eq!(legs(&invoice("open", json!({"total": null, "total_excluding_tax": null}))), Err(Unbookable::NoTotal));
-    let too_much = invoice("open", json!({"total": i64::MAX, "total_excluding_tax": null, "tax": -1}));
+    let too_much = invoice("open", json!({"total": i64::MAX, "total_excluding_tax": null, "tax": -2}));
     assert!(matches!(legs(&too_much), Err(Unbookable::Money(_))), "{:?}", legs(&too_much));
 }
 
@@ -212,7 +226,13 @@ fn write(written: &mut Vec<Written>, drafts: &[Draft]) {
             };
             match written.iter_mut().find(same) {
                 Some(known) => known.minor += minor,
-                None => written.push(Written { cause: draft.cause, at: draft.at, account: posting.account, currency, minor }),
+                None => written.push(Written {
+                    cause: draft.cause,
+                    at: draft.at,
+                    account: posting.account,
+                    currency,
+                    minor,
+                }),
             }
         }
     }

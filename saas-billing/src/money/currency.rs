@@ -12,9 +12,8 @@ pub struct Currency([u8; 3]);
 
 /// Amounts are whole units (<https://docs.stripe.com/currencies#zero-decimal>). Madagascar's ariary is one of them although
 /// ISO 4217 gives it two decimals.
-const NO_DECIMALS: &[&str] = &[
-    "bif", "clp", "djf", "gnf", "jpy", "kmf", "krw", "mga", "pyg", "rwf", "vnd", "vuv", "xaf", "xof", "xpf",
-];
+const NO_DECIMALS: &[&str] =
+    &["bif", "clp", "djf", "gnf", "jpy", "kmf", "krw", "mga", "pyg", "rwf", "vnd", "vuv", "xaf", "xof", "xpf"];
 /// <https://docs.stripe.com/currencies#three-decimal>: the last digit must be 0.
 const THREE_DECIMALS: &[&str] = &["bhd", "jod", "kwd", "omr", "tnd"];
 /// No decimals any more, written with two all the same (<https://docs.stripe.com/currencies#special-cases>): 500 is five
@@ -117,9 +116,32 @@ mod tests {
 
     /// ISO 4217 (2024), every code whose minor unit is not two decimals.
     const ISO: &[(&str, u8)] = &[
-        ("bif", 0), ("clp", 0), ("djf", 0), ("gnf", 0), ("isk", 0), ("jpy", 0), ("kmf", 0), ("krw", 0), ("pyg", 0),
-        ("rwf", 0), ("ugx", 0), ("uyi", 0), ("vnd", 0), ("vuv", 0), ("xaf", 0), ("xof", 0), ("xpf", 0), ("bhd", 3),
-        ("iqd", 3), ("jod", 3), ("kwd", 3), ("lyd", 3), ("omr", 3), ("tnd", 3), ("clf", 4), ("uyw", 4),
+        ("bif", 0),
+        ("clp", 0),
+        ("djf", 0),
+        ("gnf", 0),
+        ("isk", 0),
+        ("jpy", 0),
+        ("kmf", 0),
+        ("krw", 0),
+        ("pyg", 0),
+        ("rwf", 0),
+        ("ugx", 0),
+        ("uyi", 0),
+        ("vnd", 0),
+        ("vuv", 0),
+        ("xaf", 0),
+        ("xof", 0),
+        ("xpf", 0),
+        ("bhd", 3),
+        ("iqd", 3),
+        ("jod", 3),
+        ("kwd", 3),
+        ("lyd", 3),
+        ("omr", 3),
+        ("tnd", 3),
+        ("clf", 4),
+        ("uyw", 4),
     ];
 
     // L6

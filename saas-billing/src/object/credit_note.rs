@@ -112,9 +112,9 @@ impl CreditNote {
         let listed = wire.refunds.map(|refunds| match refunds {
             Refunds::Plain(refunds) | Refunds::Listed(List { data: refunds, .. }) => refunds,
         });
-        let listed: Option<Vec<i64>> = listed.filter(|refunds| !refunds.is_empty()).map(|refunds| {
-            refunds.into_iter().filter_map(|refund| refund.amount_refunded).collect()
-        });
+        let listed: Option<Vec<i64>> = listed
+            .filter(|refunds| !refunds.is_empty())
+            .map(|refunds| refunds.into_iter().filter_map(|refund| refund.amount_refunded).collect());
         let left = total.checked_sub(unbilled).and_then(|left| left.checked_sub(out_of_band));
         let refunded = match (listed, wire.refund, wire.customer_balance_transaction) {
             (Some(amounts), _, _) => amounts.into_iter().try_fold(0_i64, i64::checked_add),

@@ -175,7 +175,8 @@ impl Invoice {
         let details = wire.parent.and_then(|parent| parent.subscription_details);
         let subscription = details.and_then(|details| details.subscription).or(wire.subscription);
         let taxes = wire.total_taxes.or(wire.total_tax_amounts);
-        let tax = tax(wire.total.unwrap_or(0), wire.total_excluding_tax.filter(|_| wire.total.is_some()), taxes, wire.tax);
+        let tax =
+            tax(wire.total.unwrap_or(0), wire.total_excluding_tax.filter(|_| wire.total.is_some()), taxes, wire.tax);
         // Without the second there was no end to it yet: a draft uses nothing.
         let credit_used = match (wire.starting_balance, wire.ending_balance) {
             (Some(starting), Some(ending)) => ending.checked_sub(starting),

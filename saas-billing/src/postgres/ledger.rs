@@ -194,7 +194,9 @@ pub(crate) struct Requested {
 
 type RequestedRow = (i64, String, String, Option<String>, i64, String, Option<i64>);
 
-fn requested((sequence, of, subject, payment, minor, of_currency, reversed_by): RequestedRow) -> Result<Requested, CoreError> {
+fn requested(
+    (sequence, of, subject, payment, minor, of_currency, reversed_by): RequestedRow,
+) -> Result<Requested, CoreError> {
     let (cause, currency) = (cause(&of)?, currency(&of_currency)?);
     Ok(Requested { sequence, cause, subject, payment, minor, currency, reversed_by })
 }

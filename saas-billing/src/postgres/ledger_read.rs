@@ -5,7 +5,7 @@ use saas_core::{CoreError, TenantId};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::ledger::{Chain, account, cause, corrupt, currency, sum};
+use super::ledger::{Chain, account, cause, currency, sum};
 use crate::{
     ledger::{Account, Hash, Posting, Record, StatementCursor, StatementFilter, StatementLine},
     money::{Currency, Money},
@@ -126,18 +126,8 @@ pub(crate) struct Stored {
     pub(crate) hash: Vec<u8>,
 }
 
-type TransactionRow = (
-    i64,
-    String,
-    String,
-    Option<String>,
-    Option<String>,
-    Option<i64>,
-    String,
-    DateTime<Utc>,
-    DateTime<Utc>,
-    Vec<u8>,
-);
+type TransactionRow =
+    (i64, String, String, Option<String>, Option<String>, Option<i64>, String, DateTime<Utc>, DateTime<Utc>, Vec<u8>);
 type EntryRow = (i64, String, String, i64, DateTime<Utc>);
 
 /// The next transactions of a chain with their entries, up to `last`.
@@ -208,10 +198,7 @@ fn record(row: TransactionRow, mut postings: Vec<Posting>) -> Option<Record> {
 }
 
 /// The last transaction behind where the chain is said to end.
-pub(crate) async fn beyond(
-    connection: &mut PgConnection,
-    (tenant, livemode): Chain,
-) -> Result<Option<i64>, CoreError> {
+pub(crate) async fn beyond(connection: &mut PgConnection, (tenant, livemode): Chain) -> Result<Option<i64>, CoreError> {
     sqlx::query_scalar(
         "select max(sequence)
          from saas.ledger_transaction
@@ -296,9 +283,4 @@ pub(crate) async fn tenants(
     .await
     .map_err(CoreError::from_database)?;
     Ok(tenants.into_iter().map(TenantId::from_uuid).collect())
-}
-
-/// A hash as it was stored.
-pub(crate) fn hash(stored: &[u8]) -> Result<Hash, CoreError> {
-    stored.try_into().map_err(|_| corrupt("hash"))
 }

@@ -191,7 +191,10 @@ pub(crate) async fn note_arrears(
 }
 
 /// What all tenants pay per month, per currency, and how many pay.
-pub(crate) async fn mrr(connection: &mut PgConnection, livemode: bool) -> Result<Vec<(String, String, i64)>, CoreError> {
+pub(crate) async fn mrr(
+    connection: &mut PgConnection,
+    livemode: bool,
+) -> Result<Vec<(String, String, i64)>, CoreError> {
     sqlx::query_as(
         "select currency, sum(mrr_minor)::text, count(*)
          from saas.revenue_state -- of every tenant

@@ -92,7 +92,8 @@ pub(crate) async fn show(
     paying: &BTreeMap<Currency, i64>,
 ) -> Result<(), CoreError> {
     let mut spans = derived.revenue.spans().iter();
-    let deciding = spans.find(|span| Some(&span.subscription) == derived.subscription.as_ref()).map(|span| span.currency);
+    let deciding =
+        spans.find(|span| Some(&span.subscription) == derived.subscription.as_ref()).map(|span| span.currency);
     let paid = |currency: &Currency| paying.get(currency).is_some_and(|minor| *minor > 0);
     let currency = deciding.filter(paid).or_else(|| paying.keys().copied().find(paid));
     let (grace_until, suspended_from) = policy.instants(derived.unpaid_since, derived.suspended_since);

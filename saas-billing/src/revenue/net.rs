@@ -52,7 +52,11 @@ fn recurs(terms: &DiscountTerms) -> bool {
 
 /// Minor units per month and currency at `at`; before the first boundary for `None`. `whole` is what is taken off the sum.
 /// Rounded once per subscription, half to even.
-pub(super) fn at(subscription: &Subscription, whole: &[Discount], at: Option<DateTime<Utc>>) -> BTreeMap<Currency, i64> {
+pub(super) fn at(
+    subscription: &Subscription,
+    whole: &[Discount],
+    at: Option<DateTime<Utc>>,
+) -> BTreeMap<Currency, i64> {
     let mut sums: BTreeMap<Currency, (Ratio, Ratio)> = BTreeMap::new();
     for item in &subscription.items {
         let Some(((currency, amount), often)) = list(item).zip(per_month(&item.price)) else { continue };

@@ -53,7 +53,8 @@ impl Billing {
         self.roll(&mut tally, stored, (at, now));
         tally.become_at(&paying, now);
         let next_at = stored.next_revenue_boundary(&self.config.grace, now);
-        let states: Vec<Paying> = tally.states.into_values().map(|state| Paying { at: now.max(state.at), ..state }).collect();
+        let states: Vec<Paying> =
+            tally.states.into_values().map(|state| Paying { at: now.max(state.at), ..state }).collect();
         revenue::store(connection, (tenant, livemode), &states, &tally.changes, next_at, now).await?;
         Ok(paying)
     }
@@ -129,7 +130,8 @@ impl Billing {
                     InvoiceStatus::Draft | InvoiceStatus::Open | InvoiceStatus::Paid | InvoiceStatus::Other(_) => None,
                 };
                 let minor = invoice.amount_remaining.saturating_add(invoice.amount_paid);
-                let arrears = Arrears { invoice: &invoice.id, currency, minor, failed_at, recovered_at: paid_at, lost_at };
+                let arrears =
+                    Arrears { invoice: &invoice.id, currency, minor, failed_at, recovered_at: paid_at, lost_at };
                 revenue::note_arrears(connection, of, &arrears).await
             }
             AnyMerged::Customer(_)
