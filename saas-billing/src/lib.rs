@@ -64,6 +64,10 @@
 //! 3. [`Billing::fetch_pending`]: reads from Stripe what no event tells for certain.
 //! 4. [`PlanSource`](saas_core::subscription::PlanSource): [`Billing`] answers from what was derived; grace runs out at
 //!    read time, so no job has to fire.
+//!
+//! What happened to money is written beside that, in the same transaction: [`ledger`] in whole minor units ([`money`]),
+//! [`revenue`] per month. Call [`Billing::roll_revenue`] from a worker, so that what time alone changes is recorded, and
+//! [`Billing::verify_ledgers`] once a day.
 #![cfg_attr(feature = "testing", recursion_limit = "256")]
 // Money is counted, never measured.
 #![deny(clippy::float_arithmetic)]

@@ -7,10 +7,7 @@ use chrono::{DateTime, SubsecRound, Utc};
 use saas_core::TenantId;
 use sha2::{Digest, Sha256};
 
-use super::{Cause, Posting};
-
-/// SHA-256.
-pub(crate) type Hash = [u8; 32];
+use super::{Cause, Hash, Posting};
 
 /// What comes before the first transaction.
 pub(crate) const GENESIS: Hash = [0; 32];

@@ -15,6 +15,7 @@
 //! this.
 
 mod account;
+#[cfg(any(feature = "postgres", test))]
 mod chain;
 #[cfg(feature = "postgres")]
 mod credits;
@@ -31,13 +32,16 @@ mod report;
 mod verify;
 
 pub use account::Account;
-pub(crate) use chain::{GENESIS, Hash, Record, storable_instant};
+#[cfg(any(feature = "postgres", test))]
+pub(crate) use chain::{GENESIS, Record, storable_instant};
 #[cfg(feature = "postgres")]
 pub use credits::{Burn, CreditGrant, Granted, Reversal};
 pub use difference::{Draft, Written, difference};
 pub use leg::{Cause, Leg, Legs, Posting, Unbookable};
 #[cfg(feature = "postgres")]
 pub use read::{Balance, StatementCursor, StatementFilter, StatementLine};
+#[cfg(any(feature = "postgres", test))]
+pub(crate) use report::Hash;
 pub use report::{LedgerAnchor, LedgerFault, LedgerReport};
 #[cfg(feature = "postgres")]
 pub use verify::{VerifiedLedgers, VerifyCursor};

@@ -5,8 +5,11 @@ use std::{fmt, str::FromStr};
 use saas_core::InvalidInput;
 use serde::{Deserialize, Serialize};
 
-use super::{Account, chain::Hash};
+use super::Account;
 use crate::money::Currency;
+
+/// SHA-256.
+pub(crate) type Hash = [u8; 32];
 
 /// A place in a chain and the hash there. Kept outside the database, where its owner cannot reach it, it is what finds a
 /// chain that was cut off or written anew from some place on.
@@ -120,6 +123,7 @@ pub enum LedgerFault {
 }
 
 /// Faults of one ledger that are kept; the rest is counted.
+#[cfg(feature = "postgres")]
 const MAX_FAULTS: usize = 100;
 
 /// What a verification found.
@@ -139,6 +143,7 @@ pub struct LedgerReport {
 }
 
 impl LedgerReport {
+    #[cfg(feature = "postgres")]
     pub(crate) const fn new(anchor: LedgerAnchor) -> Self {
         Self { transactions: 0, objects: 0, faults: Vec::new(), more: 0, anchor }
     }
@@ -149,6 +154,7 @@ impl LedgerReport {
         self.faults.is_empty()
     }
 
+    #[cfg(feature = "postgres")]
     pub(crate) fn push(&mut self, fault: LedgerFault) {
         if self.faults.len() < MAX_FAULTS {
             self.faults.push(fault);

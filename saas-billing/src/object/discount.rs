@@ -49,7 +49,7 @@ pub struct DiscountTerms {
 }
 
 /// A discount: its id, or the object where it is expanded.
-pub(super) struct WireDiscount<'a>(Result<Text<'a>, Object<'a>>);
+pub(super) struct WireDiscount<'a>(Result<Text<'a>, Box<Object<'a>>>);
 
 #[derive(Deserialize)]
 struct Object<'a> {
@@ -98,7 +98,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for WireDiscount<'a> {
             #[serde(borrow)]
             Id(Text<'a>),
             #[serde(borrow)]
-            Object(Object<'a>),
+            Object(Box<Object<'a>>),
         }
         Ok(Self(match Either::deserialize(deserializer)? {
             Either::Id(id) => Ok(id),
@@ -118,7 +118,8 @@ impl WireDiscount<'_> {
             Some(WireCoupon::Terms(coupon)) => coupon.id.clone(),
             Some(WireCoupon::Id(_)) | None => None,
         };
-        let id = object.id.or(named).ok_or_else(|| Unreadable::new("discount without id"))?.id("discount.id")?;
+        // Without any name it is what it takes off all the same.
+        let id = object.id.or(named).unwrap_or(Text("unnamed".into())).id("discount.id")?;
         let terms = match coupon {
             Some(WireCoupon::Terms(coupon)) => Some(DiscountTerms {
                 millionths_off: coupon.percent_off.as_ref().and_then(millionths),
