@@ -168,7 +168,17 @@ impl Billing {
         let mut after: Option<ObjectId> = None;
         loop {
             let mut tx = self.begin_look(actor).await?;
-            let page = object::page(&mut tx, tenant, livemode, after.as_ref(), PAGE).await?;
+            let page = match object::page(&mut tx, tenant, livemode, after.as_ref(), PAGE).await {
+                Ok(page) => page,
+                Err(CoreError::Corrupt { .. }) => {
+                    // Whichever it is, what follows from those after it is not looked at.
+                    let subject =
+                        after.map_or_else(|| "the first objects".to_owned(), |id| format!("objects after {id}"));
+                    report.push(LedgerFault::Unreadable { subject });
+                    return Ok(());
+                }
+                Err(why) => return Err(why.into()),
+            };
             for merged in &page {
                 let booked = match merged {
                     AnyMerged::Subscription(_) | AnyMerged::CheckoutSession(_) => continue,

@@ -69,25 +69,39 @@ impl Billing {
     }
 
     /// Records what time alone has changed: discounts that ended, debts whose grace ran out, ends that came without an event.
-    /// Each change is dated by the instant that made it, however late this is called. Looks at up to `limit` tenants, each in
-    /// a transaction of its own, and says at how many.
+    /// Each change is dated by the instant that made it, however late this is called. Takes up to `limit` tenants, each in a
+    /// transaction of its own, and says how many it recorded; one that cannot be recorded stops no other.
     ///
     /// # Errors
-    /// When the database does not answer; what is done stays done.
+    /// When the database does not answer, or none could be recorded.
     pub async fn roll_revenue(&self, limit: u16) -> Result<usize, BillingError> {
         let mut tx = SystemTx::begin(&self.system, ACTOR, "list tenants whose revenue time has changed").await?;
         let due = revenue::due(&mut tx, self.scope.livemode, self.clock.now(), i64::from(limit)).await?;
         tx.commit().await?;
-        for tenant in &due {
-            let mut tx = SystemTx::begin(&self.system, ACTOR, "record what time has changed").await?;
-            tenant::lock_in(&mut tx, *tenant).await?;
-            let now = self.clock.now();
-            let derived = state::find(&mut tx, *tenant, self.scope.livemode).await?.unwrap_or_default();
-            let paying = self.record_revenue(&mut tx, *tenant, (&derived, &derived), (now, now)).await?;
-            state::show(&mut tx, *tenant, &derived, &self.config.grace, &paying).await?;
-            tx.commit().await?;
+        let (mut recorded, mut failed) = (0, None);
+        for tenant in due {
+            match self.roll_tenant(tenant).await {
+                Ok(()) => recorded += 1,
+                Err(why) => {
+                    tracing::error!(target: "saas.billing.revenue", %tenant, code = why.code(), "revenue was not recorded");
+                    failed = Some(why);
+                }
+            }
         }
-        Ok(due.len())
+        match failed {
+            Some(why) if recorded == 0 => Err(why.into()),
+            Some(_) | None => Ok(recorded),
+        }
+    }
+
+    async fn roll_tenant(&self, tenant: TenantId) -> Result<(), CoreError> {
+        let mut tx = SystemTx::begin(&self.system, ACTOR, "record what time has changed").await?;
+        tenant::lock_in(&mut tx, tenant).await?;
+        let now = self.clock.now();
+        let derived = state::find(&mut tx, tenant, self.scope.livemode).await?.unwrap_or_default();
+        let paying = self.record_revenue(&mut tx, tenant, (&derived, &derived), (now, now)).await?;
+        state::show(&mut tx, tenant, &derived, &self.config.grace, &paying).await?;
+        tx.commit().await
     }
 
     /// Notes what trials and failed invoices came to.

@@ -335,10 +335,12 @@ async fn what_the_owner_does_by_force_is_found() {
         ]),
         ("update saas.ledger_head set hash = sha256('x')".to_owned(), vec![LedgerFault::EndChanged]),
         ("delete from saas.ledger_head".to_owned(), vec![LedgerFault::BeyondEnd { sequence: 4 }]),
+        ("update saas.ledger_transaction set hash = '' where sequence = 4".to_owned(), changed(4)),
         ("delete from saas.ledger_head; delete from saas.ledger_entry; delete from saas.ledger_transaction".to_owned(),
          vec![LedgerFault::AnchorLost { sequence: 4 }]),
     ];
-    let constraint = "alter table saas.ledger_entry drop constraint ledger_entry_account_check";
+    let constraint = "alter table saas.ledger_entry drop constraint ledger_entry_account_check;
+        alter table saas.ledger_transaction drop constraint ledger_transaction_hash_check";
     by_force(&shop, constraint).await;
     for (tampering, expected) in cases {
         by_force(&shop, &tampering).await;
@@ -355,6 +357,10 @@ async fn what_the_owner_does_by_force_is_found() {
     let page = shop.billing.verify_ledgers(&OPERATOR, None, PageSize::default()).await.unwrap();
     assert_eq!((page.tenants, page.unsound.len(), page.unsound[0].0), (1, 1, ctx.tenant()));
     assert!(page.next.is_none());
+    by_force(&shop, restore).await;
+    by_force(&shop, "update saas.billing_object set merged = '{}' where kind = 'charge'").await;
+    let report = verify(&shop, &ctx, None).await;
+    assert_eq!(report.faults, [LedgerFault::Unreadable { subject: "the first objects".to_owned() }]);
 }
 
 // L1
