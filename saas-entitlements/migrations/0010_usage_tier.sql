@@ -26,7 +26,7 @@ begin
     if found then
         perform saas.usage_lease_strand(of_tenant, of_counter, in_window, from_start, by_actor, moment);
     end if;
-    select greatest(c.used, 0) as used, c.held into counter from saas.usage_counter c
+    select greatest(c.used, 0) as used, c.held, c.carried into counter from saas.usage_counter c
     where c.tenant_id = of_tenant and c.meter = of_counter and c.window_kind = in_window and c.window_start = from_start
       and c.limit_units = of_limit and not c.by_member;
     if not found then
@@ -46,8 +46,8 @@ begin
         where x.tenant_id = of_tenant and x.meter = of_counter and x.window_kind = in_window
           and x.window_start = from_start and x.limit_units = of_limit and x.threshold = m.mark
     );
-    -- used + held stays within bigint, so neither difference overflows.
-    lent := least(want, (exposed - outstanding) / 2, (of_limit - counter.used - counter.held) / 2,
+    -- used + held stays within bigint and carried is no more than a limit, so neither difference overflows.
+    lent := least(want, (exposed - outstanding) / 2, (of_limit - counter.used - counter.held - counter.carried) / 2,
                   coalesce(next_mark - 1 - counter.used - counter.held, want));
     if lent < no_less then
         outcome := 'near';
