@@ -2,22 +2,20 @@
 //!
 //! `saas.usage_consume` decides and counts; the common case is one flight, begin and commit included. What is rare (a window
 //! that opens, a warning, another limit) it leaves to a transaction of several statements. When it refuses it leaves nothing
-//! behind, so it can run in the caller's own transaction, too.
+//! behind, so it can run in the caller's own transaction, too. Uses of one tenant that meet share a flight ([`flights`]).
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use saas_core::{
-    Actor, CoreError, Limit, MeterKey, Revision, SessionBinding, TenantContext, TenantId, TenantTx, Topic,
-    UsageEventId, audit,
-    db::{Literal, TenantWork},
-    outbox,
-    plan::Window,
+    CoreError, Limit, MeterKey, Revision, SessionBinding, TenantContext, TenantId, TenantTx, Topic, UsageEventId,
+    audit, db::Literal, group::Group, outbox, plan::Window,
 };
 use serde::{Deserialize, Serialize};
 use sqlx::{PgConnection, Row, postgres::PgRow};
 
+use super::flights::{self, Flights, Use};
 use crate::{CounterStore, Draw, Drawn, EntitlementsError, Period};
 
 /// The outbox topic of crossed thresholds; the payload is a [`ThresholdCrossed`].
@@ -42,13 +40,14 @@ pub struct ThresholdCrossed {
 #[derive(Debug, Clone)]
 pub struct PostgresCounters {
     binding: Arc<dyn SessionBinding>,
+    group: Arc<Group<Flights>>,
 }
 
 impl PostgresCounters {
-    /// A store on the tenants' sessions.
+    /// A store on the tenants' sessions. Clone it rather than make two: uses of one tenant share flights within one store.
     #[must_use]
     pub fn new(binding: Arc<dyn SessionBinding>) -> Self {
-        Self { binding }
+        Self { group: flights::group(Arc::clone(&binding)), binding }
     }
 
     pub(super) fn binding(&self) -> &dyn SessionBinding {
@@ -64,11 +63,8 @@ impl CounterStore for PostgresCounters {
         draw: &Draw,
         now: DateTime<Utc>,
     ) -> Result<Drawn, EntitlementsError> {
-        let call = Call::new(ctx.tenant(), ctx.actor(), draw);
-        let rows = self.binding.write_once(ctx, CONSUME, &call.values(draw, now, false)).await?;
-        if let Some(row) = rows.first()
-            && let Some(drawn) = Decided::read(row)?.drawn(draw)?
-        {
+        let one = Use { draw: draw.clone(), actor: ctx.actor().to_string(), now };
+        if let Some(drawn) = self.group.join(&ctx.tenant(), one).await?.drawn(draw)? {
             return Ok(drawn);
         }
         let mut tx = TenantTx::begin(&*self.binding, ctx).await?;
@@ -109,7 +105,7 @@ impl CounterStore for PostgresCounters {
 pub(crate) async fn consume_in(tx: &mut TenantTx, draw: &Draw, now: DateTime<Utc>) -> Result<Drawn, EntitlementsError> {
     /// A missing counter row is made once; a second miss would be somebody deleting them as we go.
     const ATTEMPTS: usize = 2;
-    let call = Call::new(tx.tenant(), tx.actor(), draw);
+    let call = Call::new(tx.tenant(), tx.actor().to_string(), draw);
     for _ in 0..ATTEMPTS {
         let values = call.values(draw, now, true);
         let query = values.into_iter().fold(sqlx::query(CONSUME), |query, value| value.bind_to(query));
@@ -131,33 +127,33 @@ pub(crate) async fn consume_in(tx: &mut TenantTx, draw: &Draw, now: DateTime<Utc
     Err(CoreError::Corrupt { table: "saas.usage_counter", column: "used" }.into())
 }
 
-const CONSUME: &str = "select outcome, revision, before, after, prior, relimited, due, burnt, room
+pub(super) const CONSUME: &str = "select outcome, revision, before, after, prior, relimited, due, burnt, room
     from saas.usage_consume(
         $18::text, $1::uuid, $2::bigint, $3::text, $4::text, $5::text, $6::uuid, $7::bigint, $8::bigint, $9::text, $10::timestamptz,
         $11::bigint, nullif($12::bigint, -1), $13::text::integer[], $14::text::bigint[], $15::text, $16::timestamptz,
         $17::boolean)";
 
 /// What of a call has to be written as text first.
-struct Call {
+pub(super) struct Call {
     tenant: TenantId,
     actor: String,
-    marks: String,
-    mark_units: String,
+    pub(super) marks: String,
+    pub(super) mark_units: String,
 }
 
 impl Call {
-    fn new(tenant: TenantId, actor: &Actor, draw: &Draw) -> Self {
+    pub(super) fn new(tenant: TenantId, actor: String, draw: &Draw) -> Self {
         let array = |numbers: Vec<String>| format!("{{{}}}", numbers.join(","));
         Self {
             tenant,
-            actor: actor.to_string(),
+            actor,
             marks: array(draw.thresholds.iter().map(|mark| mark.percent.to_string()).collect()),
             mark_units: array(draw.thresholds.iter().map(|mark| stored(mark.units).to_string()).collect()),
         }
     }
 
     /// The parameters of [`CONSUME`]. `whole`: the caller does what follows from a use that is not of the common kind.
-    fn values<'a>(&'a self, draw: &'a Draw, now: DateTime<Utc>, whole: bool) -> [Literal<'a>; 18] {
+    pub(super) fn values<'a>(&'a self, draw: &'a Draw, now: DateTime<Utc>, whole: bool) -> [Literal<'a>; 18] {
         [
             Literal::Uuid(self.tenant.as_uuid()),
             Literal::Integer(stored(draw.revision.get())),
@@ -182,7 +178,8 @@ impl Call {
 }
 
 /// What one call answered.
-struct Decided {
+#[derive(Debug)]
+pub(super) struct Decided {
     outcome: String,
     /// The tenant's revision.
     revision: Option<i64>,
@@ -203,7 +200,7 @@ struct Decided {
 }
 
 impl Decided {
-    fn read(row: &PgRow) -> Result<Self, CoreError> {
+    pub(super) fn read(row: &PgRow) -> Result<Self, CoreError> {
         let read = || {
             Ok(Self {
                 outcome: row.try_get("outcome")?,
@@ -347,7 +344,7 @@ pub(super) fn stored(units: u64) -> i64 {
 }
 
 /// The limit that warnings belong to; `None` where there is none.
-fn limit_units(draw: &Draw) -> Option<i64> {
+pub(super) fn limit_units(draw: &Draw) -> Option<i64> {
     match draw.limit {
         Limit::Unlimited => None,
         Limit::Max(max) => Some(stored(max)),

@@ -3,6 +3,7 @@
 mod assigned;
 mod cohorts;
 mod counters;
+mod flights;
 mod history;
 mod leases;
 mod ledger;

@@ -4,6 +4,7 @@
 mod allocation;
 mod coherence;
 mod counters;
+mod flights;
 mod laws;
 mod layers;
 mod leases;
