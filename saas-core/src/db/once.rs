@@ -103,12 +103,20 @@ impl Once {
         Ok(Self { statement, name, types, values })
     }
 
-    /// Prepares the statement, and the echo that shows whose answer it is.
-    pub(super) fn prepare(&self) -> String {
+    /// Prepares the statement, the echo that shows whose answer it is, and a check with what it selects beside a number.
+    pub(super) fn prepare(&self, check: &str) -> String {
         let Self { statement, name, types, .. } = self;
         let types = if types.is_empty() { String::new() } else { format!(" ({types})") };
         // The line break ends a comment that the statement may end with.
-        format!("prepare {name}{types} as {statement}\n; prepare {name}_echo (bigint) as select $1")
+        format!(
+            "prepare {name}{types} as {statement}\n; prepare {name}_echo (bigint) as select $1; \
+             prepare {name}_check as select 0::bigint{check}"
+        )
+    }
+
+    /// Runs the check that is prepared.
+    pub(super) fn check(&self) -> String {
+        format!("execute {}_check", self.name)
     }
 
     /// Executes what is prepared, and then the echo of `nonce`.
@@ -160,6 +168,6 @@ mod tests {
         assert_eq!(one, name("$1", &[Literal::Integer(2)]));
         assert_ne!(one, name("$1", &[Literal::Text("1")]));
         assert_ne!(one, name("$1 ", &[Literal::Integer(1)]));
-        assert!(one.len() < 58, "room for the echo below PostgreSQL's 63");
+        assert!(one.len() < 57, "room for the check below PostgreSQL's 63");
     }
 }
