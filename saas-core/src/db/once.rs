@@ -6,7 +6,7 @@
 
 use std::fmt::Write as _;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, SecondsFormat, Utc};
 use sha2::{Digest, Sha256};
 use sqlx::postgres::PgRow;
 use uuid::Uuid;
@@ -51,6 +51,23 @@ impl<'a> Literal<'a> {
 }
 
 impl Literal<'_> {
+    /// Values as the text of one array, for a parameter that the statement casts: `$1::text::bigint[]`.
+    #[must_use]
+    pub fn array<'v>(values: impl IntoIterator<Item = Literal<'v>>) -> String {
+        let elements: Vec<String> = values.into_iter().map(Literal::element).collect();
+        format!("{{{}}}", elements.join(","))
+    }
+
+    fn element(self) -> String {
+        match self {
+            Self::Uuid(id) => id.to_string(),
+            Self::Integer(number) => number.to_string(),
+            Self::Boolean(truth) => truth.to_string(),
+            Self::Timestamp(at) => at.to_rfc3339_opts(SecondsFormat::Micros, true),
+            Self::Text(text) => format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"")),
+        }
+    }
+
     const fn sql_type(self) -> &'static str {
         match self {
             Self::Uuid(_) => "uuid",
@@ -153,6 +170,14 @@ mod tests {
         assert_eq!(Literal::Text(hostile).sql().unwrap(), encoded);
         assert_eq!(Literal::Integer(i64::MIN).sql().unwrap(), "(-9223372036854775808)");
         assert_eq!(Literal::Boolean(true).sql().unwrap(), "true");
+    }
+
+    #[test]
+    fn no_text_ends_its_element_of_an_array() {
+        let texts = [r#"a","b"#, r"\", "null", "", "}"].map(Literal::Text);
+        assert_eq!(Literal::array(texts), r#"{"a\",\"b","\\","null","","}"}"#);
+        assert_eq!(Literal::array([1, -2].map(Literal::Integer)), "{1,-2}");
+        assert_eq!(Literal::array([Literal::Timestamp(DateTime::UNIX_EPOCH)]), "{1970-01-01T00:00:00.000000Z}");
     }
 
     #[test]

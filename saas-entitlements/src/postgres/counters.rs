@@ -137,8 +137,8 @@ pub(super) const CONSUME: &str = "select outcome, revision, before, after, prior
 pub(super) struct Call {
     tenant: TenantId,
     actor: String,
-    pub(super) marks: String,
-    pub(super) mark_units: String,
+    marks: String,
+    mark_units: String,
 }
 
 impl Call {
@@ -344,7 +344,7 @@ pub(super) fn stored(units: u64) -> i64 {
 }
 
 /// The limit that warnings belong to; `None` where there is none.
-pub(super) fn limit_units(draw: &Draw) -> Option<i64> {
+fn limit_units(draw: &Draw) -> Option<i64> {
     match draw.limit {
         Limit::Unlimited => None,
         Limit::Max(max) => Some(stored(max)),
