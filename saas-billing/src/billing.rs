@@ -116,8 +116,11 @@ impl Billing {
     async fn store(&self, new: NewReceipt) -> Result<bool, BillingError> {
         let deadline = self.config.intake_deadline;
         match tokio::time::timeout(deadline, self.group.store(new)).await {
+            // It may be stored or not: delivered again, it is recognised.
+            Ok(Err(CoreError::OutcomeUnknown { .. })) | Err(_) => {
+                Err(BillingError::TooSlow { seconds: deadline.as_secs() })
+            }
             Ok(stored) => Ok(stored?),
-            Err(_) => Err(BillingError::TooSlow { seconds: deadline.as_secs() }),
         }
     }
 

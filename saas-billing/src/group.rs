@@ -23,13 +23,9 @@ impl ReceiptGroup {
         Self(Arc::new(Group::new(Receipts { pool }, patience, ROOM)))
     }
 
-    /// Stores a receipt durably. `false` when the event's id is already there.
+    /// Stores a receipt durably. `false` when the event's id is already there; `OutcomeUnknown` when it took too long.
     pub(crate) async fn store(&self, receipt: NewReceipt) -> Result<bool, CoreError> {
-        match self.0.join(&(), receipt).await {
-            // Stripe delivers again, and what is stored is then recognised.
-            Err(CoreError::OutcomeUnknown { cause }) => Err(CoreError::Unavailable { cause }),
-            stored => stored,
-        }
+        self.0.join(&(), receipt).await
     }
 }
 

@@ -13,7 +13,7 @@ use arc_swap::ArcSwap;
 use chrono::{DateTime, Utc};
 use hashbrown::{Equivalent, HashMap};
 use saas_core::{Actor, LeaseToken, MeterKey, RequestContext, TenantContext, TenantId, plan::Aggregation};
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 
 use super::{
     Ask, Borrowed, LeaseOptions, LeaseStore, Report, Reported,
@@ -136,16 +136,28 @@ impl Leases {
         if self.try_consume(ctx.tenant(), meter, amount) {
             return Ok(LeasedUse::Granted);
         }
+        let decided = self.decide(ctx.tenant(), meter, amount)?.await;
+        decided.unwrap_or(Err(EntitlementsError::Unavailable { cause: None }))
+    }
+
+    /// Asks the store, in a task of its own: a caller who goes away does not leave units behind that nobody knows of. Apart
+    /// from [`consume`](Self::consume), whose future would else have room for all of it, and be moved with it on every hit.
+    #[cold]
+    #[inline(never)]
+    fn decide(
+        &self,
+        tenant: TenantId,
+        meter: &MeterKey,
+        amount: u64,
+    ) -> Result<JoinHandle<Result<LeasedUse, EntitlementsError>>, EntitlementsError> {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else {
             return Err(EntitlementsError::Unavailable { cause: None });
         };
         if !self.inner.ticking.swap(true, Ordering::Relaxed) {
             drop(runtime.spawn(keep_reporting(Arc::downgrade(&self.inner))));
         }
-        // In a task of its own: a caller who goes away does not leave units behind that nobody knows of.
-        let (inner, meter, tenant) = (Arc::clone(&self.inner), meter.clone(), ctx.tenant());
-        let deciding = runtime.spawn(async move { inner.consume(tenant, &meter, amount).await });
-        deciding.await.unwrap_or(Err(EntitlementsError::Unavailable { cause: None }))
+        let (inner, meter) = (Arc::clone(&self.inner), meter.clone());
+        Ok(runtime.spawn(async move { inner.consume(tenant, &meter, amount).await }))
     }
 
     /// Uses `amount` units if so many are in memory: no lock, no allocation, no I/O. `false` says nothing about the limit.
