@@ -1,13 +1,14 @@
 //! Two hundred tenants in databases of their own under a budget of forty connections.
 //!
 //! Beside the same requests to one database that holds all forty connections, and to the same databases with a connection
-//! made for each request; round by round on one durable server. The server is asked all the while how many there are.
+//! made for each request; round by round on one durable server. All the while the open sockets are counted, and the server
+//! is asked for its sessions: it needs a moment more to end one whose socket is closed.
 
 #![expect(clippy::disallowed_types, reason = "names databases that it numbers itself")]
 #![expect(clippy::disallowed_methods, reason = "the peers use the driver's own pool and connections")]
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -30,6 +31,8 @@ type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 const DATABASES: usize = 200;
 const BUDGET: u32 = 40;
+/// At once, on one cluster.
+const OPENINGS: usize = 8;
 /// More than there are connections, so that some always wait.
 const USERS: usize = 64;
 const ROUNDS: usize = 5;
@@ -93,7 +96,7 @@ async fn contest(
     let limits = PoolLimits::default()
         .with_connections(BUDGET)
         .with_per_database(1)
-        .with_openings_per_cluster(8)
+        .with_openings_per_cluster(OPENINGS)
         .with_acquire_timeout(Duration::from_secs(60));
     let clusters = Clusters::new(Cluster::new(login("saas_app"), login("saas_system")));
     let pools = Pools::new(clusters, &KERNEL, limits)?;
@@ -118,19 +121,22 @@ async fn contest(
             }
         }
     }
-    let (most, looks) = watch.end().await?;
+    let Most { open, sessions, looks } = watch.end().await?;
     let stats = pools.stats();
     let to = |peer: usize| median(&rates[0].iter().zip(&rates[peer]).map(|(a, b)| a / b).collect::<Vec<_>>());
     println!(
         "{name}: {:.0} requests/s; {:.0} to one database, {:.0} with a connection each; {} opened, {} reaped; \
-         at most {most} connections in {looks} looks",
+         at most {open} open connections and {sessions} sessions in {looks} looks",
         median(&rates[0]),
         median(&rates[1]),
         median(&rates[2]),
         stats.opened,
         stats.reaped
     );
-    ratio(&format!("pools.{name}.connections_to_budget"), most as f64 / f64::from(BUDGET), true, 1.0);
+    ratio(&format!("pools.{name}.connections_to_budget"), open as f64 / f64::from(BUDGET), true, 1.0);
+    // No more can be ending than are being opened in their place.
+    let with_openings = 1.0 + OPENINGS as f64 / f64::from(BUDGET);
+    ratio(&format!("pools.{name}.sessions_to_budget"), sessions as f64 / f64::from(BUDGET), true, with_openings);
     ratio(&format!("pools.{name}.rate_to_one_database"), to(1), false, goals.to_one);
     ratio(&format!("pools.{name}.rate_to_a_connection_each"), to(2), false, goals.to_each);
     let tenants: Vec<f64> = waits.values().filter(|waits| waits.len() >= 10).map(|waits| median(waits)).collect();
@@ -212,35 +218,62 @@ async fn storm(target: Target, targets: &Arc<[usize]>) -> Result<(f64, Vec<(usiz
     Ok((millis.len() as f64 / began.elapsed().as_secs_f64(), millis))
 }
 
-/// Counts an application's connections on the server, again and again.
+/// Counts an application's connections, again and again.
 struct Watch {
     over: Arc<AtomicBool>,
-    counting: JoinHandle<Result<(i64, usize), sqlx::Error>>,
+    counting: JoinHandle<Result<Most, Failure>>,
 }
 
-const COUNT: &str = "select count(*) from pg_stat_activity where application_name = $1 and usename = 'saas_app'";
+/// The most that there were, and how often was looked.
+#[derive(Default)]
+struct Most {
+    /// Sockets of this process that were open.
+    open: usize,
+    /// Sessions that the server had.
+    sessions: usize,
+    looks: usize,
+}
+
+const PORTS: &str = "select client_port from pg_stat_activity where application_name = $1 and usename = 'saas_app'";
 const BETWEEN_LOOKS: Duration = Duration::from_millis(2);
 
 impl Watch {
     async fn begin(admin: &PgConnectOptions, name: &str) -> Result<Self, Failure> {
         let (mut connection, name) = (admin.connect().await?, name.to_owned());
-        let over = Arc::new(AtomicBool::new(false));
+        let (server, over) = (admin.get_port(), Arc::new(AtomicBool::new(false)));
         let ended = Arc::clone(&over);
         let counting = tokio::spawn(async move {
-            let (mut most, mut looks) = (0, 0);
+            let mut most = Most::default();
             while !ended.load(Ordering::Relaxed) {
-                most = most.max(sqlx::query_scalar(COUNT).bind(&name).fetch_one(&mut connection).await?);
-                looks += 1;
+                // The sockets first: one that is closed after this look was open at its time.
+                let sockets = open_sockets_to(server)?;
+                let ports: Vec<i32> = sqlx::query_scalar(PORTS).bind(&name).fetch_all(&mut connection).await?;
+                let open = ports.iter().filter(|port| u16::try_from(**port).is_ok_and(|port| sockets.contains(&port)));
+                most.open = most.open.max(open.count());
+                most.sessions = most.sessions.max(ports.len());
+                most.looks += 1;
                 tokio::time::sleep(BETWEEN_LOOKS).await;
             }
-            Ok((most, looks))
+            Ok(most)
         });
         Ok(Self { over, counting })
     }
 
-    /// The most that there were, and how often was looked.
-    async fn end(self) -> Result<(i64, usize), Failure> {
+    async fn end(self) -> Result<Most, Failure> {
         self.over.store(true, Ordering::Relaxed);
-        Ok(self.counting.await??)
+        self.counting.await?
     }
+}
+
+/// The ports of this machine's established connections to a port, as `proc_pid_net(5)` lists them.
+fn open_sockets_to(server: u16) -> Result<HashSet<u16>, Failure> {
+    const ESTABLISHED: &str = "01";
+    let port = |address: &str| address.rsplit(':').next().and_then(|port| u16::from_str_radix(port, 16).ok());
+    let listed = std::fs::read_to_string("/proc/net/tcp")?;
+    let open = listed.lines().skip(1).filter_map(|line| {
+        let mut words = line.split_whitespace().skip(1);
+        let (local, remote, state) = (words.next()?, words.next()?, words.next()?);
+        (state == ESTABLISHED && port(remote) == Some(server)).then(|| port(local)).flatten()
+    });
+    Ok(open.collect())
 }

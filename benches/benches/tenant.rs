@@ -79,7 +79,8 @@ async fn main() -> Result<(), Failure> {
     owner.execute(sqlx::raw_sql(TABLES)).await?;
     owner.execute(sqlx::raw_sql(DOCUMENTS)).await?;
     let login = admin.username("saas_app");
-    flights(&login, &provision[1]).await?;
+    flights(&mut owner, &login, &provision[1]).await?;
+    pin(&mut owner, "0-1").await?;
     policies(&login, &provision[1]).await?;
     search(&login, &provision[1]).await?;
     plans(&login, &provision).await
@@ -113,12 +114,17 @@ async fn point(connection: &mut PgConnection, tenant: Uuid) -> Result<i32, Failu
     Ok(sqlx::query_scalar(POINT).bind(tenant).bind(7).fetch_one(connection).await?)
 }
 
-/// Units of work over a network that takes half a millisecond for a round trip.
-async fn flights(login: &PgConnectOptions, ctx: &RequestContext) -> Result<(), Failure> {
+/// Units of work over a network that takes half a millisecond for a round trip, and then on one core without any.
+async fn flights(owner: &mut PgConnection, login: &PgConnectOptions, ctx: &RequestContext) -> Result<(), Failure> {
     let tenant = saas_core::TenantContext::tenant(ctx).as_uuid();
+    let proxy = Proxy::start((login.get_host(), login.get_port()))?;
     for delay in [Duration::from_micros(250), Duration::ZERO] {
-        let proxy = Proxy::start((login.get_host(), login.get_port()))?;
-        let through = login.clone().host("127.0.0.1").port(proxy.address().port());
+        let through = if delay.is_zero() {
+            pin(owner, "0").await?;
+            login.clone()
+        } else {
+            login.clone().host("127.0.0.1").port(proxy.address().port())
+        };
         // Enough connections that none is still on its way home.
         let advised = pool_options().max_connections(8).min_connections(8).connect_with(through.clone()).await?;
         let defaults = PgPoolOptions::new().max_connections(8).min_connections(8).connect_with(through).await?;
@@ -146,19 +152,35 @@ async fn flights(login: &PgConnectOptions, ctx: &RequestContext) -> Result<(), F
             let ratios: Vec<f64> = all[a].iter().zip(&all[b]).map(|(a, b)| a / b).collect();
             median(&ratios)
         };
-        let place = if delay.is_zero() { "loopback" } else { "half-ms" };
-        println!("{place}: plain query {:.3} ms", median(&all[0]));
         if delay.is_zero() {
-            for (name, at) in [("write", 1), ("read", 2), ("read-once", 3)] {
-                println!("tenant-{name}-to-plain-query-{place} {:.2} (no goal: a goal holds on a network)", of(at, 0));
-            }
+            println!("loopback, client and server on one core: plain query {:.3} ms", median(&all[0]));
+            ratio("tenant-write-to-plain-query-one-core", of(1, 0), true, 1.7);
+            ratio("tenant-read-to-plain-query-one-core", of(2, 0), true, 1.6);
+            println!("tenant-read-once-to-plain-query-one-core {:.2}", of(3, 0));
+            println!("tenant-transaction-to-transaction-without-tenant-one-core {:.2}", of(1, 5));
         } else {
-            ratio(&format!("tenant-write-to-plain-query-{place}"), of(1, 0), true, 3.0);
-            ratio(&format!("tenant-read-to-plain-query-{place}"), of(2, 0), true, 2.0);
-            ratio(&format!("tenant-read-once-to-plain-query-{place}"), of(3, 0), true, 1.15);
-            ratio(&format!("begin-set-config-query-commit-to-tenant-write-{place}"), of(4, 1), false, 1.5);
+            println!("half a millisecond for a round trip: plain query {:.3} ms", median(&all[0]));
+            ratio("tenant-write-to-plain-query", of(1, 0), true, 3.0);
+            ratio("tenant-read-to-plain-query", of(2, 0), true, 2.0);
+            ratio("tenant-read-once-to-plain-query", of(3, 0), true, 1.15);
+            ratio("begin-set-config-query-commit-to-tenant-write", of(4, 1), false, 1.5);
+            ratio("tenant-transaction-to-transaction-without-tenant", of(1, 5), true, 1.05);
         }
-        ratio(&format!("tenant-transaction-to-transaction-without-tenant-{place}"), of(1, 5), true, 1.05);
+    }
+    Ok(())
+}
+
+/// Puts this process and the server's sessions to come on `cores`. On one core a loopback round trip has one length; on two
+/// it has one or the other, fourfold, by which of them is woken.
+async fn pin(owner: &mut PgConnection, cores: &str) -> Result<(), Failure> {
+    let folder: String = sqlx::query_scalar("show data_directory").fetch_one(owner).await?;
+    let lock = std::fs::read_to_string(std::path::Path::new(&folder).join("postmaster.pid"))?;
+    let server = lock.lines().next().ok_or("the server's lock file is empty")?;
+    for process in [server, &std::process::id().to_string()] {
+        let taskset = std::process::Command::new("taskset").args(["-a", "-c", "-p", cores, process]).output()?;
+        if !taskset.status.success() {
+            return Err(format!("taskset: {}", String::from_utf8_lossy(&taskset.stderr)).into());
+        }
     }
     Ok(())
 }

@@ -52,8 +52,8 @@
 //!
 //! # What it leaves to others
 //! What a plan contains is [`saas_core::plan`]; which plan a tenant is on and whether it is paid for is billing's. Features
-//! `postgres` (default), `openfeature` (a provider for code written against that interface) and `testing` (stores in
-//! [`memory`], and the [`conformance`] suite for stores of your own).
+//! `postgres` (default), `openfeature` (a provider for code written against that interface), `analytics-http` (an HTTP client
+//! for product analytics) and `testing` (stores in [`memory`], and the [`conformance`] suite for stores of your own).
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 #[cfg(feature = "postgres")]
@@ -91,7 +91,7 @@ pub use lease::{Ask, Balance, Borrowed, LeaseOptions, LeaseStore, LeasedUse, Lea
 pub use meter::conformance;
 pub use meter::{
     Adjustment, Adjustments, Consumption, Corrected, Correction, CounterStore, Denial, Draw, DrawKind, Drawn,
-    GRANTS_LISTED, Grant, GrantSource, Ledger, Meter, NewGrant, Threshold, Usage,
+    GRANTS_LISTED, Grant, GrantSource, Ledger, LimitOf, Meter, NewGrant, Threshold, Usage, Use,
 };
 #[cfg(feature = "openfeature")]
 pub use openfeature::OpenFeatureProvider;
@@ -100,7 +100,7 @@ pub use overrides::{NewOverride, Override, OverrideGrant, OverrideSubject};
 pub use postgres::{
     AssignedPlans, Assignments, Cohorts, History, MovePreview, MoveReport, OverrideFilter, OverridePlace, Overrides,
     PlanMove, PostgresCounters, PostgresLeases, PostgresSource, RevisionListener, RevisionPoller, THRESHOLD_TOPIC,
-    ThresholdCrossed, record_assignment_in,
+    ThresholdCrossed,
 };
 pub use require::{FeatureRequired, UpgradeLink};
 pub use resolve::resolve;

@@ -45,21 +45,25 @@ pub(super) fn group(binding: Arc<dyn SessionBinding>) -> Arc<Group<Flights>> {
 /// The parameters of [`CONSUME`] under the same numbers, but for the tenant as arrays. In this order everywhere, so that two
 /// transactions that count on several rows do not wait for each other.
 const CONSUME_MANY: &str = "
-    select i.n, c.outcome, c.revision, c.before, c.after, c.prior, c.relimited, c.due, c.burnt, c.room
+    select i.n, c.outcome, c.revision, c.before, c.after, c.prior, c.prior_item, c.relimited, c.due, c.burnt, c.room,
+           c.member_before
     from (
         select *
         from unnest(
             $2::text::bigint[], $3::text::text[], $4::text::text[], $5::text::text[], $6::text::uuid[], $7::text::bigint[],
             $8::text::bigint[], $9::text::text[], $10::text::timestamptz[], $11::text::bigint[], $12::text::bigint[],
             $13::text::text[], $14::text::text[], $15::text::text[], $16::text::timestamptz[], $17::text::boolean[],
-            $18::text::text[])
+            $18::text::text[], $19::text::text[], $20::text::text[], $21::text::text[], $22::text::bigint[],
+            $23::text::timestamptz[])
             with ordinality as i (revision, meter, counter, key, event, amount, units, window_kind, window_start, cap,
-                                  limit_units, marks, mark_units, actor, now, whole, kind, n)
+                                  limit_units, marks, mark_units, actor, now, whole, kind, aggregation, item, member,
+                                  member_cap, at, n)
         order by counter, window_kind, window_start, n
     ) i
     cross join lateral saas.usage_consume(
         i.kind, $1::uuid, i.revision, i.meter, i.counter, i.key, i.event, i.amount, i.units, i.window_kind, i.window_start,
-        i.cap, nullif(i.limit_units, -1), i.marks::integer[], i.mark_units::bigint[], i.actor, i.now, i.whole) c";
+        i.cap, nullif(i.limit_units, -1), i.marks::integer[], i.mark_units::bigint[], i.actor, i.now, i.whole, i.aggregation,
+        nullif(i.item, ''), nullif(i.member, ''), nullif(i.member_cap, -1), i.at) c";
 
 impl Shared for Flights {
     type Key = TenantId;

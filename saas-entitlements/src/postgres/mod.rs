@@ -17,7 +17,7 @@ pub use assigned::{AssignedPlans, Assignments};
 pub use cohorts::Cohorts;
 pub(crate) use counters::consume_in;
 pub use counters::{PostgresCounters, THRESHOLD_TOPIC, ThresholdCrossed};
-pub use history::{History, record_assignment_in};
+pub use history::History;
 pub use leases::PostgresLeases;
 pub use listener::RevisionListener;
 pub use moving::{MovePreview, MoveReport, PlanMove};

@@ -2,8 +2,10 @@
 #![expect(clippy::unwrap_used, reason = "the helpers of tests may panic as tests may")]
 
 mod allocation;
+mod analytics;
 mod coherence;
 mod counters;
+mod counting;
 mod flights;
 mod laws;
 mod layers;
@@ -13,6 +15,7 @@ mod outage;
 mod plans;
 mod postgres;
 mod processes;
+mod receiver;
 mod require;
 mod stage;
 mod usage;
