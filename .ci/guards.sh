@@ -84,6 +84,24 @@ edit  s/loaded.life.epoch == self.epoch && reaches/reaches/
 test  --package saas-entitlements --lib gate::
 fails gate::model::a_flush_ends_what_was_read_before_it_whenever_that_lands
 
+guard one load for all who wait
+file  saas-entitlements/src/gate/core.rs
+edit  s/joined = shelf.flights.get(&tenant).*/joined = None;/
+test  --package saas-entitlements --test suite -- coherence::
+fails coherence::a_thousand_misses_at_once_are_one_read
+
+guard the next boundary ends an answer
+file  saas-entitlements/src/gate/shelf.rs
+edit  s/boundary.min(life)/boundary.max(life)/
+test  --package saas-entitlements --test suite -- outage::
+fails outage::a_boundary_that_passes_while_cached_changes_the_answer_without_any_read
+
+guard the catalogue of a handle
+file  saas-entitlements/src/entitlements.rs
+edit  s/if feature.catalog == self.core.fingerprint$/if true/
+test  --package saas-entitlements --test suite -- coherence::
+fails coherence::a_snapshot_of_one_catalogue_answers_nothing_for_another
+
 guard second look of a reader at the sequence
 file  saas-entitlements/src/gate/table.rs
 edit  s/let torn = .*/let torn = stamp \& 1;/
@@ -95,6 +113,30 @@ file  saas-core/src/db/roles.sql
 edit  /revoke temporary/d
 test  --package saas-core --test test_database
 fails a_clone_refuses_what_a_migrated_database_refuses
+
+guard the history that a slice in Redis belongs to
+file  saas-entitlements/src/redis/tier/take.lua
+edit  s/^if slice\[3\] ~= history.*$//
+test  --package saas-entitlements --test suite -- redis::values
+fails a_slice_of_a_history_that_is_over_is_not_used_again
+
+guard the checksum of a value in Redis
+file  saas-entitlements/src/redis/tier/prelude.lua
+edit  s/ or sealed(key, body) ~= value//
+test  --package saas-entitlements --test suite -- redis::values
+fails another_tenants_value_is_a_miss
+
+guard the process that remembers what Redis may forget
+file  saas-entitlements/src/redis/tier/mod.rs
+edit  s/cell.admitted().push_back((token, used));/drop((token, used));/
+test  --package saas-entitlements --test suite -- redis::attacks::redis_emptied redis::attacks::without_redis
+fails redis_emptied_under_load_loses_no_use_and_grants_none_too_many
+
+guard the nonce of a place for a slice
+file  saas-entitlements/src/redis/tier/put.lua
+edit  s/^if place\[2\] ~= 'open'.*$//
+test  --package saas-entitlements --lib redis::
+fails a_slice_comes_into_its_place_once_however_often_and_late_it_is_put
 LIST
 }
 

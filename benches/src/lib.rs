@@ -2,6 +2,7 @@
 //!
 //! Only ratios are reported as results. Absolute figures belong to the machine that printed them.
 
+pub mod field;
 mod server;
 
 use std::{

@@ -45,6 +45,7 @@
 //! |---|---|
 //! | a [`RevisionListener`] is connected | one notification |
 //! | a [`RevisionPoller`] asks | its interval and one query |
+//! | `RedisRevisions` is subscribed (feature `redis`) | one notification and one message |
 //! | every notification is lost | [`ttl`](GateOptions::with_ttl) (60 s) plus one [`tick`](GateOptions::with_tick) |
 //! | a grace period, trial or override ends | one tick, with or without a database |
 //! | the source cannot be read | [`stale_if_error`](GateOptions::with_stale_if_error) (1 h), then each feature's `fail` policy |
@@ -52,8 +53,9 @@
 //!
 //! # What it leaves to others
 //! What a plan contains is [`saas_core::plan`]; which plan a tenant is on and whether it is paid for is billing's. Features
-//! `postgres` (default), `openfeature` (a provider for code written against that interface), `analytics-http` (an HTTP client
-//! for product analytics) and `testing` (stores in [`memory`], and the [`conformance`] suite for stores of your own).
+//! `postgres` (default), `redis` (revisions over Redis, and a faster tier of counting), `openfeature` (a provider for code
+//! written against that interface), `analytics-http` (an HTTP client for product analytics) and `testing` (stores in
+//! [`memory`], and the [`conformance`] suite for stores of your own).
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 #[cfg(feature = "postgres")]
@@ -72,6 +74,8 @@ mod openfeature;
 mod overrides;
 #[cfg(feature = "postgres")]
 mod postgres;
+#[cfg(feature = "redis")]
+mod redis;
 mod require;
 mod resolve;
 mod snapshot;
@@ -80,10 +84,12 @@ mod source;
 pub mod usage;
 mod window;
 
-pub use entitlements::{Entitlements, GateClock};
+#[cfg(feature = "redis")]
+pub use self::redis::{Redis, RedisRevisions, RedisTier, RevisionRelay, TierOptions, TierStats};
+pub use entitlements::{ChannelWatch, Entitlements, GateClock};
 pub use error::EntitlementsError;
 pub use explain::{Explanation, Given, Layer, Reason};
-pub use gate::{Answer, FeatureGate, GateOptions, GateStats};
+pub use gate::{Answer, ChannelHealth, FeatureGate, GateOptions, GateStats, Staleness};
 #[cfg(feature = "testing")]
 pub use lease::conformance as lease_conformance;
 pub use lease::{Ask, Balance, Borrowed, LeaseOptions, LeaseStore, LeasedUse, Leases, Report, Reported};
@@ -118,4 +124,5 @@ pub static SCHEMA: saas_core::Schema = saas_core::schema!("entitlements":
     5 "0005_usage_lease",
     6 "0006_usage_pipeline",
     7 "0007_plans",
+    10 "0010_usage_tier",
 );

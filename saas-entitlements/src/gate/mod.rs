@@ -13,10 +13,13 @@
 
 mod core;
 mod flight;
+#[cfg(feature = "postgres")]
+mod holder;
 #[cfg(test)]
 mod model;
 mod options;
 mod shelf;
+mod staleness;
 mod stats;
 mod sync;
 mod table;
@@ -32,8 +35,11 @@ use std::{
 
 pub use options::GateOptions;
 use saas_core::{FeatureKey, TenantId};
+pub use staleness::{ChannelHealth, Staleness};
 pub use stats::GateStats;
 
+#[cfg(feature = "postgres")]
+pub(crate) use self::holder::GateHolder;
 pub(crate) use self::{core::Core, stats::count};
 
 /// Answers whether a tenant has a feature.

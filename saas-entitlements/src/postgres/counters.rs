@@ -43,7 +43,7 @@ pub struct ThresholdCrossed {
 /// Counts in the tables `saas.usage_*`.
 #[derive(Debug, Clone)]
 pub struct PostgresCounters {
-    binding: Arc<dyn SessionBinding>,
+    pub(crate) binding: Arc<dyn SessionBinding>,
     group: Arc<Group<Flights>>,
 }
 

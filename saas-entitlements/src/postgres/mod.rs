@@ -23,4 +23,6 @@ pub use listener::RevisionListener;
 pub use moving::{MovePreview, MoveReport, PlanMove};
 pub use overrides::{OverrideFilter, OverridePlace, Overrides};
 pub use poller::RevisionPoller;
+#[cfg(feature = "redis")]
+pub(crate) use poller::poll_revisions;
 pub use source::PostgresSource;

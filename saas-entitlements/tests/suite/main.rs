@@ -16,6 +16,9 @@ mod plans;
 mod postgres;
 mod processes;
 mod receiver;
+#[cfg(feature = "redis")]
+mod redis;
 mod require;
 mod stage;
+mod staleness;
 mod usage;
