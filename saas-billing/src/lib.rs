@@ -64,7 +64,13 @@
 //! 3. [`Billing::fetch_pending`]: reads from Stripe what no event tells for certain.
 //! 4. [`PlanSource`](saas_core::subscription::PlanSource): [`Billing`] answers from what was derived; grace runs out at
 //!    read time, so no job has to fire.
+//!
+//! What happened to money is written beside that, in the same transaction: [`ledger`] in whole minor units ([`money`]),
+//! [`revenue`] per month. Call [`Billing::roll_revenue`] from a worker, so that what time alone changes is recorded, and
+//! [`Billing::verify_ledgers`] once a day.
 #![cfg_attr(feature = "testing", recursion_limit = "256")]
+// Money is counted, never measured.
+#![deny(clippy::float_arithmetic)]
 
 #[cfg(feature = "postgres")]
 mod apply;
@@ -83,7 +89,9 @@ mod fetching;
 mod group;
 #[cfg(feature = "postgres")]
 mod intake;
+pub mod ledger;
 pub mod merge;
+pub mod money;
 pub mod object;
 mod port;
 #[cfg(feature = "postgres")]
@@ -92,6 +100,7 @@ mod postgres;
 mod receipts;
 #[cfg(feature = "postgres")]
 mod rederive;
+pub mod revenue;
 #[cfg(feature = "postgres")]
 mod settle;
 pub mod signature;
@@ -120,5 +129,4 @@ pub use signature::{SIGNATURE_HEADER, SignatureError, SigningSecrets, StripeSecr
 
 /// The tables of this crate. Migrate [`saas_core::SCHEMA`] first.
 #[cfg(feature = "postgres")]
-pub static SCHEMA: saas_core::Schema =
-    saas_core::schema!("billing": 1 "0001_inbox", 2 "0002_state", 3 "0003_retention");
+pub static SCHEMA: saas_core::Schema = saas_core::schema!("billing": 1 "0001_inbox", 2 "0002_state", 3 "0003_retention", 4 "0004_ledger", 5 "0005_revenue");

@@ -8,8 +8,11 @@ pub(crate) mod conflict;
 pub(crate) mod desk;
 pub(crate) mod directory;
 pub(crate) mod fetch;
+pub(crate) mod ledger;
+pub(crate) mod ledger_read;
 pub(crate) mod object;
 pub(crate) mod receipt;
+pub(crate) mod revenue;
 pub(crate) mod state;
 
 use crate::{config::BillingConfig, config::Mode};

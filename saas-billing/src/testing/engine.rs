@@ -53,6 +53,7 @@ impl Engine<'_> {
                 payload::subscription(shape, subscription, world.prices.get(&subscription.price)?, live)
             }
             ObjectKind::Invoice => payload::invoice(shape, world.invoices.get(id)?, live),
+            ObjectKind::Charge | ObjectKind::Refund | ObjectKind::Dispute | ObjectKind::CreditNote => return None,
         })
     }
 

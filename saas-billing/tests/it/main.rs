@@ -8,6 +8,8 @@ mod dependents;
 mod fence;
 mod fetch;
 mod intake;
+mod ledger;
 mod orders;
+mod revenue;
 mod shop;
 mod story;

@@ -6,6 +6,7 @@ mod analytics;
 mod coherence;
 mod counters;
 mod counting;
+mod edges;
 mod flights;
 mod laws;
 mod layers;
@@ -19,6 +20,7 @@ mod receiver;
 #[cfg(feature = "redis")]
 mod redis;
 mod require;
+mod reservations;
 mod stage;
 mod staleness;
 mod usage;
