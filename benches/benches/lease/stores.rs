@@ -202,7 +202,7 @@ impl Drop for Killed {
 }
 
 /// What `callers` tasks get done per second; `make` makes one piece of work, which says how much it was.
-async fn rate<F>(callers: usize, make: impl Fn() -> F + Clone + Send + 'static) -> anyhow::Result<f64>
+async fn rate<F>(callers: usize, make: impl Fn() -> F + Clone + Send + Sync + 'static) -> anyhow::Result<f64>
 where
     F: Future<Output = anyhow::Result<u64>> + Send,
 {
