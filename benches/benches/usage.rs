@@ -1,8 +1,10 @@
 //! Recording in batches beside the bare statement that any batch needs, and beside the same rows one by one.
 //!
-//! `cargo bench -p saas-benches --bench usage`. A real PostgreSQL, the one of the tests: it does not wait for the disk. The
-//! floor writes the same key, event and counter of each use from the same arrays with one statement, into plain tables
-//! without a fence, foreign keys, parts or further indexes, and tells no outcome. A second floor upserts the counters alone.
+//! `cargo bench -p saas-benches --bench usage`. A PostgreSQL of its own that waits for the disk at every commit, with the login
+//! of the system on both sides. The floor stores the same rows with one bare unnest upsert: a key, an event and a counter with
+//! the same columns, unique keys, indexes and references to the tenant, without fence and parts; it tells no outcome. It runs
+//! as the crate does, between a begin and a commit. "Row by row" is the crate with one use per call. Beside them, without a
+//! goal: the floor without the references, and the counters alone, which nothing can be counted again from.
 #![expect(clippy::expect_used, reason = "a benchmark that cannot start has nothing to report")]
 
 use std::{
@@ -11,109 +13,153 @@ use std::{
 };
 
 use chrono::TimeDelta;
-use saas_benches::{Contender, nanos, race, ratio};
-use saas_core::{
-    Clock, MeterKey, RequestContext, TenantContext, db::pool_options, plan::Window, testing::TestDatabase,
-};
+use saas_benches::{Contender, Server, nanos, race, ratio, rounds};
+use saas_core::{Clock, MeterKey, SystemClock, SystemPool, TenantContext, plan::Window};
 use saas_entitlements::{
     Period, SCHEMA,
     usage::{Recorded, UsageRecord, record_many},
 };
-use sqlx::{Executor, PgPool};
+use sqlx::{Connection, PgPool};
 use uuid::Uuid;
 
 const CALLS: MeterKey = MeterKey::from_static("calls");
 const TENANTS: usize = 8;
 /// Uses per flush.
 const BATCH: usize = 1_000;
-/// Uses per round of the slow contender.
+/// Uses per round of those that write them one by one.
 const SINGLE: usize = 100;
+
+/// The columns and keys of the crate's own three tables.
+const TABLES: &str = "
+    create table public.bare_key (
+        tenant_id uuid not null, meter text not null, key text not null, amount bigint not null, event_id uuid not null,
+        at timestamptz not null, primary key (tenant_id, meter, key));
+    create index on public.bare_key (at);
+    create table public.bare_event (
+        tenant_id uuid not null, id uuid not null, recorded_at timestamptz not null, meter text not null, counter text not null,
+        kind text not null, amount bigint not null, units bigint not null, window_kind text not null,
+        window_start timestamptz not null, at timestamptz not null, key text not null, member text, item text,
+        actor text not null, position bigint not null default (pg_current_xact_id()::text::bigint),
+        primary key (tenant_id, id, recorded_at));
+    create index on public.bare_event (tenant_id, counter, window_kind, window_start);
+    create index on public.bare_event (tenant_id, at);
+    create index on public.bare_event (position, tenant_id, id);
+    create table public.bare_counter (
+        tenant_id uuid not null, meter text not null, window_kind text not null, window_start timestamptz not null,
+        window_end timestamptz, used bigint not null, primary key (tenant_id, meter, window_kind, window_start)
+    ) with (fillfactor = 50);
+    create table public.loose_key (like public.bare_key including all);
+    create table public.loose_event (like public.bare_event including all);
+    create table public.loose_counter (like public.bare_counter including all);
+    alter table public.bare_key add foreign key (tenant_id) references saas.tenant (id);
+    alter table public.bare_event add foreign key (tenant_id) references saas.tenant (id);
+    alter table public.bare_counter add foreign key (tenant_id) references saas.tenant (id)";
 
 const FLOOR: &str = "
     with input as materialized (
-        select * from unnest($1::uuid[], $2::text[], $3::text[], $4::uuid[], $5::bigint[], $6::timestamptz[])
-            as i (tenant_id, meter, key, event_id, units, window_start)
+        select * from unnest($1::uuid[], $2::text[], $3::text[], $4::uuid[], $5::bigint[], $6::timestamptz[], $7::text[])
+            as i (tenant_id, meter, key, event_id, units, window_start, actor)
     ), keys as (
-        insert into public.bare_key select tenant_id, meter, key, event_id from input on conflict do nothing
+        insert into public.bare_key
+        select tenant_id, meter, key, units, event_id, $8 from input on conflict do nothing
     ), events as (
-        insert into public.bare_event select tenant_id, event_id, meter, key, units, window_start from input
+        insert into public.bare_event
+            (tenant_id, id, recorded_at, meter, counter, kind, amount, units, window_kind, window_start, at, key, actor)
+        select tenant_id, event_id, $8, meter, meter, 'record', units, units, 'day', window_start, $8, key, actor from input
     )
-    insert into public.bare_counter as c (tenant_id, meter, window_start, used)
-    select tenant_id, meter, window_start, sum(units)::bigint from input group by 1, 2, 3 order by 1, 2, 3
-    on conflict (tenant_id, meter, window_start) do update set used = c.used + excluded.used";
+    insert into public.bare_counter as c (tenant_id, meter, window_kind, window_start, used)
+    select tenant_id, meter, 'day', window_start, sum(units)::bigint from input group by 1, 2, 4 order by 1, 2, 4
+    on conflict (tenant_id, meter, window_kind, window_start) do update set used = c.used + excluded.used";
+
+const WITHOUT_REFERENCES: &str = "
+    with input as materialized (
+        select * from unnest($1::uuid[], $2::text[], $3::text[], $4::uuid[], $5::bigint[], $6::timestamptz[], $7::text[])
+            as i (tenant_id, meter, key, event_id, units, window_start, actor)
+    ), keys as (
+        insert into public.loose_key
+        select tenant_id, meter, key, units, event_id, $8 from input on conflict do nothing
+    ), events as (
+        insert into public.loose_event
+            (tenant_id, id, recorded_at, meter, counter, kind, amount, units, window_kind, window_start, at, key, actor)
+        select tenant_id, event_id, $8, meter, meter, 'record', units, units, 'day', window_start, $8, key, actor from input
+    )
+    insert into public.loose_counter as c (tenant_id, meter, window_kind, window_start, used)
+    select tenant_id, meter, 'day', window_start, sum(units)::bigint from input group by 1, 2, 4 order by 1, 2, 4
+    on conflict (tenant_id, meter, window_kind, window_start) do update set used = c.used + excluded.used";
 
 const COUNTERS_ALONE: &str = "
-    insert into public.bare_counter as c (tenant_id, meter, window_start, used)
-    select tenant_id, meter, window_start, sum(units)::bigint
-    from unnest($1::uuid[], $2::text[], $3::text[], $4::uuid[], $5::bigint[], $6::timestamptz[])
-         as i (tenant_id, meter, key, event_id, units, window_start)
-    group by 1, 2, 3 order by 1, 2, 3
-    on conflict (tenant_id, meter, window_start) do update set used = c.used + excluded.used";
+    insert into public.bare_counter as c (tenant_id, meter, window_kind, window_start, used)
+    select tenant_id, meter, 'day', window_start, sum(units)::bigint
+    from unnest($1::uuid[], $2::text[], $3::text[], $4::uuid[], $5::bigint[], $6::timestamptz[], $7::text[])
+         as i (tenant_id, meter, key, event_id, units, window_start, actor)
+    where $8 is not null
+    group by 1, 2, 4 order by 1, 2, 4
+    on conflict (tenant_id, meter, window_kind, window_start) do update set used = c.used + excluded.used";
 
 fn main() {
-    let rounds = std::env::var("ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(7);
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
-    let bench = runtime.block_on(Bench::start());
+    let bench = runtime.block_on(Bench::start()).expect("the benchmark starts");
     let medians = race(
-        rounds,
+        rounds(21),
         &mut [
             Contender::new("bare", || runtime.block_on(bench.bare(FLOOR, BATCH, BATCH))),
+            Contender::new("loose", || runtime.block_on(bench.bare(WITHOUT_REFERENCES, BATCH, BATCH))),
             Contender::new("counters", || runtime.block_on(bench.bare(COUNTERS_ALONE, BATCH, BATCH))),
-            Contender::new("single", || runtime.block_on(bench.bare(FLOOR, SINGLE, 1))),
-            Contender::new("flush", || runtime.block_on(bench.flush())),
+            Contender::new("bare single", || runtime.block_on(bench.bare(FLOOR, SINGLE, 1))),
+            Contender::new("flush", || runtime.block_on(bench.record(BATCH, BATCH))),
+            Contender::new("single", || runtime.block_on(bench.record(SINGLE, 1))),
         ],
     );
-    let [bare, counters, single, flush] = medians[..] else { unreachable!("four contenders") };
+    let [bare, loose, counters, bare_single, flush, single] = medians[..] else { unreachable!("six contenders") };
     println!(
-        "per use: bare {:.1} us, counters alone {:.1} us, row by row {:.1} us, flush {:.1} us",
+        "per use: bare {:.1} us, without references {:.1} us, counters alone {:.1} us, bare row by row {:.1} us, flush {:.1} us, row by row {:.1} us",
         bare / 1e3,
+        loose / 1e3,
         counters / 1e3,
-        single / 1e3,
-        flush / 1e3
+        bare_single / 1e3,
+        flush / 1e3,
+        single / 1e3
     );
-    ratio("usage_flush/bare_unnest (speed)", bare / flush, false, 0.8);
-    ratio("usage_flush/row_by_row (speed)", single / flush, false, 40.0);
-    println!("usage_flush/counters_alone (speed): {:.2}, which keeps neither keys nor events", counters / flush);
+    ratio("usage_flush_to_bare_unnest_rate", bare / flush, false, 0.8);
+    ratio("usage_flush_to_row_by_row_rate", single / flush, false, 40.0);
+    println!(
+        "flush to the floor without references {:.2}, to counters alone {:.2}, to the floor row by row {:.1}; \
+         the floor to the floor row by row {:.1}",
+        loose / flush,
+        counters / flush,
+        bare_single / flush,
+        bare_single / bare
+    );
     runtime.block_on(bench.check());
 }
 
 struct Bench {
-    database: TestDatabase,
+    server: Server,
     bare: PgPool,
-    tenants: Vec<RequestContext>,
+    system: SystemPool,
     next: AtomicU64,
     recorded: AtomicU64,
 }
 
 impl Bench {
-    async fn start() -> Self {
-        let database = TestDatabase::start(&[&saas_core::SCHEMA, &SCHEMA]).await;
-        let mut tenants = Vec::new();
-        for number in 0..TENANTS {
-            tenants.push(database.create_tenant(&format!("tenant-{number}")).await);
-        }
-        database
-            .owner()
-            .await
-            .execute(
-                "create table public.bare_key (tenant_id uuid, meter text, key text, event_id uuid, primary key (tenant_id, meter, key));
-                 create table public.bare_event (tenant_id uuid, id uuid, meter text, key text, units bigint,
-                     window_start timestamptz, primary key (tenant_id, id));
-                 create table public.bare_counter (tenant_id uuid, meter text, window_start timestamptz, used bigint not null,
-                     primary key (tenant_id, meter, window_start)) with (fillfactor = 50)",
-            )
-            .await
-            .expect("the tables of the floor");
-        let bare = pool_options().max_connections(1).connect_with(database.owner_options()).await.expect("a pool");
-        Self { database, bare, tenants, next: AtomicU64::new(0), recorded: AtomicU64::new(0) }
+    async fn start() -> anyhow::Result<Self> {
+        let server = Server::start(&[&saas_core::SCHEMA, &SCHEMA], TENANTS).await?;
+        server.make(TABLES).await?;
+        let (bare, system) = (server.pool("saas_system", 2).await?, server.system_pool(2).await?);
+        // Where a month's events are, once the maintenance has run.
+        sqlx::query("select saas.usage_part_make(date_trunc('month', now() at time zone 'UTC')::date)")
+            .execute(&bare)
+            .await?;
+        Ok(Self { server, bare, system, next: AtomicU64::new(0), recorded: AtomicU64::new(0) })
     }
 
     fn records(&self, uses: usize) -> Vec<UsageRecord> {
-        let now = self.database.clock().now();
-        let period = Period { start: now, end: Some(now + TimeDelta::days(1)) };
+        let now = SystemClock.now();
+        let start = now.date_naive().and_time(chrono::NaiveTime::MIN).and_utc();
+        let period = Period { start, end: Some(start + TimeDelta::days(1)) };
         let record = |n: usize| {
-            let ctx = &self.tenants[n % TENANTS];
+            let ctx = &self.server.tenants()[n % TENANTS];
             let key = self.next.fetch_add(1, Ordering::Relaxed);
             UsageRecord {
                 tenant: ctx.tenant(),
@@ -133,32 +179,40 @@ impl Bench {
     }
 
     /// Nanoseconds per use, written by a statement in pieces of `piece`.
+    #[expect(clippy::disallowed_methods, reason = "the floor writes without the crate")]
     async fn bare(&self, sql: &'static str, uses: usize, piece: usize) -> f64 {
         let records = self.records(uses);
         let begin = Instant::now();
         for piece in records.chunks(piece) {
+            let mut connection = self.bare.acquire().await.expect("a connection");
+            let mut tx = connection.begin().await.expect("a transaction");
             sqlx::query(sql)
                 .bind(piece.iter().map(|use_| use_.tenant.as_uuid()).collect::<Vec<Uuid>>())
                 .bind(piece.iter().map(|use_| use_.meter.as_str()).collect::<Vec<_>>())
                 .bind(piece.iter().map(|use_| use_.key.as_str()).collect::<Vec<_>>())
                 .bind(piece.iter().map(|use_| saas_core::UsageEventId::mint_at(use_.at).as_uuid()).collect::<Vec<_>>())
-                .bind(vec![1_i64; piece.len()])
+                .bind(piece.iter().map(|use_| use_.units as i64).collect::<Vec<_>>())
                 .bind(piece.iter().map(|use_| use_.period.start).collect::<Vec<_>>())
-                .execute(&self.bare)
+                .bind(piece.iter().map(|use_| use_.actor.to_string()).collect::<Vec<_>>())
+                .bind(piece[0].at)
+                .execute(&mut *tx)
                 .await
                 .expect("the statement runs");
+            tx.commit().await.expect("the commit succeeds");
         }
         nanos(begin.elapsed()) / uses as f64
     }
 
-    async fn flush(&self) -> f64 {
-        let records = self.records(BATCH);
-        let now = self.database.clock().now();
+    /// The same by the crate.
+    async fn record(&self, uses: usize, piece: usize) -> f64 {
+        let records = self.records(uses);
         let begin = Instant::now();
-        let outcomes = record_many(self.database.system(), &records, now).await.expect("recorded");
-        let took = nanos(begin.elapsed()) / BATCH as f64;
-        assert!(outcomes.iter().all(|outcome| *outcome == Recorded::Counted));
-        self.recorded.fetch_add(BATCH as u64, Ordering::Relaxed);
+        for piece in records.chunks(piece) {
+            let outcomes = record_many(&self.system, piece, piece[0].at).await.expect("recorded");
+            assert!(outcomes.iter().all(|outcome| *outcome == Recorded::Counted));
+        }
+        let took = nanos(begin.elapsed()) / uses as f64;
+        self.recorded.fetch_add(uses as u64, Ordering::Relaxed);
         took
     }
 
@@ -168,7 +222,7 @@ impl Bench {
             "select (select sum(used)::bigint from saas.usage_counter), (select count(*) from saas.usage_key),
                     (select count(*) from saas.usage_event)",
         )
-        .fetch_one(&mut self.database.owner().await)
+        .fetch_one(&mut self.server.owner().await.expect("a session"))
         .await
         .expect("the sums");
         let recorded = self.recorded.load(Ordering::Relaxed) as i64;

@@ -3,11 +3,14 @@
 //! Only ratios are reported as results. Absolute figures belong to the machine that printed them.
 
 pub mod field;
+mod server;
 
 use std::{
     sync::Barrier,
     time::{Duration, Instant},
 };
+
+pub use server::Server;
 
 /// The middle of some figures; the lower middle of an even number of them.
 ///
@@ -70,6 +73,12 @@ pub fn per_thread(threads: usize, work: impl Fn(usize) -> u64 + Sync) -> f64 {
         let own = timed(0);
         others.into_iter().filter_map(|thread| thread.join().ok()).fold(own, f64::max)
     })
+}
+
+/// Rounds of a race: `ROUNDS` of the environment, or so many.
+#[must_use]
+pub fn rounds(unless_set: usize) -> usize {
+    std::env::var("ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(unless_set)
 }
 
 /// A duration in nanoseconds.

@@ -15,7 +15,7 @@ use crate::{
     derive::Derived,
     error::BillingError,
     event::Envelope,
-    group::Group,
+    group::ReceiptGroup,
     intake::{Disposition, decide},
     object::{ObjectId, ObjectKind},
     port::{Accepted, WebhookProcessor},
@@ -41,7 +41,7 @@ pub struct Billing {
     pub(crate) scope: Scope,
     pub(crate) tenants: Arc<dyn SessionBinding>,
     pub(crate) system: SystemPool,
-    group: Arc<Group>,
+    group: Arc<ReceiptGroup>,
     pub(crate) clock: SharedClock,
 }
 
@@ -56,7 +56,7 @@ impl Billing {
     ) -> Self {
         let scope = Scope::of(&config);
         // Half of what a caller waits: behind an insert that never ends, there is time for another.
-        let group = Arc::new(Group::new(system.pool().clone(), config.intake_deadline / 2));
+        let group = Arc::new(ReceiptGroup::new(system.pool().clone(), config.intake_deadline / 2));
         Self { config: Arc::new(config), scope, tenants, system, group, clock }
     }
 
@@ -122,8 +122,11 @@ impl Billing {
     async fn store(&self, new: NewReceipt) -> Result<bool, BillingError> {
         let deadline = self.config.intake_deadline;
         match tokio::time::timeout(deadline, self.group.store(new)).await {
+            // It may be stored or not: delivered again, it is recognised.
+            Ok(Err(CoreError::OutcomeUnknown { .. })) | Err(_) => {
+                Err(BillingError::TooSlow { seconds: deadline.as_secs() })
+            }
             Ok(stored) => Ok(stored?),
-            Err(_) => Err(BillingError::TooSlow { seconds: deadline.as_secs() }),
         }
     }
 

@@ -74,6 +74,8 @@ pub mod dependents;
 #[cfg(feature = "postgres")]
 pub mod doctor;
 mod error;
+#[cfg(feature = "postgres")]
+pub mod group;
 mod id;
 #[cfg(feature = "postgres")]
 pub mod idempotency;

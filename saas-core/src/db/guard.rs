@@ -28,6 +28,8 @@ pub(crate) struct Guard {
     connection: Option<PoolConnection<Postgres>>,
     /// An answer is outstanding: what state the connection is in is not known.
     suspect: bool,
+    /// It has proven to be clean already, in the last message.
+    proven: bool,
     served: Option<Served>,
 }
 
@@ -36,7 +38,7 @@ impl Guard {
     #[expect(clippy::disallowed_methods, reason = "the one place that takes connections")]
     pub(crate) async fn begin(pool: &PgPool, begin: impl SqlSafeStr) -> Result<Self, CoreError> {
         let connection = pool.acquire().await.map_err(CoreError::from_database)?;
-        let mut guard = Self { connection: Some(connection), suspect: true, served: None };
+        let mut guard = Self { connection: Some(connection), suspect: true, proven: false, served: None };
         PgTransactionManager::begin(guard.connection_mut(), Some(begin.into_sql_str()))
             .await
             .map_err(CoreError::from_database)?;
@@ -84,19 +86,22 @@ impl Guard {
     ) -> Result<Vec<PgRow>, CoreError> {
         const NOT_PREPARED: &str = "26000";
         let connection = place.pool.acquire().await.map_err(CoreError::from_database)?;
-        let mut guard = Self { connection: Some(connection), suspect: true, served: place.served() };
+        let served = place.served();
         let nonce = next_nonce();
-        let (prepare, execute) = (once.prepare(), once.execute(nonce));
-        let first = if place.forgets_statements() {
-            format!("{begin}; {prepare}; {execute}; commit")
-        } else {
-            format!("{begin}; {execute}; commit")
+        let (prepare, execute) = (once.prepare(IS_CLEAN), once.execute(nonce));
+        let (first, end) = match (place.forgets_statements(), &served) {
+            (true, _) => (format!("{begin}; {prepare}"), "commit".to_owned()),
+            (false, Some(_)) => (begin.to_owned(), "commit".to_owned()),
+            // The check that the release would make rides along: it saves a round trip.
+            (false, None) => (begin.to_owned(), format!("commit; {}", once.check())),
         };
-        let rows = match guard.ask_once(first, nonce).await {
+        let mut guard = Self { connection: Some(connection), suspect: true, proven: false, served };
+        let answered = guard.ask_once(format!("{first}; {execute}; {end}"), nonce).await;
+        let rows = match answered {
             Err(error)
                 if error.as_database_error().is_some_and(|e| e.code().is_some_and(|code| code == NOT_PREPARED)) =>
             {
-                guard.ask_once(format!("rollback; {begin}; {prepare}; {execute}; commit"), nonce).await
+                guard.ask_once(format!("rollback; {begin}; {prepare}; {execute}; {end}"), nonce).await
             }
             answered => answered,
         };
@@ -107,19 +112,30 @@ impl Guard {
         Ok(rows)
     }
 
-    /// The rows of the last statement but two, when the last but one answers the nonce.
+    /// The rows of the statement before the echo, when that answers the nonce. A check after the commit may prove the
+    /// connection clean; what goes wrong with it changes nothing that is stored.
     async fn ask_once(&mut self, message: String, nonce: u64) -> Result<Option<Vec<PgRow>>, sqlx::Error> {
         let mut done: Vec<Vec<PgRow>> = Vec::new();
         let mut rows = Vec::new();
         let mut stream = sqlx::raw_sql(sqlx::AssertSqlSafe(message)).fetch_many(self.connection_mut());
-        while let Some(part) = stream.try_next().await? {
-            match part {
-                Either::Left(_) => done.push(std::mem::take(&mut rows)),
-                Either::Right(row) => rows.push(row),
+        let ended = loop {
+            match stream.try_next().await {
+                Ok(Some(Either::Left(_))) => done.push(std::mem::take(&mut rows)),
+                Ok(Some(Either::Right(row))) => rows.push(row),
+                Ok(None) => break Ok(()),
+                Err(error) => break Err(error),
             }
+        };
+        drop(stream);
+        let Some(echo) = done.iter().rposition(|rows| answers(rows.first(), nonce)) else {
+            return ended.map(|()| None);
+        };
+        // The commit follows the echo, and the check the commit.
+        if done.len() < echo + 2 {
+            return ended.map(|()| None);
         }
-        let (_commit, echo, answer) = (done.pop(), done.pop(), done.pop());
-        Ok(answer.filter(|_| answers(echo.as_ref().and_then(|rows| rows.first()), nonce)))
+        self.proven = done.get(echo + 2).is_some_and(|rows| is_proven(rows.first())) && ended.is_ok();
+        Ok(echo.checked_sub(1).map(|answer| std::mem::take(&mut done[answer])))
     }
 
     /// Rolls back and waits for the answer.
@@ -152,12 +168,13 @@ impl Guard {
     }
 }
 
-/// Sends the connection home by way of a check, in the background; or closes a suspect one.
+/// Sends the connection home by way of a check, in the background, unless it was made already; or closes a suspect one.
 impl Drop for Guard {
     fn drop(&mut self) {
         let Some(mut connection) = self.connection.take() else { return };
         let runtime = tokio::runtime::Handle::try_current();
         match (self.suspect, runtime) {
+            (false, Ok(_)) if self.proven => drop(connection),
             (false, Ok(runtime)) => {
                 // Ends the transaction, or the empty one after a commit. Queued: sent with the next question.
                 PgTransactionManager::start_rollback(&mut connection);
@@ -205,17 +222,22 @@ async fn is_clean(connection: &mut PgConnection, served: Option<&Served>) -> boo
     let row = sqlx::raw_sql(question).fetch_one(connection).await;
     row.is_ok_and(|row| {
         answers(Some(&row), nonce)
-            && row.try_get(1).unwrap_or(false)
+            && is_proven(Some(&row))
             && served.is_none_or(|served| row.try_get(3).is_ok_and(|count| served.allows(count)))
     })
 }
 
+/// What follows a number in the select list of the check.
 const IS_CLEAN: &str = ", transaction_timestamp() = statement_timestamp()
     and coalesce(current_setting('saas.tenant_id', true), '') = ''
     and coalesce(current_setting('saas.system', true), '') = ''
     and coalesce(current_setting('saas.member', true), '') = ''
     and current_user = session_user
     and not exists (select from pg_cursors where is_holdable), pg_advisory_unlock_all()::text";
+
+fn is_proven(row: Option<&PgRow>) -> bool {
+    row.is_some_and(|row| row.try_get(1).unwrap_or(false))
+}
 
 /// Distinguishes each question of this process from the ones before it.
 fn next_nonce() -> u64 {

@@ -6,7 +6,7 @@
 
 use std::fmt::Write as _;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, SecondsFormat, Utc};
 use sha2::{Digest, Sha256};
 use sqlx::postgres::PgRow;
 use uuid::Uuid;
@@ -51,6 +51,23 @@ impl<'a> Literal<'a> {
 }
 
 impl Literal<'_> {
+    /// Values as the text of one array, for a parameter that the statement casts: `$1::text::bigint[]`.
+    #[must_use]
+    pub fn array<'v>(values: impl IntoIterator<Item = Literal<'v>>) -> String {
+        let elements: Vec<String> = values.into_iter().map(Literal::element).collect();
+        format!("{{{}}}", elements.join(","))
+    }
+
+    fn element(self) -> String {
+        match self {
+            Self::Uuid(id) => id.to_string(),
+            Self::Integer(number) => number.to_string(),
+            Self::Boolean(truth) => truth.to_string(),
+            Self::Timestamp(at) => at.to_rfc3339_opts(SecondsFormat::Micros, true),
+            Self::Text(text) => format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"")),
+        }
+    }
+
     const fn sql_type(self) -> &'static str {
         match self {
             Self::Uuid(_) => "uuid",
@@ -103,12 +120,20 @@ impl Once {
         Ok(Self { statement, name, types, values })
     }
 
-    /// Prepares the statement, and the echo that shows whose answer it is.
-    pub(super) fn prepare(&self) -> String {
+    /// Prepares the statement, the echo that shows whose answer it is, and a check with what it selects beside a number.
+    pub(super) fn prepare(&self, check: &str) -> String {
         let Self { statement, name, types, .. } = self;
         let types = if types.is_empty() { String::new() } else { format!(" ({types})") };
         // The line break ends a comment that the statement may end with.
-        format!("prepare {name}{types} as {statement}\n; prepare {name}_echo (bigint) as select $1")
+        format!(
+            "prepare {name}{types} as {statement}\n; prepare {name}_echo (bigint) as select $1; \
+             prepare {name}_check as select 0::bigint{check}"
+        )
+    }
+
+    /// Runs the check that is prepared.
+    pub(super) fn check(&self) -> String {
+        format!("execute {}_check", self.name)
     }
 
     /// Executes what is prepared, and then the echo of `nonce`.
@@ -148,6 +173,14 @@ mod tests {
     }
 
     #[test]
+    fn no_text_ends_its_element_of_an_array() {
+        let texts = [r#"a","b"#, r"\", "null", "", "}"].map(Literal::Text);
+        assert_eq!(Literal::array(texts), r#"{"a\",\"b","\\","null","","}"}"#);
+        assert_eq!(Literal::array([1, -2].map(Literal::Integer)), "{1,-2}");
+        assert_eq!(Literal::array([Literal::Timestamp(DateTime::UNIX_EPOCH)]), "{1970-01-01T00:00:00.000000Z}");
+    }
+
+    #[test]
     fn what_cannot_be_sent_is_refused() {
         Once::new("a; b", &[]).unwrap_err();
         Once::new("$1", &[Literal::Text("a\0b")]).unwrap_err();
@@ -160,6 +193,6 @@ mod tests {
         assert_eq!(one, name("$1", &[Literal::Integer(2)]));
         assert_ne!(one, name("$1", &[Literal::Text("1")]));
         assert_ne!(one, name("$1 ", &[Literal::Integer(1)]));
-        assert!(one.len() < 58, "room for the echo below PostgreSQL's 63");
+        assert!(one.len() < 57, "room for the check below PostgreSQL's 63");
     }
 }

@@ -1,7 +1,10 @@
 //! What one process holds of one meter of one tenant.
 
 use std::{
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -13,15 +16,57 @@ use super::{Report, rule::Rule};
 /// Units to be spent, and where they come from.
 #[derive(Debug)]
 pub(super) struct Cell {
+    purse: Purse,
     pub(super) ctx: RequestContext,
-    pub(super) meter: MeterKey,
+    /// Held while the store is asked: one refill at a time.
+    pub(super) state: Mutex<State>,
+}
+
+/// All that a use from memory looks at, in one cache line.
+#[derive(Debug)]
+#[repr(align(64))]
+struct Purse {
+    budget: AtomicU64,
     /// Units of the counter per unit of the meter; of the catalogue, so it does not change.
     cost: u64,
     /// The most that may be used at once: 1 for a meter that counts uses.
     most: u64,
-    budget: AtomicU64,
-    /// Held while the store is asked: one refill at a time.
-    pub(super) state: Mutex<State>,
+    meter: MeterKey,
+}
+
+/// The cells of one tenant: mostly one.
+#[derive(Debug, Clone)]
+pub(super) struct Cells {
+    first: Arc<Cell>,
+    others: Box<[Arc<Cell>]>,
+}
+
+impl Cells {
+    pub(super) fn new(first: Arc<Cell>) -> Self {
+        Self { first, others: Box::default() }
+    }
+
+    #[inline]
+    pub(super) fn find(&self, meter: &MeterKey) -> Option<&Arc<Cell>> {
+        if self.first.is_of(meter) {
+            return Some(&self.first);
+        }
+        self.others.iter().find(|cell| cell.is_of(meter))
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Arc<Cell>> {
+        std::iter::once(&self.first).chain(&self.others)
+    }
+
+    pub(super) fn with(&self, cell: Arc<Cell>) -> Self {
+        Self { first: Arc::clone(&self.first), others: self.others.iter().cloned().chain([cell]).collect() }
+    }
+
+    /// `None` when none is left.
+    pub(super) fn without(&self, meter: &MeterKey) -> Option<Self> {
+        let mut left = self.iter().filter(|cell| !cell.is_of(meter)).cloned();
+        Some(Self { first: left.next()?, others: left.collect() })
+    }
 }
 
 #[derive(Debug)]
@@ -53,21 +98,33 @@ pub(super) struct Held {
 impl Cell {
     pub(super) fn new(ctx: RequestContext, meter: MeterKey, cost: u64, most: u64, size: u64) -> Self {
         let state = State { held: None, endings: Vec::new(), size, idle: 0, retired: false };
-        Self { ctx, meter, cost, most, budget: AtomicU64::new(0), state: Mutex::new(state) }
+        let purse = Purse { budget: AtomicU64::new(0), cost, most, meter };
+        Self { purse, ctx, state: Mutex::new(state) }
+    }
+
+    pub(super) const fn meter(&self) -> &MeterKey {
+        &self.purse.meter
+    }
+
+    /// Keys of one constant are the same text in memory, which spares looking at it.
+    #[inline]
+    fn is_of(&self, meter: &MeterKey) -> bool {
+        std::ptr::eq(self.purse.meter.as_str(), meter.as_str()) || self.purse.meter == *meter
     }
 
     /// Spends units for `amount` uses, if there are enough.
     #[inline]
     pub(super) fn take(&self, amount: u64) -> bool {
         // 0 wraps around to more than any bound.
-        if amount.wrapping_sub(1) >= self.most {
+        let Purse { budget, cost, most, .. } = &self.purse;
+        if amount.wrapping_sub(1) >= *most {
             return false;
         }
-        let Some(units) = amount.checked_mul(self.cost) else { return false };
+        let Some(units) = amount.checked_mul(*cost) else { return false };
         // Never below 0, not even for a moment: what `drain` finds is exactly what nobody has spent.
-        let mut left = self.budget.load(Ordering::Relaxed);
+        let mut left = budget.load(Ordering::Relaxed);
         while let Some(rest) = left.checked_sub(units) {
-            match self.budget.compare_exchange_weak(left, rest, Ordering::Relaxed, Ordering::Relaxed) {
+            match budget.compare_exchange_weak(left, rest, Ordering::Relaxed, Ordering::Relaxed) {
                 Ok(_) => return true,
                 Err(now) => left = now,
             }
@@ -77,18 +134,18 @@ impl Cell {
 
     /// Makes freshly lent units spendable. Only after [`drain`](Self::drain), under the lock of the state.
     pub(super) fn fill(&self, units: u64) {
-        self.budget.store(units, Ordering::Relaxed);
+        self.purse.budget.store(units, Ordering::Relaxed);
     }
 
     /// Spent of a lease so far.
     pub(super) fn spent(&self, held: &Held) -> u64 {
-        held.lent.saturating_sub(self.budget.load(Ordering::Relaxed))
+        held.lent.saturating_sub(self.purse.budget.load(Ordering::Relaxed))
     }
 
     /// Stops the spending of what is held; answers the last report, which is owed to the store from here on.
     pub(super) fn drain(&self, state: &mut State, life: Duration) -> Option<Report> {
         let held = state.held.take()?;
-        let spent = held.lent.saturating_sub(self.budget.swap(0, Ordering::Relaxed));
+        let spent = held.lent.saturating_sub(self.purse.budget.swap(0, Ordering::Relaxed));
         Some(Report { lease: held.lease, number: held.reports + 1, spent, ending: true, life })
     }
 }

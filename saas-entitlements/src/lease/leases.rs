@@ -11,13 +11,13 @@ use std::{
 
 use arc_swap::ArcSwap;
 use chrono::{DateTime, Utc};
-use hashbrown::{Equivalent, HashMap};
+use hashbrown::HashMap;
 use saas_core::{Actor, LeaseToken, MeterKey, RequestContext, TenantContext, TenantId, plan::Aggregation};
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 
 use super::{
     Ask, Borrowed, LeaseOptions, LeaseStore, Report, Reported,
-    cell::{Cell, Held, State},
+    cell::{Cell, Cells, Held, State},
     rule::{Rule, check, rule_at},
 };
 use crate::{Denial, Entitlements, EntitlementsError};
@@ -72,7 +72,8 @@ pub struct Leases {
     inner: Arc<Inner>,
 }
 
-type Map = HashMap<Key, Arc<Cell>, foldhash::fast::RandomState>;
+/// By [`number`].
+type Map = HashMap<u128, Cells, foldhash::fast::RandomState>;
 
 struct Inner {
     entitlements: Entitlements,
@@ -85,22 +86,9 @@ struct Inner {
     closed: AtomicBool,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct Key {
-    tenant: TenantId,
-    meter: MeterKey,
-}
-
-#[derive(Hash)]
-struct Name<'a> {
-    tenant: TenantId,
-    meter: &'a MeterKey,
-}
-
-impl Equivalent<Key> for Name<'_> {
-    fn equivalent(&self, key: &Key) -> bool {
-        self.tenant == key.tenant && *self.meter == key.meter
-    }
+/// A tenant's id as the number that it is: hashed in one step.
+fn number(tenant: TenantId) -> u128 {
+    tenant.as_uuid().as_u128()
 }
 
 impl Leases {
@@ -136,16 +124,28 @@ impl Leases {
         if self.try_consume(ctx.tenant(), meter, amount) {
             return Ok(LeasedUse::Granted);
         }
+        let decided = self.decide(ctx.tenant(), meter, amount)?.await;
+        decided.unwrap_or(Err(EntitlementsError::Unavailable { cause: None }))
+    }
+
+    /// Asks the store, in a task of its own: a caller who goes away does not leave units behind that nobody knows of. Apart
+    /// from [`consume`](Self::consume), whose future would else have room for all of it, and be moved with it on every hit.
+    #[cold]
+    #[inline(never)]
+    fn decide(
+        &self,
+        tenant: TenantId,
+        meter: &MeterKey,
+        amount: u64,
+    ) -> Result<JoinHandle<Result<LeasedUse, EntitlementsError>>, EntitlementsError> {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else {
             return Err(EntitlementsError::Unavailable { cause: None });
         };
         if !self.inner.ticking.swap(true, Ordering::Relaxed) {
             drop(runtime.spawn(keep_reporting(Arc::downgrade(&self.inner))));
         }
-        // In a task of its own: a caller who goes away does not leave units behind that nobody knows of.
-        let (inner, meter, tenant) = (Arc::clone(&self.inner), meter.clone(), ctx.tenant());
-        let deciding = runtime.spawn(async move { inner.consume(tenant, &meter, amount).await });
-        deciding.await.unwrap_or(Err(EntitlementsError::Unavailable { cause: None }))
+        let (inner, meter) = (Arc::clone(&self.inner), meter.clone());
+        Ok(runtime.spawn(async move { inner.consume(tenant, &meter, amount).await }))
     }
 
     /// Uses `amount` units if so many are in memory: no lock, no allocation, no I/O. `false` says nothing about the limit.
@@ -153,7 +153,7 @@ impl Leases {
     #[must_use = "a use that was not granted must not happen"]
     pub fn try_consume(&self, tenant: TenantId, meter: &MeterKey, amount: u64) -> bool {
         let map = self.inner.shard(tenant).load();
-        map.get(&Name { tenant, meter }).is_some_and(|cell| cell.take(amount))
+        map.get(&number(tenant)).and_then(|cells| cells.find(meter)).is_some_and(|cell| cell.take(amount))
     }
 
     /// Gives everything back and borrows nothing more: later uses are counted one by one.
@@ -253,7 +253,7 @@ impl Inner {
         let ask = Ask {
             lease: LeaseToken::mint_at(now),
             holder: self.options.holder.clone(),
-            meter: cell.meter.clone(),
+            meter: cell.meter().clone(),
             counter: rule.counter.clone(),
             cost: rule.cost,
             window: rule.window,
@@ -297,7 +297,7 @@ impl Inner {
         let mut running = JoinSet::new();
         let mut first = Ok(());
         for shard in &self.shards {
-            for cell in shard.load_full().values() {
+            for cell in shard.load_full().values().flat_map(Cells::iter) {
                 if running.len() >= REPORTS {
                     first = first.and(joined(running.join_next().await));
                 }
@@ -361,7 +361,7 @@ impl Inner {
             return true;
         }
         let snapshot = self.entitlements.snapshot(cell.ctx.tenant()).await;
-        match rule_at(&snapshot, &cell.meter, now) {
+        match rule_at(&snapshot, cell.meter(), now) {
             Ok(Ok(rule)) => rule != held.rule,
             Ok(Err(_)) => true,
             // Nothing is known at present: what was lent may be used for its life.
@@ -381,13 +381,14 @@ impl Inner {
 
     fn cell(&self, tenant: TenantId, meter: &MeterKey, cost: u64, now: DateTime<Utc>) -> Arc<Cell> {
         let shard = self.shard(tenant);
-        let name = Name { tenant, meter };
-        if let Some(cell) = shard.load().get(&name) {
+        let tenant_number = number(tenant);
+        if let Some(cell) = shard.load().get(&tenant_number).and_then(|cells| cells.find(meter)) {
             return Arc::clone(cell);
         }
         let _writing = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let map = shard.load();
-        if let Some(cell) = map.get(&name) {
+        let present = map.get(&tenant_number);
+        if let Some(cell) = present.and_then(|cells| cells.find(meter)) {
             return Arc::clone(cell);
         }
         let declared = self.entitlements.catalog().meter(meter);
@@ -396,7 +397,12 @@ impl Inner {
         let ctx = RequestContext::new_at(tenant, Actor::system("saas.leases"), now);
         let cell = Arc::new(Cell::new(ctx, meter.clone(), cost, most, self.options.smallest));
         let mut grown = Map::clone(&map);
-        grown.insert(Key { tenant, meter: meter.clone() }, Arc::clone(&cell));
+        let added = Arc::clone(&cell);
+        let cells = match present {
+            Some(cells) => cells.with(added),
+            None => Cells::new(added),
+        };
+        grown.insert(tenant_number, cells);
         shard.store(Arc::new(grown));
         cell
     }
@@ -405,7 +411,11 @@ impl Inner {
         let _writing = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let shard = self.shard(cell.ctx.tenant());
         let mut shrunk = Map::clone(&shard.load());
-        shrunk.remove(&Name { tenant: cell.ctx.tenant(), meter: &cell.meter });
+        let tenant_number = number(cell.ctx.tenant());
+        match shrunk.get(&tenant_number).and_then(|cells| cells.without(cell.meter())) {
+            Some(left) => drop(shrunk.insert(tenant_number, left)),
+            None => drop(shrunk.remove(&tenant_number)),
+        }
         shard.store(Arc::new(shrunk));
     }
 }
@@ -415,7 +425,11 @@ impl Drop for Inner {
     fn drop(&mut self) {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         let now = self.entitlements.core.clock.now();
-        for cell in self.shards.iter().flat_map(|shard| shard.load().values().cloned().collect::<Vec<_>>()) {
+        for cell in self
+            .shards
+            .iter()
+            .flat_map(|shard| shard.load().values().flat_map(Cells::iter).cloned().collect::<Vec<_>>())
+        {
             let Ok(mut state) = cell.state.try_lock() else { continue };
             let last = cell.drain(&mut state, self.options.life);
             let owed: Vec<Report> = state.endings.drain(..).chain(last).collect();

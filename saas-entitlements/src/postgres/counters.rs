@@ -2,23 +2,27 @@
 //!
 //! `saas.usage_consume` decides and counts; the common case is one flight, begin and commit included. What is rare (a window
 //! that opens, a warning, another limit) it leaves to a transaction of several statements. When it refuses it leaves nothing
-//! behind, so it can run in the caller's own transaction, too.
+//! behind, so it can run in the caller's own transaction, too. Uses of one tenant that meet share a flight ([`flights`]).
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use saas_core::{
-    Actor, CoreError, Limit, MeterKey, Revision, SessionBinding, TenantContext, TenantId, TenantTx, Topic,
-    UsageEventId, audit,
-    db::{Literal, TenantWork},
+    CoreError, Limit, MeterKey, Revision, SessionBinding, TenantContext, TenantId, TenantTx, Topic, UsageEventId,
+    audit,
+    db::Literal,
+    group::Group,
     outbox,
     plan::{Aggregation, Window},
 };
 use serde::{Deserialize, Serialize};
 use sqlx::{PgConnection, Row, postgres::PgRow};
 
-use super::edges;
+use super::{
+    edges,
+    flights::{self, Flights, Use},
+};
 use crate::{CounterStore, Draw, Drawn, EntitlementsError, Period};
 
 /// The outbox topic of crossed thresholds; the payload is a [`ThresholdCrossed`].
@@ -43,13 +47,14 @@ pub struct ThresholdCrossed {
 #[derive(Debug, Clone)]
 pub struct PostgresCounters {
     pub(crate) binding: Arc<dyn SessionBinding>,
+    group: Arc<Group<Flights>>,
 }
 
 impl PostgresCounters {
-    /// A store on the tenants' sessions.
+    /// A store on the tenants' sessions. Clone it rather than make two: uses of one tenant share flights within one store.
     #[must_use]
     pub fn new(binding: Arc<dyn SessionBinding>) -> Self {
-        Self { binding }
+        Self { group: flights::group(Arc::clone(&binding)), binding }
     }
 
     pub(super) fn binding(&self) -> &dyn SessionBinding {
@@ -65,17 +70,14 @@ impl CounterStore for PostgresCounters {
         draw: &Draw,
         now: DateTime<Utc>,
     ) -> Result<Drawn, EntitlementsError> {
-        let call = Call::new(ctx.tenant(), ctx.actor(), draw);
-        let rows = self.binding.write_once(ctx, CONSUME, &call.values(draw, now, false)).await?;
-        if let Some(row) = rows.first() {
-            let decided = Decided::read(row)?;
-            // Before the first use under a limit, what was left over has yet to be added.
-            let is_first = decided.relimited && draw.carry.is_some();
-            match decided.drawn(draw)? {
-                Some(Drawn::Refused { .. }) if is_first => {}
-                Some(drawn) => return Ok(drawn),
-                None => {}
-            }
+        let one = Use { draw: draw.clone(), actor: ctx.actor().to_string(), now };
+        let decided = self.group.join(&ctx.tenant(), one).await?;
+        // Before the first use under a limit, what was left over has yet to be added.
+        let is_first = decided.relimited && draw.carry.is_some();
+        match decided.drawn(draw)? {
+            Some(Drawn::Refused { .. }) if is_first => {}
+            Some(drawn) => return Ok(drawn),
+            None => {}
         }
         let mut tx = TenantTx::begin(&*self.binding, ctx).await?;
         let drawn = consume_in(&mut tx, draw, now).await?;
@@ -151,7 +153,7 @@ impl CounterStore for PostgresCounters {
 pub(crate) async fn consume_in(tx: &mut TenantTx, draw: &Draw, now: DateTime<Utc>) -> Result<Drawn, EntitlementsError> {
     /// A missing counter row is made once; a second miss would be somebody deleting them as we go.
     const ATTEMPTS: usize = 2;
-    let call = Call::new(tx.tenant(), tx.actor(), draw);
+    let call = Call::new(tx.tenant(), tx.actor().to_string(), draw);
     edges::carry_over(tx, draw, now).await?;
     for _ in 0..ATTEMPTS {
         let values = call.values(draw, now, true);
@@ -183,7 +185,8 @@ pub(crate) async fn consume_in(tx: &mut TenantTx, draw: &Draw, now: DateTime<Utc
     Err(CoreError::Corrupt { table: "saas.usage_counter", column: "used" }.into())
 }
 
-const CONSUME: &str = "select outcome, revision, before, after, prior, prior_item, relimited, due, burnt, room, member_before
+pub(super) const CONSUME: &str = "
+    select outcome, revision, before, after, prior, prior_item, relimited, due, burnt, room, member_before
     from saas.usage_consume(
         $18::text, $1::uuid, $2::bigint, $3::text, $4::text, $5::text, $6::uuid, $7::bigint, $8::bigint, $9::text, $10::timestamptz,
         $11::bigint, nullif($12::bigint, -1), $13::text::integer[], $14::text::bigint[], $15::text, $16::timestamptz,
@@ -191,7 +194,7 @@ const CONSUME: &str = "select outcome, revision, before, after, prior, prior_ite
         $23::timestamptz)";
 
 /// What of a call has to be written as text first.
-struct Call {
+pub(super) struct Call {
     tenant: TenantId,
     actor: String,
     marks: String,
@@ -199,18 +202,18 @@ struct Call {
 }
 
 impl Call {
-    fn new(tenant: TenantId, actor: &Actor, draw: &Draw) -> Self {
+    pub(super) fn new(tenant: TenantId, actor: String, draw: &Draw) -> Self {
         let array = |numbers: Vec<String>| format!("{{{}}}", numbers.join(","));
         Self {
             tenant,
-            actor: actor.to_string(),
+            actor,
             marks: array(draw.thresholds.iter().map(|mark| mark.percent.to_string()).collect()),
             mark_units: array(draw.thresholds.iter().map(|mark| stored(mark.units).to_string()).collect()),
         }
     }
 
     /// The parameters of [`CONSUME`]. `whole`: the caller does what follows from a use that is not of the common kind.
-    fn values<'a>(&'a self, draw: &'a Draw, now: DateTime<Utc>, whole: bool) -> [Literal<'a>; 23] {
+    pub(super) fn values<'a>(&'a self, draw: &'a Draw, now: DateTime<Utc>, whole: bool) -> [Literal<'a>; 23] {
         [
             Literal::Uuid(self.tenant.as_uuid()),
             Literal::Integer(stored(draw.revision.get())),
@@ -243,7 +246,8 @@ impl Call {
 }
 
 /// What one call answered.
-struct Decided {
+#[derive(Debug)]
+pub(super) struct Decided {
     outcome: String,
     /// The tenant's revision.
     revision: Option<i64>,
@@ -268,7 +272,7 @@ struct Decided {
 }
 
 impl Decided {
-    fn read(row: &PgRow) -> Result<Self, CoreError> {
+    pub(super) fn read(row: &PgRow) -> Result<Self, CoreError> {
         let read = || {
             Ok(Self {
                 outcome: row.try_get("outcome")?,

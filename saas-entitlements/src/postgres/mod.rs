@@ -4,6 +4,7 @@ mod assigned;
 mod cohorts;
 mod counters;
 pub(crate) mod edges;
+mod flights;
 mod history;
 mod leases;
 mod ledger;

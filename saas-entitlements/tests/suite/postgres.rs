@@ -44,7 +44,7 @@ pub(crate) struct App {
     tenants: TenantPool,
     network: Proxy,
     pub(crate) gate: Entitlements,
-    meter: Meter,
+    pub(crate) meter: Meter,
     overrides: Overrides,
 }
 
@@ -119,7 +119,7 @@ impl App {
         self.gate.is_feature_enabled(ctx.tenant(), &EXPORT).await
     }
 
-    async fn r#use(&self, ctx: &RequestContext, amount: u64, key: &str) -> Consumption {
+    pub(crate) async fn r#use(&self, ctx: &RequestContext, amount: u64, key: &str) -> Consumption {
         let key: IdempotencyKey = key.parse().unwrap();
         self.meter.consume(ctx, &CALLS, amount, &key).await.unwrap()
     }
@@ -129,7 +129,7 @@ impl App {
     }
 
     /// Transactions that are still open once the pool has served another statement on its connection.
-    async fn open_transactions(&self) -> i64 {
+    pub(crate) async fn open_transactions(&self) -> i64 {
         sqlx::query("select 1").execute(self.tenants.pool()).await.unwrap();
         self.count(
             "select count(*)

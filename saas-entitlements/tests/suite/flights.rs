@@ -1,0 +1,150 @@
+//! Direct uses that meet share a flight, and each of them gets its own answer.
+
+use futures_util::{FutureExt, future::join_all};
+use saas_core::{ErrorKind, IdempotencyKey, Limit, MeterKey, RequestContext};
+use saas_entitlements::{Consumption, EntitlementsError};
+
+use crate::postgres::App;
+
+static CALLS: MeterKey = MeterKey::from_static("calls");
+
+impl App {
+    /// Uses that come at the same moment, in this order.
+    async fn at_once(&self, uses: &[(&RequestContext, u64, &str)]) -> Vec<Result<Consumption, EntitlementsError>> {
+        let keys: Vec<IdempotencyKey> = uses.iter().map(|(_, _, key)| key.parse().unwrap()).collect();
+        join_all(uses.iter().zip(&keys).map(|((ctx, amount, _), key)| self.meter.consume(*ctx, &CALLS, *amount, key)))
+            .await
+    }
+
+    /// Transactions that have recorded uses.
+    async fn transactions(&self) -> i64 {
+        self.count("select count(distinct position) from saas.usage_event").await
+    }
+}
+
+// C1, C21
+#[tokio::test]
+async fn uses_that_meet_are_counted_by_one_transaction() {
+    let app = App::start().await;
+    let acme = app.database.create_tenant("acme").await;
+    assert!(app.r#use(&acme, 1, "opens-the-window").await.is_granted());
+    let keys: Vec<String> = (0..60).map(|n| format!("use-{n}")).collect();
+    let uses: Vec<_> = keys.iter().map(|key| (&acme, 1, key.as_str())).collect();
+    let lefts: Vec<u64> = app
+        .at_once(&uses)
+        .await
+        .into_iter()
+        .map(|outcome| match outcome.unwrap() {
+            Consumption::Granted { left: Limit::Max(left), .. } => left,
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert!(lefts.is_sorted_by(|a, b| *a == b + 1), "in the order in which they came: {lefts:?}");
+    assert_eq!(app.count("select sum(used)::bigint from saas.usage_counter").await, 61);
+    assert_eq!(app.transactions().await, 2, "the first alone, then all that met");
+}
+
+// C1, C2, C20: one that does not fit, a repeat and a conflict fail nobody else.
+#[tokio::test]
+async fn each_use_of_a_flight_gets_its_own_answer() {
+    let app = App::start().await;
+    let (acme, globex) = (app.database.create_tenant("acme").await, app.database.create_tenant("globex").await);
+    for ctx in [&acme, &globex] {
+        assert!(app.r#use(ctx, 1, "opens-the-window").await.is_granted());
+    }
+    let hostile = r#"{"a\",null}'\\$1;--"#;
+    let uses = [
+        (&acme, 700, hostile),
+        (&acme, 400, "too-much"),
+        (&acme, 700, hostile),
+        (&acme, 701, hostile),
+        (&globex, 999, "another-tenants"),
+        (&acme, 9, "fits"),
+    ];
+    let [first, too_much, repeat, conflict, other, fits] = app.at_once(&uses).await.try_into().unwrap();
+    assert!(matches!(first.unwrap(), Consumption::Granted { left: Limit::Max(299), .. }));
+    assert!(matches!(too_much.unwrap(), Consumption::Exhausted { left: 299, .. }));
+    assert_eq!(repeat.unwrap(), Consumption::AlreadyCounted);
+    assert_eq!(conflict.unwrap_err().code(), "idempotency_key_reused");
+    assert!(matches!(other.unwrap(), Consumption::Granted { left: Limit::Max(0), .. }));
+    assert!(matches!(fits.unwrap(), Consumption::Granted { left: Limit::Max(290), .. }));
+    assert_eq!(app.count("select count(*) from saas.usage_key").await, 5, "a refused key is free again");
+    let kept: String = sqlx::query_scalar("select key from saas.usage_event where amount = 700")
+        .fetch_one(&mut app.database.owner().await)
+        .await
+        .unwrap();
+    assert_eq!(kept, hostile);
+}
+
+// C18, C8: what the common way leaves to the thorough one is done by each use for itself.
+#[tokio::test]
+async fn uses_that_open_a_window_or_reach_a_warning_together_warn_once() {
+    let app = App::start().await;
+    let acme = app.database.create_tenant("acme").await;
+    let keys: Vec<String> = (0..10).map(|n| format!("use-{n}")).collect();
+    let uses: Vec<_> = keys.iter().map(|key| (&acme, 100, key.as_str())).collect();
+    let mut crossed: Vec<u16> = app
+        .at_once(&uses)
+        .await
+        .into_iter()
+        .flat_map(|outcome| match outcome.unwrap() {
+            Consumption::Granted { crossed, .. } => crossed,
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    crossed.sort_unstable();
+    assert_eq!(crossed, [80, 100]);
+    assert_eq!(app.count("select sum(used)::bigint from saas.usage_counter").await, 1_000);
+    assert_eq!(app.count("select count(*) from saas.usage_crossing").await, 2);
+}
+
+// C19
+#[tokio::test]
+async fn a_flight_under_an_outdated_plan_is_decided_again() {
+    let app = App::start().await;
+    let acme = app.database.create_tenant("acme").await;
+    assert!(app.r#use(&acme, 1, "opens-the-window").await.is_granted());
+    // Nobody tells this process.
+    app.change_plan(&acme, "pro").await;
+    let uses: [_; 8] = std::array::from_fn(|n| (&acme, 600, ["a", "b", "c", "d", "e", "f", "g", "h"][n]));
+    for outcome in app.at_once(&uses).await {
+        assert!(outcome.unwrap().is_granted(), "8 of 600 fit into pro");
+    }
+}
+
+// Q9, C2: a caller who goes away takes nobody along, and may find its use counted.
+#[tokio::test]
+async fn a_caller_who_goes_away_leaves_the_flight_to_the_others() {
+    let app = App::start().await;
+    let acme = app.database.create_tenant("acme").await;
+    assert!(app.r#use(&acme, 1, "opens-the-window").await.is_granted());
+    let keys: [IdempotencyKey; 3] = ["gone", "asleep", "there"].map(|key| key.parse().unwrap());
+    let mut uses = keys.each_ref().map(|key| Box::pin(app.meter.consume(&acme, &CALLS, 1, key)));
+    assert!(uses.iter_mut().all(|one| one.now_or_never().is_none()));
+    let [gone, asleep, there] = uses;
+    drop(gone);
+    assert!(there.await.unwrap().is_granted());
+    assert!(asleep.await.unwrap().is_granted());
+    let again = app.meter.consume(&acme, &CALLS, 1, &keys[0]).await.unwrap();
+    assert_eq!(again, Consumption::AlreadyCounted, "it was in the same flight");
+    assert_eq!(app.count("select sum(used)::bigint from saas.usage_counter").await, 4);
+    assert_eq!(app.open_transactions().await, 0);
+}
+
+// A statement that one use of a flight breaks is run for each by itself.
+#[tokio::test]
+async fn a_use_that_the_database_refuses_fails_alone() {
+    let app = App::start().await;
+    let acme = app.database.create_tenant("acme").await;
+    assert!(app.r#use(&acme, 1, "opens-the-window").await.is_granted());
+    let mut owner = app.database.owner().await;
+    sqlx::query("alter table saas.usage_key add constraint no_bad_key check (key <> 'bad')")
+        .execute(&mut owner)
+        .await
+        .unwrap();
+    let uses = [(&acme, 1, "good"), (&acme, 1, "bad"), (&acme, 1, "better")];
+    let [good, bad, better] = app.at_once(&uses).await.try_into().unwrap();
+    assert!(matches!(good.unwrap(), Consumption::Granted { left: Limit::Max(998), .. }));
+    assert_eq!(bad.unwrap_err().kind(), ErrorKind::Conflict);
+    assert!(matches!(better.unwrap(), Consumption::Granted { left: Limit::Max(997), .. }));
+}
