@@ -84,10 +84,12 @@ mod group;
 #[cfg(feature = "postgres")]
 mod intake;
 pub mod merge;
+mod mode;
 pub mod object;
 mod port;
 #[cfg(feature = "postgres")]
 mod postgres;
+pub mod provider;
 #[cfg(feature = "postgres")]
 mod receipts;
 #[cfg(feature = "postgres")]
@@ -95,6 +97,8 @@ mod rederive;
 #[cfg(feature = "postgres")]
 mod settle;
 pub mod signature;
+#[cfg(any(feature = "stripe", feature = "testing"))]
+pub mod stripe;
 #[cfg(feature = "testing")]
 pub mod testing;
 
@@ -103,15 +107,17 @@ pub use apply::Applied;
 #[cfg(feature = "postgres")]
 pub use billing::Billing;
 #[cfg(feature = "postgres")]
-pub use config::{BillingConfig, Mode};
+pub use config::BillingConfig;
 #[cfg(feature = "postgres")]
 pub use dependents::LiveBilling;
 pub use derive::GracePolicy;
 pub use error::BillingError;
 #[cfg(feature = "postgres")]
 pub use fetching::FetchPass;
+pub use mode::Mode;
 pub use object::ObjectId;
-pub use port::{Accepted, Fetched, ObjectSource, WebhookProcessor};
+pub use port::{Accepted, WebhookProcessor};
+pub use provider::{Fetched, ObjectSource, PaymentProvider, ProviderError};
 #[cfg(feature = "postgres")]
 pub use receipts::{InboxHealth, Receipt, ReceiptCursor, Stuck};
 #[cfg(feature = "postgres")]

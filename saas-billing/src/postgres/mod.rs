@@ -12,7 +12,7 @@ pub(crate) mod object;
 pub(crate) mod receipt;
 pub(crate) mod state;
 
-use crate::{config::BillingConfig, config::Mode};
+use crate::{config::BillingConfig, mode::Mode};
 
 /// The account and the mode that an endpoint serves: the first half of every Stripe key.
 #[derive(Debug, Clone, PartialEq, Eq)]
