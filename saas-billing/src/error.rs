@@ -39,6 +39,12 @@ pub enum BillingError {
     /// Stripe said no, or nothing.
     #[error(transparent)]
     Provider(#[from] ProviderError),
+    /// A command to Stripe was refused before, or is over.
+    #[error("the command to Stripe came to nothing ({code}); ask anew")]
+    CommandFailed {
+        /// Why.
+        code: String,
+    },
     /// The receipt could not be stored in time; answer 503, Stripe delivers again.
     #[error("the receipt was not stored within {seconds} s")]
     TooSlow {
@@ -56,7 +62,7 @@ impl BillingError {
     pub const fn kind(&self) -> ErrorKind {
         match self {
             Self::Signature(_) | Self::TooLarge { .. } | Self::Invalid(_) => ErrorKind::Invalid,
-            Self::AlreadyLinked { .. } => ErrorKind::Conflict,
+            Self::AlreadyLinked { .. } | Self::CommandFailed { .. } => ErrorKind::Conflict,
             Self::Misconfigured { .. } => ErrorKind::Misconfigured,
             Self::Provider(why) => why.kind(),
             Self::TooSlow { .. } => ErrorKind::Unavailable,
@@ -74,6 +80,7 @@ impl BillingError {
             Self::AlreadyLinked { .. } => "already_linked",
             Self::Misconfigured { .. } => "misconfigured",
             Self::Provider(why) => why.code(),
+            Self::CommandFailed { .. } => "command_failed",
             Self::TooSlow { .. } => "too_slow",
             Self::Core(core) => core.code(),
         }

@@ -71,6 +71,8 @@ mod apply;
 #[cfg(feature = "postgres")]
 mod billing;
 #[cfg(feature = "postgres")]
+pub mod command;
+#[cfg(feature = "postgres")]
 mod config;
 #[cfg(feature = "postgres")]
 mod dependents;
@@ -127,4 +129,4 @@ pub use signature::{SIGNATURE_HEADER, SignatureError, SigningSecrets, StripeSecr
 /// The tables of this crate. Migrate [`saas_core::SCHEMA`] first.
 #[cfg(feature = "postgres")]
 pub static SCHEMA: saas_core::Schema =
-    saas_core::schema!("billing": 1 "0001_inbox", 2 "0002_state", 3 "0003_retention");
+    saas_core::schema!("billing": 1 "0001_inbox", 2 "0002_state", 3 "0003_retention", 6 "0006_command");

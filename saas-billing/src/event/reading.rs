@@ -8,7 +8,9 @@ use serde_json::value::RawValue;
 use super::{Content, Envelope};
 use crate::{
     merge::{Origin, Snapshot},
-    object::{CheckoutSession, Customer, Invoice, ObjectId, ObjectKind, Subscription, Text, Unreadable},
+    object::{
+        CheckoutSession, CheckoutStatus, Customer, Invoice, ObjectId, ObjectKind, Subscription, Text, Unreadable,
+    },
 };
 
 /// A snapshot of one of the kinds that are merged.
@@ -44,6 +46,18 @@ impl AnySnapshot {
             Self::CheckoutSession(snapshot) => &snapshot.value.id,
             Self::Subscription(snapshot) => &snapshot.value.id,
             Self::Invoice(snapshot) => &snapshot.value.id,
+        }
+    }
+
+    /// Whether it says that what a tenant asked for is over: a page that can no longer be paid, a customer that is deleted.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        match self {
+            Self::Customer(snapshot) => snapshot.value.deleted,
+            Self::CheckoutSession(snapshot) => {
+                matches!(snapshot.value.status, CheckoutStatus::Complete | CheckoutStatus::Expired)
+            }
+            Self::Subscription(_) | Self::Invoice(_) => false,
         }
     }
 

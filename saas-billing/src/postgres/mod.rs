@@ -4,6 +4,7 @@
 //! fetches) by Stripe's account, mode and id. Everything here joins the caller's transaction, except storing a receipt.
 
 pub(crate) mod body;
+pub(crate) mod command;
 pub(crate) mod conflict;
 pub(crate) mod desk;
 pub(crate) mod directory;
