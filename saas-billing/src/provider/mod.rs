@@ -6,6 +6,8 @@
 //! simulator (feature `testing`); one conformance suite for both.
 
 mod command;
+#[cfg(feature = "testing")]
+pub mod conformance;
 mod error;
 mod query;
 

@@ -25,7 +25,6 @@ use crate::{
 };
 
 /// A stateful Stripe in the process, in test mode.
-#[derive(Debug)]
 pub struct StripeSimulator {
     secret: StripeSecret,
     clock: TestClock,
@@ -54,6 +53,13 @@ impl fmt::Debug for Delivery {
             .field("event", &self.event)
             .field("event_type", &self.event_type)
             .finish_non_exhaustive()
+    }
+}
+
+/// Not its world: it holds addresses, as the real one does.
+impl fmt::Debug for StripeSimulator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StripeSimulator").field("shape", &self.shape).finish_non_exhaustive()
     }
 }
 
@@ -271,6 +277,21 @@ impl StripeSimulator {
     /// The next calls of the API go wrong, one after the other in these ways.
     pub fn inject(&self, faults: impl IntoIterator<Item = Fault>) {
         self.world().faults.extend(faults);
+    }
+
+    /// From now on only this API key is accepted; before, every secret key of test mode is.
+    pub fn accept_only(&self, key: &str) {
+        self.world().accepted = Some(key.to_owned());
+    }
+
+    /// Forgets all idempotency keys, as Stripe does after a day.
+    pub fn forget_keys(&self) {
+        self.world().saved.clear();
+    }
+
+    /// Removes a price, as one of another account is not there.
+    pub fn forget_price(&self, id: &str) {
+        self.world().prices.remove(id);
     }
 
     /// How many calls of the API there were, whatever became of them.

@@ -256,6 +256,8 @@ pub(super) struct World {
     pub(super) saved: BTreeMap<String, Saved>,
     /// What goes wrong with the next calls.
     pub(super) faults: VecDeque<Fault>,
+    /// The only API key that is accepted; any of test mode if `None`.
+    pub(super) accepted: Option<String>,
     /// Calls of the API that were answered or meant to be.
     pub(super) calls: u64,
     /// Where its own pages are, once a server is in front.

@@ -3,11 +3,16 @@
 #![expect(clippy::unwrap_used, reason = "a test's helpers fail the test")]
 
 mod apply;
+mod calls;
+mod command;
 mod crash;
 mod dependents;
 mod fence;
 mod fetch;
 mod intake;
 mod orders;
+mod proration;
+mod provider;
 mod shop;
+mod simulator;
 mod story;

@@ -139,7 +139,12 @@ pub(super) fn handle(engine: &mut Engine<'_>, request: &ApiRequest) -> (ApiRespo
         )
         | None => {}
     }
-    if !request.authorization.as_deref().is_some_and(|bearer| bearer.starts_with("Bearer sk_test_")) {
+    let key = request.authorization.as_deref().and_then(|text| text.strip_prefix("Bearer "));
+    let is_accepted = |key: &str| match &engine.world.accepted {
+        Some(accepted) => key == accepted,
+        None => key.starts_with("sk_test_"),
+    };
+    if !key.is_some_and(is_accepted) {
         let error = ApiError::new(401, REFUSED, "", "Invalid API Key provided");
         return (answer(401, &error.body()), Manner::Whole);
     }
