@@ -151,8 +151,12 @@ pub enum Checkout {
 
 /// What stands in the way of a new page.
 enum Claim {
-    /// Nothing: the page is asked for, by this command; or it was before, for the same wish.
-    Held(JobId, bool),
+    /// Nothing: the page is asked for, by this command.
+    Held {
+        id: JobId,
+        /// It may not have been sent yet.
+        unsent: bool,
+    },
     Subscribed(ObjectId),
     /// A page for another wish, or one that is over.
     Other(Box<Asked>),
@@ -182,13 +186,34 @@ impl Billing {
             .into());
         }
         let customer = self.ensure_customer(provider, ctx, &page.details).await?;
+        match self.open_page(provider, ctx, page, customer.clone()).await {
+            // Perhaps the customer was deleted and no event has told of it.
+            Err(BillingError::Provider(ProviderError::Missing { id })) => {
+                let _ = self.read_in(provider, ctx.tenant(), ObjectKind::Customer, &customer).await?;
+                let present = self.ensure_customer(provider, ctx, &page.details).await?;
+                if present == customer {
+                    return Err(ProviderError::Missing { id }.into());
+                }
+                self.open_page(provider, ctx, page, present).await
+            }
+            outcome => outcome,
+        }
+    }
+
+    async fn open_page(
+        &self,
+        provider: &dyn PaymentProvider,
+        ctx: &dyn TenantContext,
+        page: &CheckoutPage,
+        customer: ObjectId,
+    ) -> Result<Checkout, BillingError> {
         let (tenant, subject) = (ctx.tenant(), page.subject());
         for _ in 0..ROUNDS {
             match self.claim(ctx, page, &customer, &subject).await? {
                 Claim::Subscribed(subscription) => return Ok(Checkout::Subscribed { subscription }),
                 Claim::Other(other) => self.make_room(provider, tenant, &other).await?,
-                Claim::Held(id, is_new) => {
-                    if is_new && let Some(subscription) = self.look_around(provider, tenant, &customer, id).await? {
+                Claim::Held { id, unsent } => {
+                    if unsent && let Some(subscription) = self.look_around(provider, tenant, &customer, id).await? {
                         return Ok(Checkout::Subscribed { subscription });
                     }
                     match self.send(provider, tenant, id).await {
@@ -225,7 +250,7 @@ impl Billing {
             None => {
                 let wish = Wish { what: "open_checkout", slot: Some(Slot::Checkout), subject: Some(subject) };
                 let command = |id| page.command(customer.clone(), tenant, id);
-                Claim::Held(self.ask(&mut tx, tenant, wish, command, now).await?, true)
+                Claim::Held { id: self.ask(&mut tx, tenant, wish, command, now).await?, unsent: true }
             }
             Some(holder) => {
                 let over = match &holder.stage {
@@ -233,7 +258,7 @@ impl Billing {
                     Stage::Pending(_) | Stage::Failed(_) | Stage::Closed => false,
                 };
                 if holder.subject.as_deref() == Some(subject) && !over {
-                    Claim::Held(holder.id, false)
+                    Claim::Held { id: holder.id, unsent: matches!(holder.stage, Stage::Pending(_)) }
                 } else {
                     Claim::Other(Box::new(holder))
                 }

@@ -272,7 +272,7 @@ pub async fn prices_and_features_are_found_by_their_keys(fixture: Fixture) {
         let page = fixture.provider.list(&query, None, PageLimit::MAX).await.unwrap();
         page.objects.iter().map(|object| id(json(object)["id"].as_str().unwrap())).collect::<Vec<_>>()
     };
-    assert_eq!(found().await, [old.clone()]);
+    assert_eq!(found().await, std::slice::from_ref(&old));
     let product = id(&format!("prod_{}_tiered", fixture.run));
     let new =
         NewPrice { takes_over_key: true, ..fixture.new_price(product.clone(), "tiered", PricedBy::Volume(tiers)) };

@@ -130,7 +130,8 @@ fn refusal(status: u16, reason: Reason, named: Option<&ObjectId>) -> ProviderErr
         },
         (_, _) if kind == "idempotency_error" => ProviderError::KeyReused,
         (404, _) => ProviderError::Missing { id: named.cloned() },
-        (_, Some(code)) if code == "resource_missing" => ProviderError::Missing { id: named.cloned() },
+        // What a parameter names, which may be any of several.
+        (_, Some(code)) if code == "resource_missing" => ProviderError::Missing { id: None },
         (_, Some(code)) if code.contains("unexpected_state") || code.ends_with("_not_open") => {
             ProviderError::WrongState { code }
         }

@@ -161,7 +161,8 @@ impl Engine<'_> {
         let mut lines: Vec<SimLine> = sub.carried.iter().cloned().chain(bill.lines).collect();
         let interval = self.interval_of(&sub.id)?;
         if !bill.at_once {
-            let next = (sub.period.1, later(sub.anchor, &interval, sub.cycle + 2));
+            let periods = if sub.status == "trialing" { 1 } else { sub.cycle + 2 };
+            let next = (sub.period.1, later(sub.anchor, &interval, periods));
             lines.extend(after.iter().filter_map(|item| self.line(sub, item, next)));
         }
         let price = self.world.prices.get(&after.first()?.price)?;

@@ -12,6 +12,9 @@ use crate::object::ObjectKind;
 /// Days after the first failure at which Stripe tries again.
 const RETRY_DAYS: [i64; 3] = [3, 5, 7];
 
+/// How long Stripe waits for the first payment.
+const FIRST_PAYMENT: TimeDelta = TimeDelta::hours(23);
+
 /// The rules, at one instant.
 pub(super) struct Engine<'a> {
     pub(super) world: &'a mut World,
@@ -75,6 +78,7 @@ impl Engine<'_> {
             "trialing" if !sub.trial_warned => sub.trial_end.map(|end| end - TimeDelta::days(3)),
             "trialing" => sub.trial_end,
             "active" | "past_due" | "unpaid" => Some(sub.period.1),
+            "incomplete" => return Some(sub.created + FIRST_PAYMENT),
             _ => return None,
         };
         let resumes = sub.pause.as_ref().and_then(|(_, resumes_at)| *resumes_at);
@@ -103,6 +107,9 @@ impl Engine<'_> {
 
     fn step_subscription(&mut self, id: &str) {
         let now = self.now;
+        if self.world.subscriptions.get(id).is_some_and(|sub| sub.status == "incomplete") {
+            return self.expire(id);
+        }
         self.step_schedule(id);
         self.step_pending(id);
         let Some(sub) = self.world.subscriptions.get_mut(id) else { return };
@@ -140,9 +147,22 @@ impl Engine<'_> {
         }
     }
 
+    /// The first payment has not come.
+    fn expire(&mut self, id: &str) {
+        let now = self.now;
+        let Some(sub) = self.world.subscriptions.get_mut(id) else { return };
+        (sub.status, sub.ended_at) = ("incomplete_expired", Some(now));
+        let invoice = sub.latest_invoice.clone();
+        self.emit("customer.subscription.updated", ObjectKind::Subscription, id);
+        if let Some(invoice) = invoice {
+            self.close(&invoice, false);
+        }
+    }
+
     /// Opens the next period with a draft invoice that becomes final an hour later.
     fn renew(&mut self, id: &str) {
-        let Some(next_step) = self.open_period(id) else { return };
+        // A price that is gone: there is nothing to charge by.
+        let Some(next_step) = self.open_period(id) else { return self.end(id) };
         let Some(invoice) = self.bill(id, "subscription_cycle") else { return };
         let paused = self.world.subscriptions.get(id).and_then(|sub| sub.pause.as_ref().map(|pause| pause.0.clone()));
         if let Some(invoice) = self.world.invoices.get_mut(&invoice) {

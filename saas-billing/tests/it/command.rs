@@ -79,9 +79,7 @@ async fn a_customer_whose_answer_was_lost_is_found_and_not_made_again() {
         let shop = Shop::open().await;
         let ctx = shop.database.create_tenant("acme").await;
         shop.stripe.inject([fault]);
-        let first = shop.customer(&ctx).await;
-        let saved = matches!(fault, Fault::Broken | Fault::BrokenAfterwards);
-        assert_eq!(first.is_ok(), saved, "{fault:?}: {first:?}");
+        assert!(shop.customer(&ctx).await.is_err(), "{fault:?}");
         assert_eq!(shop.worker().await.done, 1, "{fault:?}");
         assert_eq!(shop.stripe.living(ObjectKind::Customer).len(), 1, "{fault:?}");
         let customer = shop.customer(&ctx).await.unwrap();
@@ -148,7 +146,7 @@ async fn equal_wishes_share_a_page_another_wish_closes_it_and_a_subscription_end
     assert_eq!(again, Checkout::Subscribed { subscription: purchase.subscription.clone() });
     assert_eq!(shop.billing.plan_of(&ctx, shop.stripe.now()).await.unwrap().plan.as_str(), "pro");
     let digest = shop.digest(&ctx).await;
-    assert_eq!(shop.stripe.living(ObjectKind::Subscription), [purchase.subscription.clone()]);
+    assert_eq!(shop.stripe.living(ObjectKind::Subscription), std::slice::from_ref(&purchase.subscription));
     shop.deliver_all().await;
     shop.deliver(&shop.stripe.all_events()).await;
     assert_eq!(
@@ -233,7 +231,7 @@ async fn the_answer_and_the_events_of_one_write_end_in_one_state_in_either_order
     let customer = shop.customer(&before).await.unwrap();
     let answered = shop.digest(&before).await;
     shop.deliver_all().await;
-    assert_eq!(shop.digest(&before).await.matches(customer.as_str()).count() > 0, true);
+    assert!(shop.digest(&before).await.contains(customer.as_str()));
     assert!(answered.contains(customer.as_str()));
 
     // The event is quicker than the answer: it waits for the link.

@@ -1,6 +1,6 @@
 //! Billing on a real PostgreSQL, against the Stripe simulator.
 
-#![expect(clippy::unwrap_used, reason = "a test's helpers fail the test")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test's helpers fail the test")]
 
 mod apply;
 mod calls;

@@ -1,5 +1,7 @@
 //! What a change costs: the preview, the invoice that follows, and the arithmetic between them.
 
+use std::sync::atomic::{AtomicU32, Ordering};
+
 use chrono::{DateTime, TimeDelta};
 use proptest::{
     prelude::*,
@@ -19,7 +21,7 @@ struct Bought {
     stripe: std::sync::Arc<StripeSimulator>,
     purchase: Purchase,
     item: ObjectId,
-    key: std::cell::Cell<u32>,
+    key: AtomicU32,
 }
 
 impl Bought {
@@ -33,7 +35,7 @@ impl Bought {
         let purchase = stripe.complete_checkout(&session).unwrap();
         let subscription = stripe.object(ObjectKind::Subscription, &purchase.subscription).unwrap();
         let item = subscription["items"]["data"][0]["id"].as_str().unwrap().parse().unwrap();
-        Self { stripe, purchase, item, key: 0.into() }
+        Self { stripe, purchase, item, key: AtomicU32::new(0) }
     }
 
     fn change(&self, price: &str, quantity: u64, proration: Proration) -> SubscriptionChange {
@@ -48,8 +50,7 @@ impl Bought {
     }
 
     async fn execute(&self, command: Command) -> Result<Value, ProviderError> {
-        self.key.set(self.key.get() + 1);
-        let key = format!("key-{}", self.key.get()).parse().unwrap();
+        let key = format!("key-{}", self.key.fetch_add(1, Ordering::Relaxed)).parse().unwrap();
         let reply = self.stripe.execute(&command, &key).await?;
         Ok(serde_json::from_str(reply.object.get()).unwrap())
     }

@@ -67,7 +67,7 @@ async fn a_scheduled_downgrade_comes_with_the_next_period_at_its_price() {
     let purchase = bought(&stripe);
     stripe.create_price("price_small", 500, "eur", &Interval::Month);
     stripe.create_price("price_year", 5000, "eur", &Interval::Year);
-    for (round, price, days) in [(0, "price_small", 31), (1, "price_year", 365)] {
+    for (round, price, days) in [(0, "price_small", 31), (1, "price_year", 366)] {
         let (old, end) = item(&stripe, &purchase.subscription);
         let attach = Command::AttachSchedule(purchase.subscription.clone());
         let schedule = done(stripe.as_ref(), attach, &format!("attach-{round}")).await;
@@ -213,10 +213,13 @@ async fn a_browser_subscribes_looks_after_things_and_pays() {
     assert_eq!(browse(address, "GET", "/pay/cs_test_absent", "").await.0, 404);
 }
 
+/// A body and its signature.
+type Received = (Vec<u8>, String);
+
 /// An endpoint of an application: what it received, and what it answers.
 struct Endpoint {
     address: String,
-    received: Arc<Mutex<Vec<(Vec<u8>, String)>>>,
+    received: Arc<Mutex<Vec<Received>>>,
     failing: Arc<AtomicUsize>,
     listening: tokio::task::JoinHandle<()>,
 }
