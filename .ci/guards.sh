@@ -95,6 +95,30 @@ file  saas-core/src/db/roles.sql
 edit  /revoke temporary/d
 test  --package saas-core --test test_database
 fails a_clone_refuses_what_a_migrated_database_refuses
+
+guard the history that a slice in Redis belongs to
+file  saas-entitlements/src/redis/tier/take.lua
+edit  s/^if slice\[3\] ~= history.*$//
+test  --package saas-entitlements --test suite -- redis::values
+fails a_slice_of_a_history_that_is_over_is_not_used_again
+
+guard the checksum of a value in Redis
+file  saas-entitlements/src/redis/tier/prelude.lua
+edit  s/ or sealed(key, body) ~= value//
+test  --package saas-entitlements --test suite -- redis::values
+fails another_tenants_value_is_a_miss
+
+guard the process that remembers what Redis may forget
+file  saas-entitlements/src/redis/tier/mod.rs
+edit  s/cell.admitted().push_back((token, used));/drop((token, used));/
+test  --package saas-entitlements --test suite -- redis::attacks::redis_emptied redis::attacks::without_redis
+fails redis_emptied_under_load_loses_no_use_and_grants_none_too_many
+
+guard the nonce of a place for a slice
+file  saas-entitlements/src/redis/tier/put.lua
+edit  s/^if place\[2\] ~= 'open'.*$//
+test  --package saas-entitlements --lib redis::
+fails a_slice_comes_into_its_place_once_however_often_and_late_it_is_put
 LIST
 }
 

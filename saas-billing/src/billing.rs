@@ -249,6 +249,10 @@ impl PlanSource for Billing {
         let default_plan = &self.config.catalog.default_version().reference().plan;
         Ok(derived.assignment(&self.config.grace, default_plan, now))
     }
+
+    fn recorded_as(&self) -> Option<&'static str> {
+        Some(self.scope.plan_record())
+    }
 }
 
 impl fmt::Debug for Billing {

@@ -62,7 +62,10 @@
 //!    is linked to yet is parked; one that cannot be read or fails too often becomes a dead letter
 //!    ([`Billing::list_stuck`], [`Billing::replay`]).
 //! 3. [`Billing::fetch_pending`]: reads from Stripe what no event tells for certain.
-//! 4. [`PlanSource`](saas_core::subscription::PlanSource): [`Billing`] answers from what was derived; grace runs out at
+//! 4. Writes ([`command`]): a row fixes the idempotency key, whoever asks sends it, the outbox sends it again, and what Stripe
+//!    answers goes through the merge of 2. [`PaymentProvider`] is the port; `StripeApi` (feature `stripe`) and the simulator
+//!    implement it.
+//! 5. [`PlanSource`](saas_core::subscription::PlanSource): [`Billing`] answers from what was derived; grace runs out at
 //!    read time, so no job has to fire.
 #![cfg_attr(feature = "testing", recursion_limit = "256")]
 
@@ -99,7 +102,7 @@ mod rederive;
 #[cfg(feature = "postgres")]
 mod settle;
 pub mod signature;
-#[cfg(any(feature = "stripe", feature = "testing"))]
+#[cfg(feature = "stripe")]
 pub mod stripe;
 #[cfg(feature = "testing")]
 pub mod testing;

@@ -4,7 +4,7 @@
 //! are the caller's to load and store.
 
 use chrono::{DateTime, Utc};
-use saas_core::{Actor, CoreError, PageSize, SystemTx, TenantContext, TenantId, audit, revision, tenant};
+use saas_core::{Actor, CoreError, PageSize, SystemTx, TenantContext, TenantId, audit, revision, subscription, tenant};
 use serde_json::{Value, json};
 use sqlx::PgConnection;
 
@@ -21,6 +21,8 @@ pub(crate) struct Change {
     tenant: TenantId,
     previous: Derived,
     stored: Derived,
+    /// Whether the answer about the plan changed.
+    is_recorded: bool,
 }
 
 /// What a page of [`Billing::rederive_all`] did.
@@ -43,7 +45,8 @@ impl Billing {
     /// Derives what the tenant has from its stored objects, with the catalogue of today. Returns whether that is a change;
     /// one raises the revision and is audited under the actor of `ctx`.
     ///
-    /// To be called after a price was added to a plan; an event of the tenant does the same.
+    /// To be called after a price was added to a plan, which an event of the tenant does too, and after the grace policy was
+    /// changed, which only this records.
     ///
     /// # Errors
     /// When the database does not answer.
@@ -83,7 +86,16 @@ impl Billing {
         let mut objects = object::load(&mut tx, tenant, self.scope.livemode, &[]).await?;
         self.load_unseen(&mut tx, tenant, &mut objects).await?;
         let derived = derive(&objects, &self.config.catalog);
-        let change = self.write_derived(&mut tx, tenant, &derived, false, now).await?;
+        let mut change = self.write_derived(&mut tx, tenant, &derived, false, now).await?;
+        if !change.is_recorded {
+            // The same objects can mean something else: under another grace policy, say.
+            let source = self.scope.plan_record();
+            let recorded = subscription::recorded_in(&mut tx, tenant, source, DateTime::<Utc>::MAX_UTC).await?;
+            if recorded.and_then(|recorded| recorded.assignment) != derived.on_record(&self.config.grace) {
+                state::show(&mut tx, tenant, &derived, &self.config.grace).await?;
+                self.record(&mut tx, &mut change).await?;
+            }
+        }
         if change.is_change() {
             let subject = tenant.to_string();
             change.record(&mut tx, actor, ("billing.rederived", &subject), json!({}), now).await?;
@@ -104,7 +116,7 @@ impl Billing {
         let livemode = self.scope.livemode;
         let previous = state::find(connection, tenant, livemode).await?.unwrap_or_default();
         let stored = Derived { fetches: Default::default(), ..derived.clone() };
-        let change = Change { tenant, previous, stored };
+        let mut change = Change { tenant, previous, stored, is_recorded: false };
         if object_changed || change.is_change() {
             for request in &derived.fetches {
                 fetch::request(connection, &self.scope, request, now).await?;
@@ -115,15 +127,25 @@ impl Billing {
             state::show(connection, tenant, &change.stored, &self.config.grace).await?;
         }
         if !change.stored.answers_like(&change.previous) {
-            revision::bump_in(connection, tenant).await?;
+            self.record(connection, &mut change).await?;
         }
         Ok(change)
+    }
+
+    /// Raises the revision, and records what the gate answers from it on. The tenant's row is locked.
+    async fn record(&self, connection: &mut PgConnection, change: &mut Change) -> Result<(), CoreError> {
+        let (tenant, source) = (change.tenant, self.scope.plan_record());
+        let revision = revision::bump_in(connection, tenant).await?;
+        let assignment = change.stored.on_record(&self.config.grace);
+        subscription::record_in(connection, tenant, source, revision, assignment.as_ref(), self.clock.now()).await?;
+        change.is_recorded = true;
+        Ok(())
     }
 }
 
 impl Change {
     pub(crate) fn is_change(&self) -> bool {
-        self.stored != self.previous
+        self.is_recorded || self.stored != self.previous
     }
 
     /// What to call it in the audit log when no fact has a better name.

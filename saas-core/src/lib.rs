@@ -130,4 +130,5 @@ pub static SCHEMA: Schema = schema!("core":
     10 "0010_search",
     12 "0012_fences_under_attack",
     13 "0013_revision_changes",
+    14 "0014_plan_record",
 );

@@ -1,9 +1,16 @@
 //! Which plan a tenant is on and whether it has paid: the vocabulary in which billing answers and entitlements ask.
+//!
+//! What a source of plans answered in the past is in `saas.plan_record`, the one record that all of them share.
+
+#[cfg(feature = "postgres")]
+mod record;
 
 use std::fmt;
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
+#[cfg(feature = "postgres")]
+pub use record::{PlanRecord, record_in, recorded_in};
 use serde::{Deserialize, Serialize};
 
 use crate::{AddOnKey, CoreError, PlanKey, TenantContext};
@@ -64,6 +71,15 @@ impl Standing {
         }
     }
 
+    /// The same standing, as it is put at `now`: a grace period that is over is a suspension since its end.
+    #[must_use]
+    pub fn at(&self, now: DateTime<Utc>) -> Self {
+        match *self {
+            Self::Grace { suspended_from, .. } if suspended_from <= now => Self::Suspended { since: suspended_from },
+            standing @ (Self::Active | Self::Grace { .. } | Self::Suspended { .. }) => standing,
+        }
+    }
+
     /// The next instant after `now` at which [`access`](Self::access) gives another answer.
     #[must_use]
     pub fn next_boundary(&self, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
@@ -110,10 +126,18 @@ impl PlanAssignment {
 /// - *Pure of side effects*: asking changes nothing.
 /// - *Coherent*: whoever changes the answer bumps the tenant's revision in the same transaction.
 /// - *Total*: a tenant that bought nothing is on the adopter's default plan, not an error.
+/// - *Recorded*, where [`recorded_as`](Self::recorded_as) gives a name: whoever changes the answer records the new one in the
+///   same transaction. A tenant of which nothing was recorded was on the default plan.
 #[async_trait]
 pub trait PlanSource: fmt::Debug + Send + Sync + 'static {
     /// The tenant's plan at `now`.
     async fn plan_of(&self, ctx: &dyn TenantContext, now: DateTime<Utc>) -> Result<PlanAssignment, CoreError>;
+
+    /// The name under which every change of the answer is in `saas.plan_record` (lower case, digits, `.`, `_`, `-`). `None`, as
+    /// here, when the past cannot be asked: it is then an error, not a guess.
+    fn recorded_as(&self) -> Option<&'static str> {
+        None
+    }
 }
 
 /// Every tenant is on one plan.
@@ -140,5 +164,8 @@ mod tests {
         use AccessLevel::{Full, Restricted, Suspended};
         assert_eq!(levels, [Full, Restricted, Restricted, Restricted, Suspended, Suspended]);
         assert_eq!([99, 100, 200].map(|s| grace.next_boundary(at(s))), [Some(at(100)), Some(at(200)), None]);
+        let over = Standing::Suspended { since: at(200) };
+        assert_eq!([99, 199, 200].map(|s| grace.at(at(s))), [grace, grace, over], "put otherwise, not another one");
+        assert_eq!([200, 201].map(|s| over.access(at(s))), [200, 201].map(|s| grace.access(at(s))));
     }
 }

@@ -9,6 +9,7 @@ create table saas.usage_key (
     meter         text not null,
     key           text not null check (char_length(key) between 1 and 255),
     amount        bigint not null,
+    item          text,
     event_id      uuid not null,
     at            timestamptz not null,
     primary key (tenant_id, meter, key)
@@ -27,13 +28,14 @@ create table saas.usage_event (
     -- consume and commit were decided before; record was not; correction may be negative; lease is the sum of many uses;
     -- stranded is what a holder may have used when it was lost
     kind          text not null check (kind in ('consume', 'commit', 'record', 'correction', 'lease', 'stranded')),
+    -- how much of the meter: for a peak and a level, the one that was reported
     amount        bigint not null,
-    -- what it added to the counter's sum; 0 for a peak that was not exceeded or an item that was known, and for a
-    -- correction no more than there was to take
+    -- what it added to the counter's sum: 0 for a peak that was not exceeded or an item that was known, below 0 for a level
+    -- that fell, and for a correction no more than there was to take
     units         bigint not null,
     window_kind   text not null,
     window_start  timestamptz not null,
-    -- when it happened: at most recorded_at
+    -- when it happened, in the window: before recorded_at, but for what clocks differ by
     at            timestamptz not null,
     key           text not null,
     member        text,
@@ -68,13 +70,17 @@ create table saas.usage_counter (
     burnt         bigint not null default 0 check (burnt >= 0),
     -- the limit at the last use; null: none. Tells which warnings still hold.
     limit_units   bigint,
+    -- since when the level is the one of `used`, of meters that keep the latest: a report of an earlier one changes nothing
+    level_at      timestamptz,
+    -- whether usage_member has what each member used of it: from the first use on that a member's own limit decided about
+    by_member     boolean not null default false,
     -- somebody was refused while units were held: holders that are idle give theirs back
     wanted_at     timestamptz,
     primary key (tenant_id, meter, window_kind, window_start)
 ) with (fillfactor = 50);
 select saas.fence('saas.usage_counter', 'select, insert, update');
 
--- What each member used of a tenant's window, where the plan limits that.
+-- What each member used of a tenant's window, of counters that say `by_member`.
 create table saas.usage_member (
     tenant_id     uuid not null references saas.tenant (id) on delete restrict,
     meter         text not null,
@@ -87,7 +93,8 @@ create table saas.usage_member (
 ) with (fillfactor = 50);
 select saas.fence('saas.usage_member', 'select, insert, update');
 
--- The different items of a window, of meters that count those.
+-- The different items of a window, of meters that count those: the items whose events have a sum above 0. One that was
+-- counted wrongly is taken out again.
 create table saas.usage_item (
     tenant_id     uuid not null references saas.tenant (id) on delete restrict,
     meter         text not null,
@@ -97,7 +104,7 @@ create table saas.usage_item (
     at            timestamptz not null,
     primary key (tenant_id, meter, window_kind, window_start, item)
 );
-select saas.fence('saas.usage_item', 'select, insert');
+select saas.fence('saas.usage_item', 'select, insert, delete');
 
 -- Units beside the plan's: bought, given, or carried over. Burnt after the plan's own, by priority, then what ends first,
 -- then the oldest.
@@ -204,6 +211,6 @@ create table saas.usage_crossing (
 create index usage_crossing_unresolved on saas.usage_crossing (tenant_id, meter) where resolved_at is null;
 select saas.fence('saas.usage_crossing', 'select, insert, update');
 
--- Usage goes with its tenant. Nothing else may delete it: these tables are only added to.
+-- Usage goes with its tenant. Nothing else may delete what happened: these tables are only added to.
 grant delete on saas.usage_key, saas.usage_event, saas.usage_counter, saas.usage_member, saas.usage_item, saas.usage_grant,
     saas.usage_reservation, saas.usage_lease, saas.usage_crossing to saas_system;

@@ -1,25 +1,35 @@
 -- Decides one use, and counts it, in one call: a single flight with the transaction around it.
 
 -- Units come from the plan up to its limit, then from grants in their order, then from overage up to the cap; all of them or
--- none. A use of the kind 'record' has happened: its cap is the largest number there is.
+-- none. A use of the kind 'record' has happened: its cap is the largest number there is, and its member has none.
+--
+-- `aggregation` says how a use becomes units of the counter:
+--   sum     its units (a count is a sum of ones)
+--   max     what its level is above the peak of the window, or 0
+--   unique  1 for an item that is new in the window, or 0
+--   latest  what its level is above or below the one before, or 0 where that was reported for a later instant
+-- What adds nothing is counted whatever the limits.
 
 -- The common case by itself: a window that has its counter, under the limit of the use before, that reaches no new warning.
 -- Everything rarer is answered 'slow' with nothing written, unless `whole` says that the caller takes care of it.
 create function saas.usage_consume(
     of_kind text, of_tenant uuid, at_revision bigint, of_meter text, of_counter text, with_key text, event uuid,
     of_amount bigint, of_units bigint, in_window text, from_start timestamptz, up_to bigint, of_limit bigint,
-    marks integer[], mark_units bigint[], by_actor text, moment timestamptz, whole boolean
-) returns table (outcome text, revision bigint, before bigint, after bigint, prior bigint,
-    relimited boolean, due integer[], burnt bigint, room bigint)
+    marks integer[], mark_units bigint[], by_actor text, moment timestamptz, whole boolean,
+    aggregation text, of_item text, of_member text, member_up_to bigint, happened timestamptz
+) returns table (outcome text, revision bigint, before bigint, after bigint, prior bigint, prior_item text,
+    relimited boolean, due integer[], burnt bigint, room bigint, member_before bigint)
 language plpgsql as $$
 declare
     counter record;
     given record;
-    -- of_units = from_plan + burnt + the rest, which is overage
+    -- what the use adds: from_plan + burnt + the rest, which is overage
+    added bigint := of_units;
     from_plan bigint;
     burn_from uuid[] := '{}';
     burn_units bigint[] := '{}';
     piece bigint;
+    member_room bigint;
 begin
     select t.revision into usage_consume.revision from saas.tenant t where t.id = of_tenant;
     if not found then
@@ -27,7 +37,7 @@ begin
         return next;
         return;
     end if;
-    select k.amount into prior from saas.usage_key k
+    select k.amount, k.item into prior, prior_item from saas.usage_key k
     where k.tenant_id = of_tenant and k.meter = of_meter and k.key = with_key;
     if found then
         outcome := 'known';
@@ -40,10 +50,11 @@ begin
         return;
     end if;
     -- All uses of one window queue up here, and each sees the sum of those before it.
-    select greatest(c.used, 0) as used, c.held, c.burnt, c.limit_units into counter from saas.usage_counter c
+    select greatest(c.used, 0) as used, c.held, c.burnt, c.limit_units, c.level_at, c.by_member into counter
+    from saas.usage_counter c
     where c.tenant_id = of_tenant and c.meter = of_counter and c.window_kind = in_window and c.window_start = from_start
     for no key update;
-    if not found then
+    if not found or (member_up_to is not null and not counter.by_member and not whole) then
         outcome := 'slow';
         return next;
         return;
@@ -52,9 +63,19 @@ begin
     due := '{}';
     relimited := counter.limit_units is distinct from of_limit;
     burnt := 0;
-    -- All of these are at least 0, and used + held stays within bigint: nothing here overflows.
-    from_plan := least(of_units, greatest(least(coalesce(of_limit, up_to), up_to) - counter.used - counter.held, 0));
-    if from_plan < of_units then
+    if aggregation = 'max' then
+        added := greatest(of_units - counter.used, 0);
+    elsif aggregation = 'latest' then
+        added := case when counter.level_at > happened then 0 else of_units - counter.used end;
+    elsif aggregation = 'unique' then
+        perform from saas.usage_item i
+        where i.tenant_id = of_tenant and i.meter = of_counter and i.window_kind = in_window
+          and i.window_start = from_start and i.item = of_item;
+        added := case when found then 0 else 1 end;
+    end if;
+    -- All of these are at least 0 but for what a fallen level takes, and used + held stays within bigint: nothing overflows.
+    from_plan := least(added, greatest(least(coalesce(of_limit, up_to), up_to) - counter.used - counter.held, 0));
+    if from_plan < added and aggregation = 'sum' then
         for given in
             select g.id, g.units - g.burnt - g.held as unburnt from saas.usage_grant g
             where g.tenant_id = of_tenant and g.meter = of_counter and g.burnt < g.units and g.revoked_at is null
@@ -62,8 +83,8 @@ begin
             order by g.priority, g.expires_at, g.created_at, g.id
             for no key update
         loop
-            exit when burnt = of_units - from_plan;
-            piece := least(given.unburnt, of_units - from_plan - burnt, 9223372036854775807 - counter.burnt - burnt);
+            exit when burnt = added - from_plan;
+            piece := least(given.unburnt, added - from_plan - burnt, 9223372036854775807 - counter.burnt - burnt);
             if piece > 0 then
                 burn_from := burn_from || given.id;
                 burn_units := burn_units || piece;
@@ -71,18 +92,39 @@ begin
             end if;
         end loop;
     end if;
-    if of_units - from_plan - burnt > up_to - counter.used - counter.held - from_plan
-       and of_units > from_plan + burnt then
-        -- Less than of_units: every grant was looked at, and still it did not fit.
+    if added - from_plan - burnt > up_to - counter.used - counter.held - from_plan and added > from_plan + burnt then
+        -- Less than what is added: every grant was looked at, and still it did not fit.
         room := burnt + greatest(up_to - counter.used - counter.held, 0);
+    end if;
+    if member_up_to is not null then
+        if not counter.by_member then
+            perform saas.usage_by_member(of_tenant, of_counter, in_window, from_start);
+            counter.by_member := true;
+        end if;
+        select m.used, greatest(greatest(member_up_to - m.used, 0) - m.held, 0) into member_before, member_room
+        from saas.usage_member m
+        where m.tenant_id = of_tenant and m.meter = of_counter and m.window_kind = in_window
+          and m.window_start = from_start and m.member = of_member;
+        if not found then
+            member_before := 0;
+            member_room := member_up_to;
+        end if;
+        -- The narrower of the two is what the answer is about.
+        if added > member_room and member_room < coalesce(room, 9223372036854775807) then
+            room := member_room;
+        else
+            member_before := null;
+        end if;
+    end if;
+    if room is not null then
         -- The same key may have been counted while this one waited for the row.
-        select k.amount into prior from saas.usage_key k
+        select k.amount, k.item into prior, prior_item from saas.usage_key k
         where k.tenant_id = of_tenant and k.meter = of_meter and k.key = with_key;
         outcome := case when found then 'known' else 'refused' end;
         return next;
         return;
     end if;
-    after := counter.used + of_units - burnt;
+    after := counter.used + added - burnt;
     if mark_units[1] <= after then
         select coalesce(array_agg(m.mark order by m.mark), '{}') into due
         from unnest(marks, mark_units) as m (mark, units)
@@ -98,23 +140,35 @@ begin
         return next;
         return;
     end if;
-    insert into saas.usage_key (tenant_id, meter, key, amount, event_id, at)
-    values (of_tenant, of_meter, with_key, of_amount, event, moment)
+    insert into saas.usage_key (tenant_id, meter, key, amount, item, event_id, at)
+    values (of_tenant, of_meter, with_key, of_amount, of_item, event, moment)
     on conflict (tenant_id, meter, key) do nothing;
     if not found then
-        select k.amount into prior from saas.usage_key k
+        select k.amount, k.item into prior, prior_item from saas.usage_key k
         where k.tenant_id = of_tenant and k.meter = of_meter and k.key = with_key;
         outcome := 'known';
         return next;
         return;
     end if;
     insert into saas.usage_event
-        (tenant_id, id, recorded_at, meter, counter, kind, amount, units, window_kind, window_start, at, key, actor)
-    values (of_tenant, event, moment, of_meter, of_counter, of_kind, of_amount, of_units, in_window, from_start,
-            moment, with_key, by_actor);
+        (tenant_id, id, recorded_at, meter, counter, kind, amount, units, window_kind, window_start, at, key, member, item,
+         actor)
+    values (of_tenant, event, moment, of_meter, of_counter, of_kind, of_amount, added, in_window, from_start,
+            happened, with_key, of_member, of_item, by_actor);
     update saas.usage_counter c
-    set used = usage_consume.after, burnt = c.burnt + usage_consume.burnt, limit_units = of_limit
+    set used = usage_consume.after, burnt = c.burnt + usage_consume.burnt, limit_units = of_limit,
+        level_at = case when aggregation = 'latest' then greatest(c.level_at, happened) end
     where c.tenant_id = of_tenant and c.meter = of_counter and c.window_kind = in_window and c.window_start = from_start;
+    if counter.by_member and of_member is not null and aggregation = 'sum' then
+        insert into saas.usage_member as m (tenant_id, meter, window_kind, window_start, member, used)
+        values (of_tenant, of_counter, in_window, from_start, of_member, added)
+        on conflict (tenant_id, meter, window_kind, window_start, member) do update
+        set used = least(m.used, 9223372036854775807 - excluded.used) + excluded.used;
+    end if;
+    if aggregation = 'unique' and added = 1 then
+        insert into saas.usage_item (tenant_id, meter, window_kind, window_start, item, at)
+        values (of_tenant, of_counter, in_window, from_start, of_item, happened);
+    end if;
     if burn_from <> '{}' then
         update saas.usage_grant g set burnt = g.burnt + burn.units
         from unnest(burn_from, burn_units) as burn (id, units)
@@ -122,4 +176,22 @@ begin
     end if;
     outcome := 'counted';
     return next;
+end $$;
+
+-- Begins to keep what each member used of a window, or begins again, from its events on. The caller holds the lock of the
+-- counter's row, so no event comes in between.
+create function saas.usage_by_member(of_tenant uuid, of_counter text, in_window text, from_start timestamptz) returns void
+language plpgsql as $$
+begin
+    update saas.usage_member m set used = 0
+    where m.tenant_id = of_tenant and m.meter = of_counter and m.window_kind = in_window and m.window_start = from_start;
+    insert into saas.usage_member (tenant_id, meter, window_kind, window_start, member, used)
+    select of_tenant, of_counter, in_window, from_start, e.member, saas.bounded(greatest(sum(e.units), 0))
+    from saas.usage_event e
+    where e.tenant_id = of_tenant and e.counter = of_counter and e.window_kind = in_window
+      and e.window_start = from_start and e.member is not null
+    group by e.member
+    on conflict (tenant_id, meter, window_kind, window_start, member) do update set used = excluded.used;
+    update saas.usage_counter c set by_member = true
+    where c.tenant_id = of_tenant and c.meter = of_counter and c.window_kind = in_window and c.window_start = from_start;
 end $$;

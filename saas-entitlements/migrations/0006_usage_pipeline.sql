@@ -47,7 +47,8 @@ create index usage_undelivered_due on saas.usage_undelivered (consumer, tenant_i
 select saas.fence('saas.usage_undelivered', 'select');
 grant insert, update, delete on saas.usage_undelivered to saas_system;
 
--- Sums of what happened within an hour, and within a day of UTC. `member` is '' where none was named.
+-- Sums of what happened within an hour, and within a day of UTC. `member` is '' where none was named. `peak` is the largest
+-- amount of one use: of a meter that keeps a peak or the latest, the highest level.
 create table saas.usage_hour (
     tenant_id     uuid not null references saas.tenant (id) on delete restrict,
     meter         text not null,
@@ -55,6 +56,7 @@ create table saas.usage_hour (
     member        text not null,
     units         bigint not null,
     amount        bigint not null,
+    peak          bigint not null,
     events        bigint not null,
     primary key (tenant_id, meter, bucket, member)
 ) with (fillfactor = 70);
@@ -68,6 +70,7 @@ create table saas.usage_day (
     member        text not null,
     units         bigint not null,
     amount        bigint not null,
+    peak          bigint not null,
     events        bigint not null,
     primary key (tenant_id, meter, bucket, member)
 ) with (fillfactor = 70);
@@ -81,7 +84,62 @@ create function saas.bounded(total numeric) returns bigint
 language sql immutable
 as $$ select greatest(least(total, 9223372036854775807), -9223372036854775808)::bigint $$;
 
--- Adds up to `most` new events to their hours and days, and moves the reader's mark in the same transaction.
+-- How many members and items of a window have rows that say something else than its events.
+create function saas.usage_detail_drift(
+    of_tenant uuid, of_counter text, in_window text, from_start timestamptz, by_member boolean
+) returns bigint
+language sql stable as $$
+    with events as materialized (
+        select e.member, e.item, e.units
+        from saas.usage_event e
+        where e.tenant_id = of_tenant and e.counter = of_counter and e.window_kind = in_window
+          and e.window_start = from_start and (e.item is not null or by_member and e.member is not null)
+    )
+    select (
+        select count(*)
+        from (select e.member, sum(e.units) as units from events e where by_member group by e.member) e
+        full join (
+            select m.member, m.used
+            from saas.usage_member m
+            where m.tenant_id = of_tenant and m.meter = of_counter and m.window_kind = in_window
+              and m.window_start = from_start and by_member
+        ) m using (member)
+        where greatest(e.units, 0) <> coalesce(m.used, 0) and coalesce(e.member, m.member) is not null
+    ) + (
+        select count(*)
+        from (select e.item from events e where e.item is not null group by e.item having sum(e.units) > 0) e
+        full join (
+            select i.item
+            from saas.usage_item i
+            where i.tenant_id = of_tenant and i.meter = of_counter and i.window_kind = in_window
+              and i.window_start = from_start
+        ) i using (item)
+        where e.item is null or i.item is null
+    )
+$$;
+
+-- Sets the members and items of a window to what its events say. The caller holds the lock of the counter's row.
+create function saas.usage_detail_rebuild(
+    of_tenant uuid, of_counter text, in_window text, from_start timestamptz, by_member boolean
+) returns void
+language plpgsql as $$
+begin
+    if by_member then
+        perform saas.usage_by_member(of_tenant, of_counter, in_window, from_start);
+    end if;
+    delete from saas.usage_item i
+    where i.tenant_id = of_tenant and i.meter = of_counter and i.window_kind = in_window and i.window_start = from_start;
+    insert into saas.usage_item (tenant_id, meter, window_kind, window_start, item, at)
+    select of_tenant, of_counter, in_window, from_start, e.item, min(e.at)
+    from saas.usage_event e
+    where e.tenant_id = of_tenant and e.counter = of_counter and e.window_kind = in_window
+      and e.window_start = from_start and e.item is not null
+    group by e.item
+    having sum(e.units) > 0;
+end $$;
+
+-- Adds up to `most` new events to their hours and days and shows in the operators' list when each tenant was last active, and
+-- moves the reader's mark in the same transaction. A correction changes sums; it is no use.
 create function saas.usage_roll_up(most integer)
 returns table (events bigint, up_to bigint)
 language plpgsql as $$
@@ -94,32 +152,41 @@ begin
     -- Taken before the statement that reads: it sees the outcome of every transaction below.
     up_to := pg_snapshot_xmin(pg_current_snapshot())::text::bigint;
     with batch as materialized (
-        select e.tenant_id, e.id, e.position, e.meter, e.at, coalesce(e.member, '') as member, e.units, e.amount
+        select e.tenant_id, e.id, e.position, e.meter, e.at, coalesce(e.member, '') as member, e.units, e.amount,
+               case when e.kind <> 'correction' then e.amount else 0 end as level,
+               e.kind not in ('correction', 'stranded') as is_use
         from saas.usage_event e
         where (e.position, e.tenant_id, e.id) > (mark.after_position, mark.after_tenant, mark.after_event)
           and e.position < up_to
         order by e.position, e.tenant_id, e.id
         limit most
     ), hours as (
-        insert into saas.usage_hour as h (tenant_id, meter, bucket, member, units, amount, events)
+        insert into saas.usage_hour as h (tenant_id, meter, bucket, member, units, amount, peak, events)
         select b.tenant_id, b.meter, date_trunc('hour', b.at, 'UTC'), b.member,
-               saas.bounded(sum(b.units)), saas.bounded(sum(b.amount)), count(*)
+               saas.bounded(sum(b.units)), saas.bounded(sum(b.amount)), max(b.level), count(*) filter (where b.is_use)
         from batch b
         group by 1, 2, 3, 4
         on conflict (tenant_id, meter, bucket, member) do update
         set units = saas.bounded(h.units::numeric + excluded.units),
             amount = saas.bounded(h.amount::numeric + excluded.amount),
+            peak = greatest(h.peak, excluded.peak),
             events = h.events + excluded.events
     ), days as (
-        insert into saas.usage_day as d (tenant_id, meter, bucket, member, units, amount, events)
+        insert into saas.usage_day as d (tenant_id, meter, bucket, member, units, amount, peak, events)
         select b.tenant_id, b.meter, date_trunc('day', b.at, 'UTC'), b.member,
-               saas.bounded(sum(b.units)), saas.bounded(sum(b.amount)), count(*)
+               saas.bounded(sum(b.units)), saas.bounded(sum(b.amount)), max(b.level), count(*) filter (where b.is_use)
         from batch b
         group by 1, 2, 3, 4
         on conflict (tenant_id, meter, bucket, member) do update
         set units = saas.bounded(d.units::numeric + excluded.units),
             amount = saas.bounded(d.amount::numeric + excluded.amount),
+            peak = greatest(d.peak, excluded.peak),
             events = d.events + excluded.events
+    ), seen as (
+        update saas.tenant_overview o
+        set last_active_at = greatest(o.last_active_at, b.at)
+        from (select u.tenant_id, max(u.at) as at from batch u where u.is_use group by u.tenant_id) b
+        where o.tenant_id = b.tenant_id and (o.last_active_at is null or o.last_active_at < b.at)
     )
     select count(*) over () as events, b.position, b.tenant_id, b.id into last
     from batch b

@@ -25,14 +25,13 @@ create table saas.plan_trial (
 );
 select saas.fence('saas.plan_trial', 'select, insert');
 
--- Everything that decided from `at` on, written in the transaction that changed it. Append-only.
+-- What decided from `at` on beside the plan, written in the transaction that changed it. Append-only. The plan is in
+-- saas.plan_record.
 create table saas.entitlement_history (
     tenant_id    uuid not null references saas.tenant (id) on delete restrict,
     revision     bigint not null check (revision > 0),
     -- Never before the row of an earlier revision, whatever the clocks of the writers say.
     at           timestamptz not null,
-    -- Null: as in the row before, or never recorded.
-    assignment   jsonb,
     overrides    jsonb not null,
     cohorts      jsonb not null,
     primary key (tenant_id, revision)

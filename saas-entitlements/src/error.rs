@@ -51,6 +51,16 @@ pub enum EntitlementsError {
         /// The present revision.
         revision: Revision,
     },
+    /// The window of the instant that a use names takes no more uses.
+    #[error(
+        "the window of that instant ended at {ended_at} and takes late uses for {late_hours} hours; correct it with `Adjustments::correct` under the same key"
+    )]
+    TooLate {
+        /// When the window ended.
+        ended_at: DateTime<Utc>,
+        /// For how long it took uses after that.
+        late_hours: u16,
+    },
     /// A document is no plan catalogue.
     #[error(transparent)]
     Catalog(#[from] CatalogError),
@@ -86,9 +96,11 @@ impl EntitlementsError {
     pub const fn kind(&self) -> ErrorKind {
         match self {
             Self::Core(error) => error.kind(),
-            Self::Invalid(_) | Self::Catalog(_) | Self::UnknownFeature { .. } | Self::UnknownMeter { .. } => {
-                ErrorKind::Invalid
-            }
+            Self::Invalid(_)
+            | Self::Catalog(_)
+            | Self::UnknownFeature { .. }
+            | Self::UnknownMeter { .. }
+            | Self::TooLate { .. } => ErrorKind::Invalid,
             Self::UnknownPlan { .. } | Self::UnknownAddOn { .. } => ErrorKind::Misconfigured,
             Self::Outdated { .. } | Self::TrialUsed { .. } => ErrorKind::Conflict,
             Self::Unrecorded { .. } => ErrorKind::NotFound,
@@ -108,6 +120,7 @@ impl EntitlementsError {
             Self::UnknownPlan { .. } => "unknown_plan",
             Self::UnknownAddOn { .. } => "unknown_addon",
             Self::Outdated { .. } => "entitlements_outdated",
+            Self::TooLate { .. } => "use_too_late",
             Self::Catalog(_) => "invalid_catalog",
             Self::TrialUsed { .. } => "trial_used",
             Self::Unrecorded { .. } => "unrecorded",

@@ -174,7 +174,7 @@ impl Snapshot {
             (Origin::Loaded | Origin::LastKnown { .. }, Some(version)) => {
                 let by_override = self.override_of(target).cloned();
                 if self.access < found.min_access() && entitled(self, version, found) {
-                    Reason::Standing { standing: self.facts.standing, needs: found.min_access() }
+                    Reason::Standing { standing: self.facts.standing.at(self.at), needs: found.min_access() }
                 } else if let Some(found) = by_override {
                     Reason::Override { found }
                 } else if !rolled_out(self, found) && bought_feature(self, version, found) {

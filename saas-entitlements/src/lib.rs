@@ -45,6 +45,7 @@
 //! |---|---|
 //! | a [`RevisionListener`] is connected | one notification |
 //! | a [`RevisionPoller`] asks | its interval and one query |
+//! | `RedisRevisions` is subscribed (feature `redis`) | one notification and one message |
 //! | every notification is lost | [`ttl`](GateOptions::with_ttl) (60 s) plus one [`tick`](GateOptions::with_tick) |
 //! | a grace period, trial or override ends | one tick, with or without a database |
 //! | the source cannot be read | [`stale_if_error`](GateOptions::with_stale_if_error) (1 h), then each feature's `fail` policy |
@@ -52,7 +53,8 @@
 //!
 //! # What it leaves to others
 //! What a plan contains is [`saas_core::plan`]; which plan a tenant is on and whether it is paid for is billing's. Features
-//! `postgres` (default), `openfeature` (a provider for code written against that interface) and `testing` (stores in
+//! `postgres` (default), `redis` (revisions over Redis, and a faster tier of counting), `openfeature` (a provider for code
+//! written against that interface), `analytics-http` (an HTTP client for product analytics) and `testing` (stores in
 //! [`memory`], and the [`conformance`] suite for stores of your own).
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
@@ -72,6 +74,8 @@ mod openfeature;
 mod overrides;
 #[cfg(feature = "postgres")]
 mod postgres;
+#[cfg(feature = "redis")]
+mod redis;
 mod require;
 mod resolve;
 mod snapshot;
@@ -80,6 +84,8 @@ mod source;
 pub mod usage;
 mod window;
 
+#[cfg(feature = "redis")]
+pub use self::redis::{Redis, RedisRevisions, RedisTier, RevisionRelay, TierOptions, TierStats};
 pub use entitlements::{Entitlements, GateClock};
 pub use error::EntitlementsError;
 pub use explain::{Explanation, Given, Layer, Reason};
@@ -91,7 +97,7 @@ pub use lease::{Ask, Balance, Borrowed, LeaseOptions, LeaseStore, LeasedUse, Lea
 pub use meter::conformance;
 pub use meter::{
     Adjustment, Adjustments, Consumption, Corrected, Correction, CounterStore, Denial, Draw, DrawKind, Drawn,
-    GRANTS_LISTED, Grant, GrantSource, Ledger, Meter, NewGrant, Threshold, Usage,
+    GRANTS_LISTED, Grant, GrantSource, Ledger, LimitOf, Meter, NewGrant, Threshold, Usage, Use,
 };
 #[cfg(feature = "openfeature")]
 pub use openfeature::OpenFeatureProvider;
@@ -100,7 +106,7 @@ pub use overrides::{NewOverride, Override, OverrideGrant, OverrideSubject};
 pub use postgres::{
     AssignedPlans, Assignments, Cohorts, History, MovePreview, MoveReport, OverrideFilter, OverridePlace, Overrides,
     PlanMove, PostgresCounters, PostgresLeases, PostgresSource, RevisionListener, RevisionPoller, THRESHOLD_TOPIC,
-    ThresholdCrossed, record_assignment_in,
+    ThresholdCrossed,
 };
 pub use require::{FeatureRequired, UpgradeLink};
 pub use resolve::resolve;
@@ -118,4 +124,5 @@ pub static SCHEMA: saas_core::Schema = saas_core::schema!("entitlements":
     5 "0005_usage_lease",
     6 "0006_usage_pipeline",
     7 "0007_plans",
+    10 "0010_usage_tier",
 );

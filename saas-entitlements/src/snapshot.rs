@@ -5,7 +5,9 @@ use std::fmt;
 use chrono::{DateTime, Utc};
 use saas_core::{
     FeatureKey, Limit, MeterKey, Revision, TenantId,
-    plan::{AddOn, FeatureId, MeterId, MeterLimit, PlanCatalog, PlanVersion, StaticValue, VersionId},
+    plan::{
+        AddOn, Aggregation, FeatureId, MeterId, MeterLimit, PlanCatalog, PlanVersion, StaticValue, VersionId, Window,
+    },
     subscription::{AccessLevel, Standing},
 };
 
@@ -177,10 +179,13 @@ impl Snapshot {
 
     pub(crate) fn limit_of(&self, meter: MeterId) -> Option<MeterLimit> {
         let bought = self.plan_version().and_then(|version| layers::limit(version, self.addons(), meter));
-        match self.override_of(Target::Meter(meter)).map(|found| &found.grant) {
+        let rule = match self.override_of(Target::Meter(meter)).map(|found| &found.grant) {
             Some(OverrideGrant::Limit { limit, .. }) => Some(with_limit(bought.as_ref(), *limit)),
             Some(OverrideGrant::Switch { .. } | OverrideGrant::Value { .. }) | None => bought,
-        }
+        };
+        let stays = self.catalog.meter_by_id(meter).is_some_and(|meter| meter.aggregation() == Aggregation::Latest);
+        // Also where no plan says so, but an add-on or an override gives the limit alone.
+        if stays { rule.map(|rule| MeterLimit { window: Window::Lifetime, ..rule }) } else { rule }
     }
 
     /// The add-ons in force, and how many of each.

@@ -38,7 +38,7 @@ pub fn period_at(rule: &MeterLimit, anchor: Option<DateTime<Utc>>, now: DateTime
 
 /// From midnight to midnight of a zone's clocks, so a day can have 23 or 25 hours.
 fn by_calendar(window: Window, zone: Tz, now: DateTime<Utc>) -> Period {
-    let today = now.with_timezone(&zone).date_naive();
+    let today = day_of(zone, now);
     let (first, next) = match window {
         Window::Week => {
             let monday = today.week(Weekday::Mon).checked_first_day();
@@ -56,6 +56,13 @@ fn by_calendar(window: Window, zone: Tz, now: DateTime<Utc>) -> Period {
         start: first.map_or(DateTime::<Utc>::MIN_UTC, |day| midnight(zone, day)),
         end: Some(next.map_or(DateTime::<Utc>::MAX_UTC, |day| midnight(zone, day))),
     }
+}
+
+/// The day that holds an instant. Not always the date that clocks show: where they are put back over midnight, a day begins
+/// when they show it first.
+fn day_of(zone: Tz, now: DateTime<Utc>) -> NaiveDate {
+    let shown = now.with_timezone(&zone).date_naive();
+    shown.succ_opt().filter(|next| midnight(zone, *next) <= now).unwrap_or(shown)
 }
 
 /// The first instant of a day: where clocks skip midnight, the instant at which they do; where they show it twice, the
@@ -204,16 +211,75 @@ mod tests {
         assert_eq!(hours(Pacific::Apia, at("2011-12-30T10:00:00Z")), (at("2011-12-30T10:00:00Z"), 24));
     }
 
+    // Clocks went back from 00:01 to 23:01 of the day before.
+    #[test]
+    fn a_day_begins_once_also_where_clocks_go_back_over_midnight() {
+        let at = |text: &str| text.parse::<DateTime<Utc>>().unwrap();
+        let before = calendar(Window::Day, America::St_Johns, at("2010-11-07T02:29:59Z"));
+        let between = calendar(Window::Day, America::St_Johns, at("2010-11-07T03:00:00Z"));
+        assert_eq!(before.end, Some(at("2010-11-07T02:30:00Z")));
+        assert_eq!((between.start, between.end), (at("2010-11-07T02:30:00Z"), Some(at("2010-11-08T03:30:00Z"))));
+    }
+
+    /// Half hours, three quarters, two hours, changes at midnight, changes for Ramadan.
+    const ODD: [Tz; 16] = [
+        Tz::Australia__Lord_Howe,
+        Tz::Asia__Kathmandu,
+        Tz::Pacific__Chatham,
+        Tz::Pacific__Apia,
+        Tz::Pacific__Kiritimati,
+        Tz::Antarctica__Troll,
+        Tz::America__St_Johns,
+        Tz::America__Havana,
+        Tz::America__Santiago,
+        Tz::America__Asuncion,
+        Tz::America__Nuuk,
+        Tz::America__Scoresbysund,
+        Tz::Asia__Beirut,
+        Tz::Asia__Gaza,
+        Tz::Africa__Cairo,
+        Tz::Africa__Casablanca,
+    ];
+
+    // f-M8
+    #[test]
+    fn every_calendar_window_of_nine_years_follows_the_one_before_in_the_oddest_zones() {
+        for zone in ODD.into_iter().chain([Tz::UTC, Tz::Europe__Berlin, Tz::America__New_York, Tz::Asia__Kolkata]) {
+            for (window, fewest) in [(Window::Day, 3_287), (Window::Week, 468), (Window::Month, 107), (Window::Year, 8)]
+            {
+                let (mut period, mut walked) = (calendar(window, zone, day(2024, 1, 2)), 0);
+                while period.start < day(2033, 1, 1) {
+                    let local = period.start.with_timezone(&zone);
+                    let starts = match window {
+                        Window::Week => local.weekday() == Weekday::Mon,
+                        Window::Month => local.day() == 1,
+                        Window::Year => local.ordinal() == 1,
+                        Window::Hour | Window::Day | Window::Lifetime => true,
+                    };
+                    let just_before = (period.start - TimeDelta::microseconds(1)).with_timezone(&zone);
+                    let new_day = just_before.date_naive() < local.date_naive();
+                    assert!(starts && new_day, "{zone} {window}: {local}");
+                    let next = calendar(window, zone, period.end.unwrap());
+                    assert_eq!(Some(next.start), period.end, "{zone} {window}");
+                    assert!(next.start > period.start, "{zone} {window}");
+                    (period, walked) = (next, walked + 1);
+                }
+                assert!(walked >= fewest, "{zone} {window}: {walked}");
+            }
+        }
+    }
+
     proptest! {
+        // Show 4. Every kind of window, by the calendar of every zone and from any anchor.
         #[test]
         fn windows_hold_their_instant_and_tile_the_time(
-            anchor in prop::option::of(-2_000_000_000_i64..4_000_000_000),
+            anchor in prop::option::of(-2_000_000_000_000_000_i64..4_000_000_000_000_000),
             // 2024 to 2032, in microseconds.
             now in 1_704_067_200_000_000_i64..1_988_150_400_000_000,
             zone in prop::sample::select(chrono_tz::TZ_VARIANTS.to_vec()),
             window in prop::sample::select(vec![Window::Hour, Window::Day, Window::Week, Window::Month, Window::Year]),
         ) {
-            let anchor = anchor.map(|anchor| DateTime::from_timestamp(anchor, 0).unwrap());
+            let anchor = anchor.map(|anchor| DateTime::from_timestamp_micros(anchor).unwrap());
             let now = DateTime::from_timestamp_micros(now).unwrap();
             let at = |now| period_at(&rule(window, WindowAnchor::Billing, zone), anchor, now);
             let period = at(now);
@@ -222,6 +288,52 @@ mod tests {
             prop_assert_eq!(at(end).start, end);
             prop_assert_eq!(at(end - TimeDelta::microseconds(1)), period);
             prop_assert_eq!(at(period.start), period);
+            prop_assert_eq!(at(period.start - TimeDelta::microseconds(1)).end, Some(period.start));
+        }
+
+        // Show 4. A boundary is the anchor's day and time of its month, or the last day of a month that is too short,
+        // whatever month came before.
+        #[test]
+        fn month_end_anchors_never_drift(
+            (year, month, day) in (1990_i32..2033, 1_u32..13, 26_u32..32),
+            time in 0_i64..86_400_000_000,
+            now in 1_704_067_200_000_000_i64..1_988_150_400_000_000,
+            window in prop::sample::select(vec![Window::Month, Window::Year]),
+        ) {
+            let last_of = |of: DateTime<Utc>| {
+                let first = of.date_naive().with_day(1).unwrap();
+                (first + Months::new(1)).pred_opt().unwrap().day()
+            };
+            let date = NaiveDate::from_ymd_opt(year, month, day).or_else(|| NaiveDate::from_ymd_opt(year, month, 26));
+            let anchor = date.unwrap().and_time(NaiveTime::MIN).and_utc() + TimeDelta::microseconds(time);
+            let mut period = billed(window, anchor, DateTime::from_timestamp_micros(now).unwrap());
+            for _ in 0..14 {
+                let start = period.start;
+                prop_assert_eq!(start.day(), anchor.day().min(last_of(start)));
+                prop_assert_eq!(start.time(), anchor.time());
+                if window == Window::Year {
+                    prop_assert_eq!(start.month(), anchor.month());
+                }
+                let next = billed(window, anchor, period.end.unwrap());
+                prop_assert_eq!(Some(next.start), period.end);
+                period = next;
+            }
+        }
+
+        // What the rules of the zones say of any year, not only of those to come.
+        #[test]
+        fn calendar_windows_tile_the_time_of_eighty_years(
+            now in 0_i64..2_524_608_000,
+            zone in prop::sample::select(chrono_tz::TZ_VARIANTS.to_vec()),
+            window in prop::sample::select(vec![Window::Day, Window::Week, Window::Month, Window::Year]),
+        ) {
+            let now = DateTime::from_timestamp(now, 0).unwrap();
+            let period = calendar(window, zone, now);
+            let end = period.end.unwrap();
+            prop_assert!(period.start <= now && now < end, "{period:?} {now}");
+            prop_assert_eq!(calendar(window, zone, end).start, end);
+            prop_assert_eq!(calendar(window, zone, period.start), period);
+            prop_assert_eq!(calendar(window, zone, end - TimeDelta::microseconds(1)), period);
         }
     }
 }

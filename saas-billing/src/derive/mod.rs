@@ -73,6 +73,16 @@ impl Derived {
         }
     }
 
+    /// What the tenant is on, for the record: at any instant of the future the same as [`assignment`](Self::assignment) will
+    /// say then, if nothing new is heard. `None` when nothing live was bought.
+    #[must_use]
+    pub fn on_record(&self, policy: &GracePolicy) -> Option<PlanAssignment> {
+        let bought = self.plan.as_ref()?;
+        // A debt counts from its own instant on, which Stripe's clock may put ahead of ours.
+        let as_of = self.unpaid_since.unwrap_or(DateTime::UNIX_EPOCH);
+        Some(self.assignment(policy, &bought.plan, as_of))
+    }
+
     /// Whether the answer to "which plan, and is it paid" is the same.
     #[must_use]
     pub fn answers_like(&self, other: &Self) -> bool {

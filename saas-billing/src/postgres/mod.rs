@@ -29,6 +29,11 @@ impl Scope {
         Self { account, livemode: config.mode == Mode::Live }
     }
 
+    /// The name under which it records which plan a tenant is on.
+    pub(crate) const fn plan_record(&self) -> &'static str {
+        if self.livemode { "billing.live" } else { "billing.test" }
+    }
+
     /// The endpoint in one word, as in `quarantined_by`.
     pub(crate) fn endpoint(&self) -> String {
         format!("{}/{}", self.account, if self.livemode { "live" } else { "test" })

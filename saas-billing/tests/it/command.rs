@@ -305,3 +305,37 @@ async fn click(billing: &Billing, stripe: &StripeApi, ctx: &RequestContext) -> C
     }
     panic!("no answer in twenty clicks");
 }
+
+// Q9, C16: the caller goes away, after every number of polls that there is
+#[tokio::test]
+async fn a_caller_that_goes_away_at_any_step_leaves_one_customer_and_one_page() {
+    let shop = Shop::open().await;
+    let (mut polls, mut gone) = (0, true);
+    while gone {
+        polls += 1;
+        let ctx = shop.database.create_tenant(&format!("tenant-{polls}")).await;
+        gone = !ends_within(polls, Box::pin(shop.checkout(&ctx))).await;
+        let session = opened(shop.checkout(&ctx).await.unwrap());
+        assert_eq!(opened(shop.checkout(&ctx).await.unwrap()), session, "after {polls} polls");
+        assert_eq!(shop.stripe.living(ObjectKind::Customer).len(), polls);
+        let _ = shop.stripe.complete_checkout(&session).unwrap();
+        assert_eq!(shop.stripe.living(ObjectKind::Subscription).len(), polls, "after {polls} polls");
+    }
+    assert!(polls > 10, "it was never interrupted");
+    while !shop.worker().await.is_idle() {}
+    assert_eq!(shop.stripe.living(ObjectKind::CheckoutSession).len(), polls, "no page that nobody asked for");
+}
+
+/// Polls so many times and drops the future then; says whether it ended by itself.
+async fn ends_within<T>(polls: usize, mut future: std::pin::Pin<Box<dyn Future<Output = T> + Send + '_>>) -> bool {
+    let mut left = polls;
+    std::future::poll_fn(move |context| {
+        left -= 1;
+        match future.as_mut().poll(context) {
+            std::task::Poll::Ready(_) => std::task::Poll::Ready(true),
+            std::task::Poll::Pending if left == 0 => std::task::Poll::Ready(false),
+            std::task::Poll::Pending => std::task::Poll::Pending,
+        }
+    })
+    .await
+}

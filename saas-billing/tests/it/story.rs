@@ -69,7 +69,10 @@ async fn every_change_of_the_answer_raises_the_revision_and_nothing_else_does() 
     let shop = Shop::open().await;
     let (ctx, purchase) = shop.buyer("acme").await;
     let revision = "select revision from saas.tenant";
-    let mut last = shop.scalar(revision).await;
+    let records = "select count(*) from saas.plan_record where source = 'billing.test'";
+    let first = shop.scalar(revision).await;
+    let mut last = first;
+    assert_eq!(shop.scalar(records).await, 0, "a tenant of which nothing was told is on the default plan");
     let mut answer = plan(&shop, &ctx).await;
     shop.stripe.update_quantity(&purchase.subscription, 2);
     shop.stripe.fail_next_payment(&purchase.customer);
@@ -80,7 +83,13 @@ async fn every_change_of_the_answer_raises_the_revision_and_nothing_else_does() 
         let (now, present) = (shop.scalar(revision).await, plan(&shop, &ctx).await);
         assert_eq!(now > last, present != answer, "{}", delivery.event_type);
         (last, answer) = (now, present);
+        assert_eq!(
+            shop.scalar("select coalesce(max(revision), 0) from saas.plan_record").await,
+            last * i64::from(last > first)
+        );
     }
+    let recorded = shop.scalar(records).await;
+    assert_eq!(recorded, last - first, "one record for each of them, under the name of the mode");
     assert!(matches!(answer.standing, Standing::Grace { .. }));
     let overview = "select count(*) from saas.tenant_overview where plan = 'pro' and grace_until < suspended_from and mrr_minor = 4000 and currency = 'eur'";
     assert_eq!(shop.scalar(overview).await, 1);

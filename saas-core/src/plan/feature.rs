@@ -180,7 +180,7 @@ pub enum Aggregation {
     Max,
     /// How many different items were used in the window, such as active users.
     Unique,
-    /// The latest amount, such as gigabytes stored. It does not start again with a window.
+    /// The latest amount, such as gigabytes stored. It does not start again, so its limit is one of a lifetime.
     Latest,
 }
 
@@ -249,7 +249,7 @@ impl Meter {
         self.credit
     }
 
-    /// How many hours after the end of a window an event of that window still counts in it.
+    /// How many hours after the end of a window a use of that window still counts in it.
     #[must_use]
     pub const fn late_hours(&self) -> u16 {
         self.late_hours

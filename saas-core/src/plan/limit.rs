@@ -172,7 +172,7 @@ pub struct MeterLimit {
     pub rollover: Option<Rollover>,
     /// What a change of plan does to what was used.
     pub on_plan_change: PlanChange,
-    /// The most units that one member may use of it in a window.
+    /// The most units that one member may use of it in a window, whatever the overage; only where uses add up.
     pub per_member: Option<u64>,
     /// Percentages of the limit whose crossing is announced, ascending, each 1 to 1000 (above 100 only where overage
     /// is let through).

@@ -6,7 +6,7 @@ use chrono_tz::Tz;
 use toml::de::DeValue;
 
 use super::{
-    Limit, Meter, MeterId, MeterLimit, Overage, PlanChange, Rollover, Window, WindowAnchor,
+    Aggregation, Limit, Meter, MeterId, MeterLimit, Overage, PlanChange, Rollover, Window, WindowAnchor,
     compile::Names,
     document::{Section, number_within, shorten},
     fault::Faults,
@@ -61,6 +61,13 @@ fn read_limit(section: &mut Section<'_, '_>, meter: Option<&Meter>, faults: &mut
     let limit = section.field("max").and_then(|(span, value)| read_max(&section.path_of("max"), span, value, faults));
     section.missing(faults, "window", "say per which time it holds");
     let window = section.choice(faults, "window", &WINDOWS);
+    if let (Some(Aggregation::Latest), Some(window)) = (meter.map(|meter| meter.aggregation), &window)
+        && window.value != Window::Lifetime
+    {
+        let why = "is given for a meter whose level stays when a window ends";
+        let remedy = "write window = \"lifetime\", or limit the peak of a window with aggregation \"max\"";
+        faults.add(window.span.clone(), section.path_of("window"), why, remedy);
+    }
     let time_zone = read_time_zone(section, window.as_ref().map(|window| window.value), faults);
     let anchors = [("calendar", WindowAnchor::Calendar), ("billing", WindowAnchor::Billing)];
     let anchor = section.choice(faults, "anchor", &anchors);
@@ -83,14 +90,10 @@ fn read_limit(section: &mut Section<'_, '_>, meter: Option<&Meter>, faults: &mut
     let changes = [PlanChange::Keep, PlanChange::Prorate, PlanChange::Reset].map(|change| (change.as_str(), change));
     let on_plan_change = section.choice(faults, "on_plan_change", &changes).map_or(PlanChange::Keep, |c| c.value);
     let rollover = read_rollover(section, limit, meter, window.as_ref().map(|window| window.value), faults);
-    let per_member = section.number(faults, "per_member", 0, MAX_UNITS).map(|units| units.value);
+    let per_member = read_per_member(section, meter, faults);
     let overage_max = read_overage_max(section, overage, faults);
     // Better refused than silently not kept.
-    for (name, given) in [
-        ("rollover", rollover.is_some()),
-        ("per_member", per_member.is_some()),
-        ("on_plan_change", on_plan_change != PlanChange::Keep),
-    ] {
+    for (name, given) in [("rollover", rollover.is_some()), ("on_plan_change", on_plan_change != PlanChange::Keep)] {
         if given {
             faults.add(section.span(), section.path_of(name), "is not supported by this version", "remove it");
         }
@@ -165,6 +168,16 @@ fn read_rollover(
     let windows = rollover.number(faults, "windows", 1, MAX_ROLLOVER_WINDOWS);
     rollover.finish(faults);
     Some(Rollover { max: max?.value, windows: u16::try_from(windows?.value).ok()? })
+}
+
+/// What one member may use: a share of a sum.
+fn read_per_member(section: &mut Section<'_, '_>, meter: Option<&Meter>, faults: &mut Faults<'_>) -> Option<u64> {
+    let units = section.number(faults, "per_member", 0, MAX_UNITS)?;
+    if meter.is_some_and(|meter| !meter.aggregation.is_additive()) {
+        let why = "is given for a meter whose uses do not add up";
+        faults.add(units.span.clone(), section.path_of("per_member"), why, "remove it");
+    }
+    Some(units.value)
 }
 
 /// The cap on overage: `overage_max` in units, or `spend_cap = { unit_price = "0.02", max = 5000 }` in the smallest unit of

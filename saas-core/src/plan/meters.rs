@@ -27,9 +27,9 @@ pub(super) fn read_meters(root: &mut Section<'_, '_>, faults: &mut Faults<'_>) -
         let min_access = read_min_access(&mut section, faults).unwrap_or(AccessLevel::Full);
         let late_hours = section.number(faults, "late_hours", 0, MAX_LATE_HOURS).map_or(0, |hours| hours.value);
         let credit = read_credit(&mut section, &names, faults);
-        if late_hours > 0 {
-            // Better refused than silently not kept.
-            faults.add(section.span(), section.path_of("late_hours"), "is not supported by this version", "remove it");
+        if late_hours > 0 && credit.is_some() {
+            let why = "is given for a meter that counts in the windows of the one that pays";
+            faults.add(section.span(), section.path_of("late_hours"), why, "write it there");
         }
         section.finish(faults);
         if let (Some(key), Some(aggregation), Ok(id), Ok(late_hours)) =

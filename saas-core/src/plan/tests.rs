@@ -206,6 +206,7 @@ ai-credits = { aggregation = "sum" }
 image = { aggregation = "sum", credit = { of = "ai-credits", cost = 40 } }
 seats = { aggregation = "latest" }
 users = { aggregation = "count", late_hours = 0 }
+pages = { aggregation = "sum", late_hours = 840 }
 
 [plans.free]
 rank = 0
@@ -231,6 +232,11 @@ overage = "bill"
 spend_cap = { unit_price = "0.03", max = 1000 }
 on_plan_change = "keep"
 warn = [80]
+[plans.pro.versions.limits.pages]
+max = 100
+window = "month"
+overage = "block"
+per_member = 20
 
 [addons.more]
 mode = "stack"
@@ -261,6 +267,9 @@ fn the_whole_language_is_read_as_written() {
     let rule = pro.limit(credits).unwrap();
     assert_eq!((rule.time_zone, rule.overage_max), (chrono_tz::Europe::Berlin, Some(33_333)), "1000 / 0.03");
     assert_eq!((rule.rollover, rule.per_member, rule.on_plan_change), (None, None, PlanChange::Keep));
+
+    let pages = meter("pages");
+    assert_eq!((pages.late_hours(), pro.limit(pages.id()).unwrap().per_member), (840, Some(20)));
 
     let more = catalog.addon_for_price("price_more").unwrap();
     assert_eq!((more.mode(), more.max_quantity()), (AddOnMode::Stack, 5));
@@ -305,9 +314,25 @@ fn mistakes_in_the_whole_language_are_refused_too() {
         ("of = \"ai-credits\"", "of = \"seats\"", "draws on `seats`, which is not a sum"),
         ("of = \"ai-credits\"", "of = \"gold\"", "names \"gold\", which is no meter"),
         ("late_hours = 0", "late_hours = 10_000", "is 10000, which is out of range"),
-        ("late_hours = 0", "late_hours = 24", "late_hours is not supported by this version"),
+        (
+            "cost = 40 }",
+            "cost = 40 }, late_hours = 24",
+            "is given for a meter that counts in the windows of the one that pays",
+        ),
         ("on_plan_change = \"keep\"", "on_plan_change = \"reset\"", "on_plan_change is not supported by this version"),
-        ("on_plan_change = \"keep\"", "per_member = 100", "per_member is not supported by this version"),
+        ("on_plan_change = \"keep\"", "per_member = -1", "is -1, which is out of range"),
+        // C14
+        ("max = 1000\nwindow", "max = 10.5\nwindow", "is a fraction, not a whole number"),
+        (
+            "[addons.more]",
+            "[plans.pro.versions.limits.seats]\nmax = 5\nwindow = \"month\"\noverage = \"block\"\n[addons.more]",
+            "is given for a meter whose level stays when a window ends",
+        ),
+        (
+            "[addons.more]",
+            "[plans.pro.versions.limits.seats]\nmax = 5\nwindow = \"lifetime\"\noverage = \"block\"\nper_member = 2\n[addons.more]",
+            "is given for a meter whose uses do not add up",
+        ),
         (
             "on_plan_change = \"keep\"",
             "rollover = { max = 5, windows = 1 }",
@@ -328,7 +353,7 @@ fn mistakes_in_the_whole_language_are_refused_too() {
         ("max_quantity = 5", "max_quantity = 0", "is 0, which is out of range"),
         ("users = \"unlimited\"", "image = 5", "is paid in another meter"),
         ("users = \"unlimited\"", "gold = 5", "is no meter"),
-        ("prices = [\"price_more\"]", "prices = [\"price_more\", \"price_more\"]", "which line 44 already has"),
+        ("prices = [\"price_more\"]", "prices = [\"price_more\", \"price_more\"]", "which line 50 already has"),
     ] {
         assert!(RICH.contains(from), "{from:?}");
         let found = faults(&RICH.replacen(from, to, 1));

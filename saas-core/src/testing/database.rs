@@ -48,6 +48,8 @@ pub struct TestDatabase {
 #[must_use]
 pub struct TestDatabaseBuilder {
     sizes: PoolSizes,
+    /// The URL of a server of the test's own.
+    server: Option<String>,
 }
 
 impl TestDatabaseBuilder {
@@ -60,6 +62,12 @@ impl TestDatabaseBuilder {
     /// Lets the pool of the system role open at most this many connections; 3 unless set.
     pub fn max_system_connections(mut self, connections: u32) -> Self {
         self.sizes.system = connections;
+        self
+    }
+
+    /// Starts on this server, for a test that ends it. The database must be dropped before it.
+    pub fn on(mut self, server: &DevServer) -> Self {
+        self.server = Some(server.admin_url().to_owned());
         self
     }
 
@@ -76,7 +84,10 @@ impl TestDatabaseBuilder {
     /// # Errors
     /// [`CoreError::Misconfigured`] when no server can be had, as [`DevServer::start`]; whatever a migration refuses.
     pub async fn try_start(self, schemas: &[&'static Schema]) -> Result<TestDatabase, CoreError> {
-        let admin = Admin::new(server()?.admin_url())?;
+        let admin = match &self.server {
+            Some(url) => Admin::new(url)?,
+            None => Admin::new(server()?.admin_url())?,
+        };
         let template = template(&admin, schemas).await?;
         let name = test_database_name();
         admin.clone_template(&template, &name).await?;
@@ -196,17 +207,17 @@ fn server() -> Result<&'static DevServer, CoreError> {
         .map_err(|error| CoreError::Misconfigured { what: "no server for tests".to_owned(), remedy: error.to_string() })
 }
 
-/// The template for `schemas`, looked up on the server once per process.
+/// The template for `schemas`, looked up on each server once per process.
 async fn template(admin: &Admin, schemas: &[&Schema]) -> Result<String, CoreError> {
-    static KNOWN: Mutex<Vec<String>> = Mutex::new(Vec::new());
+    static KNOWN: Mutex<Vec<(u16, String)>> = Mutex::new(Vec::new());
     let known = || KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
-    let name = template_name(schemas);
-    if !known().contains(&name) {
+    let found = (admin.options("").get_port(), template_name(schemas));
+    if !known().contains(&found) {
         admin.sweep().await?;
-        admin.build_template(&name, schemas).await?;
-        known().push(name.clone());
+        admin.build_template(&found.1, schemas).await?;
+        known().push(found.clone());
     }
-    Ok(name)
+    Ok(found.1)
 }
 
 /// A test has no better answer than to fail with the reason.

@@ -5,6 +5,7 @@
 //! - [`TestDatabase`]: one database per test, cloned from a migrated template, reached only as the roles of production.
 //! - [`DevDatabase`]: one database per example, empty at the start of every run.
 //! - [`Pooler`]: a PgBouncer in transaction mode in front of the server.
+//! - [`RedisServer`], [`RedisCluster`]: Redis, alone and as a cluster of three nodes.
 //! - [`Proxy`]: a network that can be slow, silent or cut, and that counts round trips.
 //!
 //! Nothing here belongs in production: it has superuser access, and creates and drops roles and databases.
@@ -23,6 +24,7 @@ mod home;
 #[cfg(feature = "postgres")]
 mod pooler;
 mod proxy;
+mod redis;
 mod server;
 mod sweep;
 
@@ -33,4 +35,5 @@ pub use dev_database::DevDatabase;
 #[cfg(feature = "postgres")]
 pub use pooler::Pooler;
 pub use proxy::{Cut, Proxy};
+pub use redis::{RedisCluster, RedisServer};
 pub use server::{DevServer, Durability, Purpose};

@@ -53,16 +53,15 @@ pub enum Durability {
 #[derive(Debug)]
 pub struct DevServer {
     admin_url: String,
-    /// Held for its end.
-    _running: Running,
+    running: Running,
 }
 
 #[derive(Debug)]
-#[expect(dead_code, reason = "held only to be dropped")]
 enum Running {
     Elsewhere,
     Local(Cluster),
     #[cfg(feature = "docker")]
+    #[expect(dead_code, reason = "held only to be dropped")]
     Docker(super::docker::Container),
 }
 
@@ -103,6 +102,26 @@ impl DevServer {
         &self.admin_url
     }
 
+    /// Ends the server as a crash would, and starts it again on the same port and data. Whoever is connected is cut off.
+    ///
+    /// Transactions that were committed with `synchronous_commit` on are kept; [`Durability::None`] turns it off.
+    ///
+    /// # Errors
+    /// [`CoreError::Misconfigured`] when the server is not one of the machine's binaries that this started, or does not come
+    /// back.
+    pub fn crash(&mut self) -> Result<(), CoreError> {
+        let refused = |what: String| CoreError::Misconfigured {
+            what,
+            remedy: "start one of the machine's binaries with `start_own`".to_owned(),
+        };
+        match &mut self.running {
+            Running::Local(cluster) => cluster.crash().map_err(refused),
+            Running::Elsewhere => Err(refused("the server belongs to somebody else".to_owned())),
+            #[cfg(feature = "docker")]
+            Running::Docker(_) => Err(refused("the server is in a container".to_owned())),
+        }
+    }
+
     fn elsewhere(variable: &'static str, url: String) -> Result<Self, CoreError> {
         // The URL may hold a password: errors name the variable and the reason, never the value.
         let refused = |why: String| CoreError::Misconfigured {
@@ -113,13 +132,13 @@ impl DevServer {
         if let Some((host, port)) = address {
             answers(host, port).map_err(|error| refused(format!("nothing answers at {host}:{port} ({error})")))?;
         }
-        Ok(Self { admin_url: url, _running: Running::Elsewhere })
+        Ok(Self { admin_url: url, running: Running::Elsewhere })
     }
 
     fn start_own_after(variable: Missed, durability: Durability) -> Result<Self, CoreError> {
         let mut missed = vec![variable];
         match Binaries::find().and_then(|binaries| Cluster::start(&binaries, durability)) {
-            Ok(cluster) => return Ok(Self { admin_url: local_url(cluster.port()), _running: Running::Local(cluster) }),
+            Ok(cluster) => return Ok(Self { admin_url: local_url(cluster.port()), running: Running::Local(cluster) }),
             Err(why) => missed.push(Missed { rung: "local binaries", why }),
         }
         match docker(durability) {
@@ -137,7 +156,7 @@ impl DevServer {
 #[cfg(feature = "docker")]
 fn docker(durability: Durability) -> Result<DevServer, String> {
     let container = super::docker::Container::start(Path::new("docker"), durability)?;
-    Ok(DevServer { admin_url: local_url(container.port()), _running: Running::Docker(container) })
+    Ok(DevServer { admin_url: local_url(container.port()), running: Running::Docker(container) })
 }
 
 #[cfg(not(feature = "docker"))]

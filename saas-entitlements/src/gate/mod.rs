@@ -13,6 +13,8 @@
 
 mod core;
 mod flight;
+#[cfg(feature = "postgres")]
+mod holder;
 #[cfg(test)]
 mod model;
 mod options;
@@ -34,6 +36,8 @@ pub use options::GateOptions;
 use saas_core::{FeatureKey, TenantId};
 pub use stats::GateStats;
 
+#[cfg(feature = "postgres")]
+pub(crate) use self::holder::GateHolder;
 pub(crate) use self::{core::Core, stats::count};
 
 /// Answers whether a tenant has a feature.

@@ -1,14 +1,15 @@
 //! Counters in memory.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, HashSet},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use saas_core::{
-    CoreError, IdempotencyKey, InvalidInput, Limit, MeterKey, TenantContext, TenantId, UsageGrantId, plan::Window,
+    CoreError, IdempotencyKey, InvalidInput, Limit, MeterKey, TenantContext, TenantId, UsageGrantId,
+    plan::{Aggregation, Window},
 };
 
 use crate::{
@@ -19,9 +20,12 @@ use crate::{
 #[derive(Debug, Default)]
 pub struct MemoryCounters(Mutex<Books>);
 
+/// What a key was counted with: amount and item.
+type Prior = (i128, Option<Box<str>>);
+
 #[derive(Debug, Default)]
 struct Books {
-    counted: HashMap<(TenantId, MeterKey, IdempotencyKey), i128>,
+    counted: HashMap<(TenantId, MeterKey, IdempotencyKey), Prior>,
     windows: HashMap<(TenantId, MeterKey, Window, DateTime<Utc>), Counter>,
     grants: HashMap<TenantId, Vec<Held>>,
 }
@@ -30,6 +34,29 @@ struct Books {
 struct Counter {
     used: u64,
     announced: BTreeSet<(u64, u16)>,
+    items: HashSet<Box<str>>,
+    members: HashMap<Box<str>, u64>,
+    /// Since when the level is the one of `used`.
+    level_at: Option<DateTime<Utc>>,
+}
+
+impl Counter {
+    fn of_member(&self, member: Option<&str>) -> u64 {
+        member.and_then(|member| self.members.get(member)).copied().unwrap_or(0)
+    }
+
+    /// What a draw comes to, before any limit: what is used when it is counted, and how much of that it adds.
+    fn with(&self, draw: &Draw) -> (u64, u64) {
+        let is_known = |item: &str| self.items.contains(item);
+        match draw.aggregation {
+            Aggregation::Sum | Aggregation::Count => (self.used.saturating_add(draw.units), draw.units),
+            Aggregation::Unique if draw.item.as_deref().is_some_and(is_known) => (self.used, 0),
+            Aggregation::Unique => (self.used.saturating_add(1), 1),
+            Aggregation::Latest if self.level_at.is_some_and(|at| at > draw.at) => (self.used, 0),
+            Aggregation::Latest => (draw.units, draw.units.saturating_sub(self.used)),
+            Aggregation::Max => (self.used.max(draw.units), draw.units.saturating_sub(self.used)),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -46,16 +73,17 @@ impl Held {
 }
 
 impl Books {
-    /// Whether the key was counted with that amount.
+    /// Whether the key was counted with that amount and item.
     fn is_known(
         &self,
         ctx: &dyn TenantContext,
         meter: &MeterKey,
         key: &IdempotencyKey,
         amount: i128,
+        item: Option<&str>,
     ) -> Result<bool, CoreError> {
         match self.counted.get(&(ctx.tenant(), meter.clone(), key.clone())) {
-            Some(prior) if *prior == amount => Ok(true),
+            Some((prior, of)) if (*prior, of.as_deref()) == (amount, item) => Ok(true),
             Some(_) => Err(CoreError::KeyReused { key: key.to_string() }),
             None => Ok(false),
         }
@@ -94,7 +122,7 @@ impl CounterStore for MemoryCounters {
         now: DateTime<Utc>,
     ) -> Result<Drawn, EntitlementsError> {
         let mut books = self.books();
-        if books.is_known(ctx, &draw.meter, &draw.key, i128::from(draw.amount))? {
+        if books.is_known(ctx, &draw.meter, &draw.key, i128::from(draw.amount), draw.item.as_deref())? {
             return Ok(Drawn::AlreadyCounted);
         }
         let window = (ctx.tenant(), draw.counter.clone(), draw.window, draw.period.start);
@@ -102,29 +130,51 @@ impl CounterStore for MemoryCounters {
             Limit::Unlimited => u64::MAX,
             Limit::Max(max) => max,
         };
-        let before = books.windows.get(&window).map_or(0, |counter| counter.used);
-        let from_plan = draw.units.min(limit.min(draw.cap).saturating_sub(before));
+        let none = Counter::default();
+        let counter = books.windows.get(&window).unwrap_or(&none);
+        let (before, of_member) = (counter.used, counter.of_member(draw.member.as_deref()));
+        let (with, added) = counter.with(draw);
+        let from_plan = added.min(limit.min(draw.cap).saturating_sub(before));
         let mut grants = books.burnable(ctx.tenant(), &draw.counter, now);
+        if !draw.aggregation.is_additive() {
+            grants.clear();
+        }
         let mut burnt = 0;
         let mut burns = Vec::new();
         for held in &grants {
-            let piece = held.left(now).min(draw.units - from_plan - burnt);
+            let piece = held.left(now).min(added - from_plan - burnt);
             burns.push(piece);
             burnt += piece;
         }
-        let over = draw.units - from_plan - burnt;
-        if over > 0 && over > draw.cap.saturating_sub(before).saturating_sub(from_plan) {
-            return Ok(Drawn::Refused { used: before, room: burnt.saturating_add(draw.cap.saturating_sub(before)) });
+        let over = added - from_plan - burnt;
+        let room = (over > draw.cap.saturating_sub(before).saturating_sub(from_plan) && over > 0)
+            .then(|| burnt.saturating_add(draw.cap.saturating_sub(before)));
+        let member_room = draw.member_cap.map(|cap| cap.saturating_sub(of_member)).filter(|room| added > *room);
+        match (room, member_room) {
+            (None, Some(room)) => return Ok(Drawn::MemberRefused { used: of_member, room }),
+            (Some(tenant), Some(room)) if room < tenant => return Ok(Drawn::MemberRefused { used: of_member, room }),
+            (Some(room), _) => return Ok(Drawn::Refused { used: before, room }),
+            (None, None) => {}
         }
         for (held, piece) in grants.iter_mut().zip(burns) {
             held.grant.burnt += piece;
         }
-        let after = before + from_plan + over;
+        let after = with - burnt;
         let counter = books.windows.entry(window).or_default();
         counter.used = after;
+        if draw.aggregation == Aggregation::Latest {
+            counter.level_at = counter.level_at.max(Some(draw.at));
+        }
+        if let Some(item) = &draw.item {
+            counter.items.insert(item.clone());
+        }
+        if let Some(member) = &draw.member {
+            *counter.members.entry(member.clone()).or_default() += added;
+        }
         let first = |percent: &u16| counter.announced.insert((limit, *percent));
         let crossed = draw.reached(after).into_iter().filter(first).collect();
-        books.counted.insert((ctx.tenant(), draw.meter.clone(), draw.key.clone()), i128::from(draw.amount));
+        let name = (ctx.tenant(), draw.meter.clone(), draw.key.clone());
+        books.counted.insert(name, (i128::from(draw.amount), draw.item.clone()));
         Ok(Drawn::Counted { before, after, burnt, crossed })
     }
 
@@ -137,6 +187,19 @@ impl CounterStore for MemoryCounters {
     ) -> Result<u64, EntitlementsError> {
         let books = self.books();
         Ok(books.windows.get(&(ctx.tenant(), meter.clone(), window, period.start)).map_or(0, |counter| counter.used))
+    }
+
+    async fn used_by(
+        &self,
+        ctx: &dyn TenantContext,
+        member: &str,
+        meter: &MeterKey,
+        window: Window,
+        period: Period,
+    ) -> Result<u64, EntitlementsError> {
+        let books = self.books();
+        let counter = books.windows.get(&(ctx.tenant(), meter.clone(), window, period.start));
+        Ok(counter.map_or(0, |counter| counter.of_member(Some(member))))
     }
 }
 
@@ -207,18 +270,40 @@ impl Ledger for MemoryCounters {
     ) -> Result<Corrected, EntitlementsError> {
         let mut books = self.books();
         let amount = i128::from(adjustment.amount);
-        if books.is_known(ctx, &adjustment.meter, &adjustment.key, amount)? {
+        let (item, member) = (adjustment.item.as_deref(), adjustment.member.as_deref());
+        if books.is_known(ctx, &adjustment.meter, &adjustment.key, amount, item)? {
             return Ok(Corrected::AlreadyCounted);
         }
         let window = (ctx.tenant(), adjustment.counter.clone(), adjustment.window, adjustment.period.start);
-        let before = books.windows.get(&window).map_or(0, |counter| counter.used);
-        let sum = i128::from(before) + i128::from(adjustment.units);
-        let after = i64::try_from(sum.max(0))
+        let none = Counter::default();
+        let counter = books.windows.get(&window).unwrap_or(&none);
+        let before = counter.used;
+        let mut change = i128::from(adjustment.units).max(-i128::from(before));
+        if member.is_some() {
+            change = change.max(-i128::from(counter.of_member(member)));
+        }
+        if item.is_some_and(|item| counter.items.contains(item) == (change > 0)) {
+            change = 0;
+        }
+        let after = i64::try_from(i128::from(before) + change)
             .ok()
             .and_then(|sum| u64::try_from(sum).ok())
             .ok_or_else(|| InvalidInput::new("correction", "would count more than 2^63-1 units", "correct by less"))?;
-        books.windows.entry(window).or_default().used = after;
-        books.counted.insert((ctx.tenant(), adjustment.meter.clone(), adjustment.key.clone()), amount);
+        let counter = books.windows.entry(window).or_default();
+        counter.used = after;
+        if let Some(member) = &adjustment.member {
+            let used = counter.members.entry(member.clone()).or_default();
+            *used = u64::try_from(i128::from(*used) + change).unwrap_or(0);
+        }
+        if let Some(item) = &adjustment.item {
+            if adjustment.units < 0 {
+                counter.items.remove(item)
+            } else {
+                counter.items.insert(item.clone())
+            };
+        }
+        let name = (ctx.tenant(), adjustment.meter.clone(), adjustment.key.clone());
+        books.counted.insert(name, (amount, adjustment.item.clone()));
         Ok(Corrected::Counted { before, after })
     }
 }

@@ -2,8 +2,12 @@
 
 mod counters;
 mod leases;
+#[cfg(feature = "postgres")]
+mod sink;
 mod source;
 
 pub use counters::MemoryCounters;
 pub use leases::MemoryLeases;
+#[cfg(feature = "postgres")]
+pub use sink::InMemorySink;
 pub use source::MemorySource;

@@ -4,11 +4,14 @@
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
-use saas_core::{IdempotencyKey, InvalidInput, MeterKey, TenantContext, UsageGrantId};
+use saas_core::{
+    IdempotencyKey, InvalidInput, MeterKey, TenantContext, UsageGrantId,
+    plan::{Aggregation, Meter},
+};
 
 use super::{
     Adjustment, Corrected, Grant, Ledger, NewGrant,
-    decide::{MOST, additive, declared, rule_at},
+    decide::{MOST, additive, check_instant, check_item, check_name, declared, rule_at},
     ledger::checked_reason,
 };
 use crate::{Entitlements, EntitlementsError};
@@ -29,6 +32,10 @@ pub struct Correction {
     pub amount: i64,
     /// Names this one correction, among the uses of the meter, too.
     pub key: IdempotencyKey,
+    /// The item that was counted wrongly (amount -1) or left out (1), of a meter that counts items.
+    pub item: Option<String>,
+    /// The member whose use it corrects, where members have limits.
+    pub member: Option<String>,
     /// When what it corrects happened; the window of that instant is changed, also one that is over.
     pub at: DateTime<Utc>,
     /// Why: 1 to 500 characters, without control characters.
@@ -95,12 +102,13 @@ impl Adjustments {
 
     /// Changes what was counted of the plan, exactly once per key, whatever the limit. One that takes more than there is
     /// leaves 0: the event keeps the whole amount, and later uses gain nothing. Units that were burnt from grants stay
-    /// burnt; give a grant instead.
+    /// burnt; give a grant instead. Of a peak, it moves the peak; a meter that keeps the latest is put right by recording
+    /// the level.
     ///
     /// # Errors
     /// - [`Invalid`](saas_core::ErrorKind::Invalid): the amount is 0 or out of range, the instant is in the future, the
-    ///   reason cannot be kept, the meter is unknown, does not add up or is not in the plan; the key was used with another
-    ///   amount; the sum would be more than 2^63-1.
+    ///   reason cannot be kept, the meter is unknown, keeps the latest or is not in the plan; it counts items and the amount
+    ///   is not that of one, which is named; the key was used with another amount or item; the sum would be more than 2^63-1.
     /// - [`Unavailable`](saas_core::ErrorKind::Unavailable) and
     ///   [`OutcomeUnknown`](saas_core::ErrorKind::OutcomeUnknown): repeat with the same key.
     pub async fn correct(
@@ -109,14 +117,14 @@ impl Adjustments {
         correction: Correction,
     ) -> Result<Corrected, EntitlementsError> {
         let now = self.entitlements.core.clock.now();
-        let Correction { meter, amount, key, at, reason } = correction;
+        let Correction { meter, amount, key, item, member, at, reason } = correction;
         let reason = checked_reason("correction reason", reason)?;
-        if at > now {
-            return Err(InvalidInput::new("correction", "is of the future", "pass when it happened").into());
-        }
+        check_instant(at, now)?;
         let snapshot = self.entitlements.snapshot(ctx.tenant()).await;
         let declared = declared(&snapshot, &meter)?;
-        additive(declared)?;
+        check_correctable(declared, amount)?;
+        let item = check_item(declared, item.as_deref())?;
+        let member = member.map(|member| check_name("member", &member)).transpose()?;
         let cost = declared.credit().map_or(Some(1), |credit| i64::try_from(credit.cost).ok());
         let units =
             cost.and_then(|cost| amount.checked_mul(cost)).filter(|units| (1..=MOST).contains(&units.unsigned_abs()));
@@ -129,7 +137,21 @@ impl Adjustments {
             return Err(InvalidInput::new("correction", why, "correct it under a plan that has the meter").into());
         };
         let counter = snapshot.paying(&meter).clone();
-        let adjustment = Adjustment { meter, counter, amount, units, key, window: rule.window, period, at, reason };
+        let window = rule.window;
+        let adjustment = Adjustment { meter, counter, amount, units, key, item, member, window, period, at, reason };
         self.ledger.correct(ctx, &adjustment, now).await
     }
+}
+
+fn check_correctable(meter: &Meter, amount: i64) -> Result<(), InvalidInput> {
+    let (field, why, remedy) = match (meter.aggregation(), amount) {
+        (Aggregation::Latest, _) => {
+            ("meter", "keeps the latest level, which the next report replaces", "record the level that is right")
+        }
+        (Aggregation::Unique, amount) if amount.unsigned_abs() != 1 => {
+            ("correction", "is not of one item", "pass 1 or -1 for each item")
+        }
+        (Aggregation::Sum | Aggregation::Count | Aggregation::Unique | Aggregation::Max, _) => return Ok(()),
+    };
+    Err(InvalidInput::new(field, why, remedy))
 }

@@ -3,11 +3,28 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "these are tests: a panic is how they report")]
 
+mod kinds;
+mod members;
+
 use std::{any::Any, sync::Arc};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use saas_core::{
-    CoreError, IdempotencyKey, Limit, MeterKey, RequestContext, Revision, TenantContext, UsageGrantId, plan::Window,
+    CoreError, IdempotencyKey, Limit, MeterKey, RequestContext, Revision, TenantContext, UsageGrantId,
+    plan::{Aggregation, Window},
+};
+
+pub use self::{
+    kinds::{
+        a_level_takes_the_place_of_the_one_before, a_peak_counts_what_it_is_above_the_one_before,
+        an_item_counts_once_in_its_window, contention_counts_each_item_once_and_no_peak_above_the_cap,
+        levels_do_not_overflow, peaks_and_items_are_corrected, random_levels_and_items_keep_to_a_simple_model,
+    },
+    members::{
+        a_correction_takes_no_more_than_its_member_used, a_member_uses_no_more_than_its_own_limit,
+        contention_exceeds_neither_the_members_limits_nor_the_tenants, members_of_tenants_and_windows_are_separate,
+        what_a_member_used_counts_whenever_its_limit_came,
+    },
 };
 
 use super::{Adjustment, Corrected, Draw, DrawKind, Drawn, GrantSource, Ledger, NewGrant, Threshold};
@@ -39,12 +56,17 @@ impl Fixture {
             kind: DrawKind::Consume,
             meter: MeterKey::from_static("calls"),
             counter: MeterKey::from_static("calls"),
+            aggregation: Aggregation::Sum,
             amount,
             units: amount,
             key: key_of(key),
+            item: None,
+            member: None,
+            at: start(),
             window: Window::Day,
             period: day(0),
             cap,
+            member_cap: None,
             limit: Limit::Max(cap),
             thresholds: [80, 100]
                 .map(|percent| Threshold { percent, units: (cap * u64::from(percent)).div_ceil(100) })
@@ -68,18 +90,27 @@ impl Fixture {
     }
 
     async fn correct(&self, amount: i64, key: &str) -> Result<Corrected, EntitlementsError> {
+        self.adjust(self.adjustment(amount, key)).await
+    }
+
+    fn adjustment(&self, amount: i64, key: &str) -> Adjustment {
         let calls = MeterKey::from_static("calls");
-        let adjustment = Adjustment {
+        Adjustment {
             meter: calls.clone(),
             counter: calls,
             amount,
             units: amount,
             key: key_of(key),
+            item: None,
+            member: None,
             window: Window::Day,
             period: day(0),
             at: start(),
             reason: "a test".to_owned(),
-        };
+        }
+    }
+
+    async fn adjust(&self, adjustment: Adjustment) -> Result<Corrected, EntitlementsError> {
         self.store.correct(&self.tenants[0], &adjustment, start()).await
     }
 
@@ -136,7 +167,9 @@ pub async fn contention_never_exceeds_the_cap(fixture: Fixture) {
                         Drawn::Refused { used, room } => {
                             assert_eq!((used, room), (1_000, 0), "refused although something was left")
                         }
-                        other @ (Drawn::AlreadyCounted | Drawn::Outdated { .. }) => panic!("{other:?}"),
+                        other @ (Drawn::MemberRefused { .. } | Drawn::AlreadyCounted | Drawn::Outdated { .. }) => {
+                            panic!("{other:?}")
+                        }
                     }
                 }
                 (counted, announced)
@@ -186,7 +219,9 @@ pub async fn one_key_at_the_same_time_counts_once(fixture: Fixture) {
         match task.await.unwrap() {
             Drawn::Counted { .. } => once += 1,
             Drawn::AlreadyCounted => {}
-            other @ (Drawn::Refused { .. } | Drawn::Outdated { .. }) => panic!("{other:?}"),
+            other @ (Drawn::Refused { .. } | Drawn::MemberRefused { .. } | Drawn::Outdated { .. }) => {
+                panic!("{other:?}")
+            }
         }
     }
     assert_eq!((once, fixture.used(&fixture.tenants[0], day(0)).await), (1, 7));
@@ -243,7 +278,7 @@ pub async fn tenants_are_separate(fixture: Fixture) {
 pub async fn another_limit_keeps_the_count_and_warns_for_itself(fixture: Fixture) {
     let crossed = |drawn: Drawn| match drawn {
         Drawn::Counted { crossed, .. } => crossed,
-        other @ (Drawn::Refused { .. } | Drawn::AlreadyCounted | Drawn::Outdated { .. }) => panic!("{other:?}"),
+        other => panic!("{other:?}"),
     };
     assert_eq!(crossed(fixture.consume(&fixture.draw(9, "a", 10)).await.unwrap()), [80]);
     assert_eq!(crossed(fixture.consume(&fixture.draw(1, "b", 100)).await.unwrap()), [0; 0]);
@@ -492,7 +527,13 @@ macro_rules! counter_store_conformance {
             another_limit_keeps_the_count_and_warns_for_itself, grants_burn_in_their_order_between_plan_and_overage,
             a_grant_that_is_over_is_not_burnt, a_grant_is_given_once, contention_never_exceeds_plan_and_grants,
             recording_is_not_refused_by_a_limit, a_correction_never_raises_the_quota,
-            random_operations_keep_to_a_simple_model,
+            random_operations_keep_to_a_simple_model, a_peak_counts_what_it_is_above_the_one_before,
+            an_item_counts_once_in_its_window, a_level_takes_the_place_of_the_one_before,
+            contention_counts_each_item_once_and_no_peak_above_the_cap, levels_do_not_overflow,
+            peaks_and_items_are_corrected, random_levels_and_items_keep_to_a_simple_model,
+            a_member_uses_no_more_than_its_own_limit, what_a_member_used_counts_whenever_its_limit_came,
+            contention_exceeds_neither_the_members_limits_nor_the_tenants, members_of_tenants_and_windows_are_separate,
+            a_correction_takes_no_more_than_its_member_used,
         );
     };
     (@tests $name:ident, $fixture:expr; $($test:ident),+ $(,)?) => {

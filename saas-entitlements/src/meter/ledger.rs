@@ -112,6 +112,10 @@ pub struct Adjustment {
     pub units: i64,
     /// Names this one correction, among the uses of the meter, too.
     pub key: IdempotencyKey,
+    /// The item that was counted or left out, of a meter that counts items.
+    pub item: Option<Box<str>>,
+    /// The member whose use it corrects.
+    pub member: Option<Box<str>>,
     /// The kind of window it belongs to.
     pub window: Window,
     /// The window it belongs to.
@@ -142,8 +146,8 @@ pub enum Corrected {
 /// # Contract
 /// - *Idempotent*: a grant's id gives it once; a correction's key makes it once. Either with other contents is
 ///   [`KeyReused`](saas_core::CoreError::KeyReused).
-/// - *Never more by correction*: one below what is used takes what there is, and leaves nothing negative that later uses
-///   could fill up.
+/// - *Never more by correction*: one below what is used takes what there is, of the member where it names one, and leaves
+///   nothing negative that later uses could fill up. An item is taken out only where it is in, and put in where it is not.
 /// - *Traceable*: a store with an audit log writes who, why and what in the same transaction.
 /// - *Fenced*: reads and writes only the context's tenant.
 #[async_trait]

@@ -11,6 +11,7 @@ pub mod conformance;
 mod decide;
 mod ledger;
 mod store;
+mod uses;
 
 use std::{fmt, sync::Arc};
 
@@ -20,8 +21,9 @@ pub use ledger::{Adjustment, Corrected, GRANTS_LISTED, Grant, GrantSource, Ledge
 use saas_core::{IdempotencyKey, Limit, MeterKey, PlanVersionRef, TenantContext, subscription::AccessLevel};
 use serde::Serialize;
 pub use store::{CounterStore, Draw, DrawKind, Drawn, Threshold};
+pub use uses::Use;
 
-use self::decide::{Verdict, conclude, decide, rule_at};
+use self::decide::{Verdict, additive, check_name, conclude, decide, declared, rule_at};
 #[cfg(feature = "postgres")]
 use crate::Snapshot;
 use crate::{Entitlements, EntitlementsError, Period};
@@ -47,9 +49,11 @@ pub enum Consumption {
     },
     /// It does not fit, and nothing was counted.
     Exhausted {
+        /// Whose limit it is: of the two, the one with less left.
+        of: LimitOf,
         /// The limit.
         limit: u64,
-        /// What is left, grants included, in units of the meter that pays: less than was asked for.
+        /// What is left, grants included, in units of the meter that pays: less than the use would have added.
         left: u64,
         /// When the window ends; `None` for never.
         resets_at: Option<DateTime<Utc>>,
@@ -76,6 +80,16 @@ impl Consumption {
             Self::Exhausted { .. } | Self::Denied { .. } => false,
         }
     }
+}
+
+/// Whose limit was reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LimitOf {
+    /// The tenant's.
+    Tenant,
+    /// The member's, within the tenant's.
+    Member,
 }
 
 /// Why a tenant may not use a meter at all.
@@ -112,8 +126,12 @@ impl fmt::Display for Consumption {
                 }
                 &None
             }
-            Self::Exhausted { limit, left, resets_at, upgrade } => {
-                write!(f, "limit of {limit} reached, {left} left")?;
+            Self::Exhausted { of, limit, left, resets_at, upgrade } => {
+                f.write_str(match of {
+                    LimitOf::Tenant => "limit",
+                    LimitOf::Member => "member's limit",
+                })?;
+                write!(f, " of {limit} reached, {left} left")?;
                 if let Some(resets_at) = resets_at {
                     write!(f, " until {resets_at}")?;
                 }
@@ -164,13 +182,15 @@ impl Meter {
         Self { entitlements, store }
     }
 
-    /// Uses `amount` units, all or nothing, exactly once per `key`.
+    /// Uses `amount` units, all or nothing, exactly once per `key`. Where the plan limits each member, it is the acting
+    /// member's.
     ///
     /// Safe to repeat with the same key after any error, a timeout and a crash included.
     ///
     /// # Errors
-    /// - [`Invalid`](saas_core::ErrorKind::Invalid): the amount is 0, too large, or not 1 for a meter that counts uses;
-    ///   the meter is unknown; the key was used with another amount.
+    /// - [`Invalid`](saas_core::ErrorKind::Invalid): the amount is 0, too large, or not 1 for a meter that counts uses or
+    ///   items; the meter is unknown, or counts items, and none is named; the plan limits each member, and none acts; the
+    ///   key was used with another amount or item.
     /// - [`NotFound`](saas_core::ErrorKind::NotFound): no such tenant.
     /// - [`Unavailable`](saas_core::ErrorKind::Unavailable): nothing was decided; repeat with the same key.
     /// - [`OutcomeUnknown`](saas_core::ErrorKind::OutcomeUnknown): it may have been counted; repeat with the same key.
@@ -182,7 +202,21 @@ impl Meter {
         amount: u64,
         key: &IdempotencyKey,
     ) -> Result<Consumption, EntitlementsError> {
-        self.draw(ctx, DrawKind::Consume, meter, amount, key).await
+        self.draw(ctx, DrawKind::Consume, &Use::new(meter.clone(), amount, key)).await
+    }
+
+    /// As [`consume`](Self::consume), of an item, by a member or at an instant that the use names.
+    ///
+    /// What adds nothing is granted whatever the limit: a level that is no new peak, an item that was used before in the
+    /// window, a level that falls.
+    ///
+    /// # Errors
+    /// As [`consume`](Self::consume), and when the instant is more than five minutes ahead, or before 1970.
+    /// [`TooLate`](EntitlementsError::TooLate) when its window takes no more uses: nothing was counted, unless an earlier try
+    /// with this key was. [`Adjustments::correct`] counts it all the same; under this very key, once.
+    #[tracing::instrument(name = "saas.entitlements.meter.consume", level = "debug", skip_all, fields(tenant = %ctx.tenant(), meter = %of.meter, amount = of.amount))]
+    pub async fn consume_use(&self, ctx: &dyn TenantContext, of: &Use<'_>) -> Result<Consumption, EntitlementsError> {
+        self.draw(ctx, DrawKind::Consume, of).await
     }
 
     /// Counts `amount` units that were used already, exactly once per `key`, whatever the limit and the standing: plan and
@@ -201,21 +235,29 @@ impl Meter {
         amount: u64,
         key: &IdempotencyKey,
     ) -> Result<Consumption, EntitlementsError> {
-        self.draw(ctx, DrawKind::Record, meter, amount, key).await
+        self.draw(ctx, DrawKind::Record, &Use::new(meter.clone(), amount, key)).await
+    }
+
+    /// As [`record`](Self::record), of an item, by a member or at an instant that the use names. A member's limit does not
+    /// refuse it either; it counts against what the member may still use.
+    ///
+    /// # Errors
+    /// As [`consume_use`](Self::consume_use).
+    #[tracing::instrument(name = "saas.entitlements.meter.record", level = "debug", skip_all, fields(tenant = %ctx.tenant(), meter = %of.meter, amount = of.amount))]
+    pub async fn record_use(&self, ctx: &dyn TenantContext, of: &Use<'_>) -> Result<Consumption, EntitlementsError> {
+        self.draw(ctx, DrawKind::Record, of).await
     }
 
     async fn draw(
         &self,
         ctx: &dyn TenantContext,
         kind: DrawKind,
-        meter: &MeterKey,
-        amount: u64,
-        key: &IdempotencyKey,
+        of: &Use<'_>,
     ) -> Result<Consumption, EntitlementsError> {
         let now = self.entitlements.core.clock.now();
         for _ in 0..ATTEMPTS {
             let snapshot = self.entitlements.snapshot(ctx.tenant()).await;
-            let ruled = match decide(&snapshot, kind, meter, amount, key, now)? {
+            let ruled = match decide(&snapshot, kind, of, ctx.actor(), now)? {
                 Verdict::Draw(ruled) => ruled,
                 Verdict::Denied(denied) => return Ok(denied),
             };
@@ -242,6 +284,26 @@ impl Meter {
         let used = self.store.used(ctx, snapshot.paying(meter), rule.window, period).await?;
         Ok(Some(Usage { used, limit: rule.limit, period }))
     }
+
+    /// What a member used now of a meter whose uses add up, beside what each member may; `None` where the tenant does not
+    /// have the meter.
+    ///
+    /// # Errors
+    /// As [`consume`](Self::consume).
+    pub async fn usage_of_member(
+        &self,
+        ctx: &dyn TenantContext,
+        meter: &MeterKey,
+        member: &str,
+    ) -> Result<Option<Usage>, EntitlementsError> {
+        let now = self.entitlements.core.clock.now();
+        let snapshot = self.entitlements.snapshot(ctx.tenant()).await;
+        additive(declared(&snapshot, meter)?)?;
+        let member = check_name("member", member)?;
+        let Some((rule, period)) = rule_at(&snapshot, meter, now)? else { return Ok(None) };
+        let used = self.store.used_by(ctx, &member, snapshot.paying(meter), rule.window, period).await?;
+        Ok(Some(Usage { used, limit: rule.per_member.map_or(Limit::Unlimited, Limit::Max), period }))
+    }
 }
 
 #[cfg(feature = "postgres")]
@@ -262,6 +324,19 @@ impl Meter {
         amount: u64,
         key: &IdempotencyKey,
     ) -> Result<Consumption, EntitlementsError> {
+        self.consume_use_in(tx, snapshot, &Use::new(meter.clone(), amount, key)).await
+    }
+
+    /// As [`consume_use`](Self::consume_use), in the caller's transaction, as [`consume_in`](Self::consume_in).
+    ///
+    /// # Errors
+    /// As both.
+    pub async fn consume_use_in(
+        &self,
+        tx: &mut saas_core::TenantTx,
+        snapshot: &Snapshot,
+        of: &Use<'_>,
+    ) -> Result<Consumption, EntitlementsError> {
         if snapshot.tenant() != tx.tenant() {
             return Err(saas_core::InvalidInput::new(
                 "snapshot",
@@ -271,7 +346,7 @@ impl Meter {
             .into());
         }
         let now = self.entitlements.core.clock.now();
-        let ruled = match decide(snapshot, DrawKind::Consume, meter, amount, key, now)? {
+        let ruled = match decide(snapshot, DrawKind::Consume, of, tx.actor(), now)? {
             Verdict::Draw(ruled) => ruled,
             Verdict::Denied(denied) => return Ok(denied),
         };
@@ -282,7 +357,9 @@ impl Meter {
                 self.entitlements.core.reread(tx.tenant(), snapshot.revision());
                 revision
             }
-            Drawn::Counted { .. } | Drawn::Refused { .. } | Drawn::AlreadyCounted => saas_core::Revision::NONE,
+            Drawn::Counted { .. } | Drawn::Refused { .. } | Drawn::MemberRefused { .. } | Drawn::AlreadyCounted => {
+                saas_core::Revision::NONE
+            }
         };
         let outdated = EntitlementsError::Outdated { revision };
         conclude(snapshot, &ruled, drawn).ok_or(outdated)

@@ -4,7 +4,10 @@ use std::fmt;
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
-use saas_core::{IdempotencyKey, Limit, MeterKey, Revision, TenantContext, plan::Window};
+use saas_core::{
+    IdempotencyKey, Limit, MeterKey, Revision, TenantContext,
+    plan::{Aggregation, Window},
+};
 
 use crate::{EntitlementsError, Period};
 
@@ -18,12 +21,20 @@ pub struct Draw {
     pub meter: MeterKey,
     /// What counts it: the meter itself, or the one whose units pay for it.
     pub counter: MeterKey,
-    /// How much is used, from 1 to `i64::MAX`.
+    /// How uses become the counter's number.
+    pub aggregation: Aggregation,
+    /// How much is used, up to `i64::MAX`; the level, of a peak and of what keeps the latest.
     pub amount: u64,
     /// The same in units of the counter.
     pub units: u64,
     /// Names this one use.
     pub key: IdempotencyKey,
+    /// What is counted once in a window, of a meter that counts items: 1 to 255 characters.
+    pub item: Option<Box<str>>,
+    /// The member of the tenant that uses it.
+    pub member: Option<Box<str>>,
+    /// When it happens, in the period.
+    pub at: DateTime<Utc>,
     /// The kind of window it counts in.
     pub window: Window,
     /// The window it counts in.
@@ -31,6 +42,8 @@ pub struct Draw {
     /// The most that may be used of the plan in the window, this use included, up to `i64::MAX`. `i64::MAX` where nothing
     /// is refused.
     pub cap: u64,
+    /// The most that the member may use in the window, this use included; `None` for no such limit.
+    pub member_cap: Option<u64>,
     /// The limit that the thresholds are percentages of; it may be beyond `cap`, or let more through.
     pub limit: Limit,
     /// What to announce once in the window for this limit, ascending.
@@ -75,7 +88,7 @@ pub struct Threshold {
 pub enum Drawn {
     /// It was counted.
     Counted {
-        /// Used of the plan in the window before it, overage included.
+        /// Used of the plan in the window before it, overage included; the peak, the number of items or the level.
         before: u64,
         /// The same with it.
         after: u64,
@@ -91,7 +104,14 @@ pub enum Drawn {
         /// The most that would have fitted, of the plan, its overage and grants.
         room: u64,
     },
-    /// This key was counted before, with the same amount.
+    /// It did not fit into what its member may use, which is less than what the tenant has left. Nothing was counted.
+    MemberRefused {
+        /// Used by the member in the window.
+        used: u64,
+        /// The most that would have fitted.
+        room: u64,
+    },
+    /// This key was counted before, with the same amount and item.
     AlreadyCounted,
     /// The tenant has another revision than the draw was decided at. Nothing was counted: decide again.
     Outdated {
@@ -107,8 +127,12 @@ pub enum Drawn {
 /// - *In order*: units come from the plan up to its limit, then from grants (lowest priority number, then what ends first,
 ///   then the oldest), then from the plan's overage up to the cap.
 /// - *Whole*: a draw is counted in full or not at all.
+/// - *By its aggregation*: a peak adds what it is above the one before, an item 1 when it is new in the window, a level
+///   what it differs from the one before unless that is of a later instant. What adds nothing is counted whatever the caps.
+/// - *By member, too*: a draw with a `member_cap` is counted only where tenant and member have room, in the same step; what
+///   a member used before the first such draw of a window counts.
 /// - *Idempotent*: a repeated `key` of a meter moves nothing and is answered [`Drawn::AlreadyCounted`]; with another
-///   amount it is [`KeyReused`](saas_core::CoreError::KeyReused). A key of a refused draw is free again.
+///   amount or item it is [`KeyReused`](saas_core::CoreError::KeyReused). A key of a refused draw is free again.
 /// - *Announced once*: each threshold that is reached is in `crossed` of one draw per window and limit, whatever runs at
 ///   once and however the limit changes in between.
 /// - *Current*: a store that knows revisions counts only at the draw's own.
@@ -127,6 +151,16 @@ pub trait CounterStore: fmt::Debug + Send + Sync + 'static {
     async fn used(
         &self,
         ctx: &dyn TenantContext,
+        meter: &MeterKey,
+        window: Window,
+        period: Period,
+    ) -> Result<u64, EntitlementsError>;
+
+    /// What a member used in a window, grants included.
+    async fn used_by(
+        &self,
+        ctx: &dyn TenantContext,
+        member: &str,
         meter: &MeterKey,
         window: Window,
         period: Period,

@@ -9,13 +9,15 @@ use chrono::{DateTime, TimeDelta, Utc};
 use saas_core::{
     Actor, CoreError, InvalidInput, PlanCatalog, PlanKey, Revision, SessionBinding, SharedClock, SystemPool, SystemTx,
     TenantContext, TenantId, TenantTx, audit, revision,
-    subscription::{PlanAssignment, PlanSource},
+    subscription::{self, PlanAssignment, PlanSource},
 };
 use serde_json::json;
 use sqlx::{PgConnection, types::Json};
 
-use super::history;
 use crate::{Entitlements, EntitlementsError};
+
+/// The name of this source in `saas.plan_record`.
+const RECORD: &str = "assigned";
 
 /// The plans of [`Assignments`], as the gate reads them. A tenant without one is on the catalogue's default plan.
 #[derive(Debug, Clone)]
@@ -38,6 +40,10 @@ impl PlanSource for AssignedPlans {
         let mut tx = TenantTx::begin_read_only(&*self.binding, ctx).await?;
         let found = find_in(&mut tx, ctx.tenant()).await?;
         Ok(found.unwrap_or_else(|| PlanAssignment::active(self.default_plan.clone())))
+    }
+
+    fn recorded_as(&self) -> Option<&'static str> {
+        Some(RECORD)
     }
 }
 
@@ -94,6 +100,8 @@ impl Assignments {
         actor: &Actor,
     ) -> Result<PlanAssignment, EntitlementsError> {
         let mut tx = SystemTx::begin(&self.system, actor.clone(), "put a tenant on a plan").await?;
+        // The clock is read under the lock: what is recorded has the order of the commits.
+        saas_core::tenant::lock_in(&mut tx, tenant).await?;
         let (put, revision) = self.put_assignment_in(&mut tx, tenant, assignment, actor, self.clock.now()).await?;
         tx.commit().await?;
         self.entitlements.hear(tenant, revision);
@@ -149,6 +157,7 @@ impl Assignments {
         actor: &Actor,
     ) -> Result<PlanAssignment, EntitlementsError> {
         let mut tx = SystemTx::begin(&self.system, actor.clone(), "start a trial").await?;
+        saas_core::tenant::lock_in(&mut tx, tenant).await?;
         let (put, revision) = self.start_trial_in(&mut tx, tenant, plan, actor, self.clock.now()).await?;
         tx.commit().await?;
         self.entitlements.hear(tenant, revision);
@@ -246,7 +255,7 @@ impl Assignments {
         .execute(&mut *connection)
         .await
         .map_err(CoreError::from_database)?;
-        history::record_in(connection, tenant, revision, now).await?;
+        subscription::record_in(connection, tenant, RECORD, revision, Some(&assignment), now).await?;
         let entry = audit::Entry::new(action, &assignment.plan);
         let entry = entry.with_detail(json!({ "from": before, "to": assignment }));
         audit::record_in(connection, tenant, actor, entry, now).await?;

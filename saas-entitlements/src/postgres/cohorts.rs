@@ -37,6 +37,8 @@ impl Cohorts {
         actor: &Actor,
     ) -> Result<bool, EntitlementsError> {
         let mut tx = SystemTx::begin(&self.system, actor.clone(), "put a tenant into a cohort").await?;
+        // The clock is read under the lock: what is recorded has the order of the commits.
+        saas_core::tenant::lock_in(&mut tx, tenant).await?;
         let added = self.add_to_cohort_in(&mut tx, tenant, cohort, actor, self.clock.now()).await?;
         let Some(revision) = added else { return Ok(false) };
         tx.commit().await?;
@@ -90,6 +92,7 @@ impl Cohorts {
         actor: &Actor,
     ) -> Result<bool, EntitlementsError> {
         let mut tx = SystemTx::begin(&self.system, actor.clone(), "take a tenant out of a cohort").await?;
+        saas_core::tenant::lock_in(&mut tx, tenant).await?;
         let removed = self.remove_from_cohort_in(&mut tx, tenant, cohort, actor, self.clock.now()).await?;
         let Some(revision) = removed else { return Ok(false) };
         tx.commit().await?;

@@ -13,7 +13,7 @@ use saas_core::{
     UsageEventId, audit,
     db::{Literal, TenantWork},
     outbox,
-    plan::Window,
+    plan::{Aggregation, Window},
 };
 use serde::{Deserialize, Serialize};
 use sqlx::{PgConnection, Row, postgres::PgRow};
@@ -41,7 +41,7 @@ pub struct ThresholdCrossed {
 /// Counts in the tables `saas.usage_*`.
 #[derive(Debug, Clone)]
 pub struct PostgresCounters {
-    binding: Arc<dyn SessionBinding>,
+    pub(crate) binding: Arc<dyn SessionBinding>,
 }
 
 impl PostgresCounters {
@@ -75,8 +75,10 @@ impl CounterStore for PostgresCounters {
         let drawn = consume_in(&mut tx, draw, now).await?;
         match drawn {
             Drawn::Counted { .. } => tx.commit().await?,
+            // Nothing was counted, but what each member used may have been added up, and stays known.
+            Drawn::Refused { .. } | Drawn::MemberRefused { .. } if draw.member_cap.is_some() => tx.commit().await?,
             // Nothing was counted; at most an empty counter row goes with the transaction.
-            Drawn::Refused { .. } | Drawn::AlreadyCounted | Drawn::Outdated { .. } => {}
+            Drawn::Refused { .. } | Drawn::MemberRefused { .. } | Drawn::AlreadyCounted | Drawn::Outdated { .. } => {}
         }
         Ok(drawn)
     }
@@ -101,6 +103,40 @@ impl CounterStore for PostgresCounters {
         .fetch_optional(&mut *tx)
         .await
         .map_err(CoreError::from_database)?;
+        Ok(units(used.unwrap_or(0))?)
+    }
+
+    async fn used_by(
+        &self,
+        ctx: &dyn TenantContext,
+        member: &str,
+        meter: &MeterKey,
+        window: Window,
+        period: Period,
+    ) -> Result<u64, EntitlementsError> {
+        let mut tx = TenantTx::begin_read_only(&*self.binding, ctx).await?;
+        let used: Option<i64> = sqlx::query_scalar(
+            "select case when c.by_member then
+                        (select m.used from saas.usage_member m
+                         where m.tenant_id = $1 and m.meter = $2 and m.window_kind = $3 and m.window_start = $4
+                           and m.member = $5)
+                    else
+                        (select saas.bounded(greatest(sum(e.units), 0)) from saas.usage_event e
+                         where e.tenant_id = $1 and e.counter = $2 and e.window_kind = $3 and e.window_start = $4
+                           and e.member = $5)
+                    end
+             from saas.usage_counter c
+             where c.tenant_id = $1 and c.meter = $2 and c.window_kind = $3 and c.window_start = $4",
+        )
+        .bind(ctx.tenant().as_uuid())
+        .bind(meter.as_str())
+        .bind(window.as_str())
+        .bind(period.start)
+        .bind(member)
+        .fetch_optional(&mut *tx)
+        .await
+        .map_err(CoreError::from_database)?
+        .flatten();
         Ok(units(used.unwrap_or(0))?)
     }
 }
@@ -131,11 +167,12 @@ pub(crate) async fn consume_in(tx: &mut TenantTx, draw: &Draw, now: DateTime<Utc
     Err(CoreError::Corrupt { table: "saas.usage_counter", column: "used" }.into())
 }
 
-const CONSUME: &str = "select outcome, revision, before, after, prior, relimited, due, burnt, room
+const CONSUME: &str = "select outcome, revision, before, after, prior, prior_item, relimited, due, burnt, room, member_before
     from saas.usage_consume(
         $18::text, $1::uuid, $2::bigint, $3::text, $4::text, $5::text, $6::uuid, $7::bigint, $8::bigint, $9::text, $10::timestamptz,
         $11::bigint, nullif($12::bigint, -1), $13::text::integer[], $14::text::bigint[], $15::text, $16::timestamptz,
-        $17::boolean)";
+        $17::boolean, $19::text, nullif($20::text, ''), nullif($21::text, ''), nullif($22::bigint, -1),
+        $23::timestamptz)";
 
 /// What of a call has to be written as text first.
 struct Call {
@@ -157,7 +194,7 @@ impl Call {
     }
 
     /// The parameters of [`CONSUME`]. `whole`: the caller does what follows from a use that is not of the common kind.
-    fn values<'a>(&'a self, draw: &'a Draw, now: DateTime<Utc>, whole: bool) -> [Literal<'a>; 18] {
+    fn values<'a>(&'a self, draw: &'a Draw, now: DateTime<Utc>, whole: bool) -> [Literal<'a>; 23] {
         [
             Literal::Uuid(self.tenant.as_uuid()),
             Literal::Integer(stored(draw.revision.get())),
@@ -177,6 +214,14 @@ impl Call {
             Literal::Timestamp(now),
             Literal::Boolean(whole),
             Literal::Text(draw.kind.as_str()),
+            Literal::Text(match draw.aggregation {
+                Aggregation::Sum | Aggregation::Count => "sum",
+                peculiar @ (Aggregation::Max | Aggregation::Unique | Aggregation::Latest) => peculiar.as_str(),
+            }),
+            Literal::Text(draw.item.as_deref().unwrap_or_default()),
+            Literal::Text(draw.member.as_deref().unwrap_or_default()),
+            Literal::Integer(draw.member_cap.map_or(-1, stored)),
+            Literal::Timestamp(draw.at),
         ]
     }
 }
@@ -192,6 +237,8 @@ struct Decided {
     after: Option<i64>,
     /// The amount that the key was counted with before.
     prior: Option<i64>,
+    /// The item that it was counted with.
+    prior_item: Option<String>,
     /// Whether the last use of the window was under another limit.
     relimited: bool,
     /// Thresholds that are reached and were not announced for this limit, in percent.
@@ -200,6 +247,8 @@ struct Decided {
     burnt: Option<i64>,
     /// The most that would have fitted.
     room: Option<i64>,
+    /// Used by the member, where its limit is what refused.
+    member_before: Option<i64>,
 }
 
 impl Decided {
@@ -211,10 +260,12 @@ impl Decided {
                 before: row.try_get("before")?,
                 after: row.try_get("after")?,
                 prior: row.try_get("prior")?,
+                prior_item: row.try_get("prior_item")?,
                 relimited: row.try_get::<Option<bool>, _>("relimited")?.unwrap_or_default(),
                 due: row.try_get::<Option<Vec<i32>>, _>("due")?.unwrap_or_default(),
                 burnt: row.try_get("burnt")?,
                 room: row.try_get("room")?,
+                member_before: row.try_get("member_before")?,
             })
         };
         read().map_err(CoreError::from_database)
@@ -227,9 +278,17 @@ impl Decided {
         let used = |number| found(number).and_then(units);
         Ok(Some(match self.outcome.as_str() {
             "no tenant" => return Err(CoreError::NotFound { what: "tenant" }.into()),
-            "known" if u64::try_from(found(self.prior)?) == Ok(draw.amount) => Drawn::AlreadyCounted,
+            "known"
+                if (u64::try_from(found(self.prior)?), self.prior_item.as_deref())
+                    == (Ok(draw.amount), draw.item.as_deref()) =>
+            {
+                Drawn::AlreadyCounted
+            }
             "known" => return Err(CoreError::KeyReused { key: draw.key.to_string() }.into()),
             "outdated" => Drawn::Outdated { revision: Revision::new(units(found(self.revision)?)?) },
+            "refused" if self.member_before.is_some() => {
+                Drawn::MemberRefused { used: used(self.member_before)?, room: used(self.room)? }
+            }
             "refused" => Drawn::Refused { used: used(self.before)?, room: used(self.room)? },
             "counted" => Drawn::Counted {
                 before: used(self.before)?,

@@ -2,59 +2,29 @@
 //!
 //! Owns `saas.entitlement_history`, to which every change of this crate adds a row in its own transaction, and
 //! `saas.catalog_edition`, the catalogues that were published. Promises that [`History::at`] answers as the gate did, for
-//! everything that was recorded: assignments ([`Assignments`](crate::Assignments)), overrides, cohorts, and the status that
-//! an operator gave the tenant, which is read from the audit log. A source of plans of another kind records its changes with
-//! [`record_assignment_in`].
+//! everything that was recorded: plans by their source ([`saas_core::subscription::record_in`]), overrides, cohorts, and the
+//! status that an operator gave the tenant, which is read from the audit log.
 
 use chrono::{DateTime, Utc};
 use saas_core::{
     Actor, CoreError, PlanCatalog, Revision, SystemPool, SystemTx, TenantId,
-    subscription::{PlanAssignment, Standing},
+    subscription::{self, PlanAssignment, PlanSource, Standing},
 };
 use sqlx::{PgConnection, types::Json};
 
 use crate::{EntitlementsError, Override, Snapshot, TenantState, resolve};
 
-/// Records that the tenant's plan has changed, for sources of plans that keep it elsewhere than [`Assignments`].
-///
-/// Call it in the transaction of the change, after [`bump_in`](saas_core::revision::bump_in), once for each revision.
-///
-/// [`Assignments`]: crate::Assignments
-///
-/// # Errors
-/// [`Conflict`](CoreError::Conflict) when the revision has been recorded already; the caller must then roll back.
-pub async fn record_assignment_in(
-    connection: &mut PgConnection,
-    tenant: TenantId,
-    revision: Revision,
-    assignment: &PlanAssignment,
-    now: DateTime<Utc>,
-) -> Result<(), EntitlementsError> {
-    append(connection, tenant, revision, Some(assignment), now).await
-}
-
-/// Records what decides about the tenant from `now` on. The tenant's row is locked by the change.
+/// Records the overrides and cohorts that decide about the tenant from `now` on. The tenant's row is locked by the change.
 pub(super) async fn record_in(
     connection: &mut PgConnection,
     tenant: TenantId,
     revision: Revision,
     now: DateTime<Utc>,
 ) -> Result<(), EntitlementsError> {
-    append(connection, tenant, revision, None, now).await
-}
-
-async fn append(
-    connection: &mut PgConnection,
-    tenant: TenantId,
-    revision: Revision,
-    assignment: Option<&PlanAssignment>,
-    now: DateTime<Utc>,
-) -> Result<(), EntitlementsError> {
     sqlx::query(
-        "insert into saas.entitlement_history (tenant_id, revision, at, assignment, overrides, cohorts)
+        "insert into saas.entitlement_history (tenant_id, revision, at, overrides, cohorts)
          select $1, $2,
                 greatest($3, (select max(h.at) from saas.entitlement_history h where h.tenant_id = $1)),
-                coalesce($4, (select a.assigned from saas.plan_assignment a where a.tenant_id = $1)),
                 (select coalesce(jsonb_agg(jsonb_build_object(
                             'id', o.id, 'grant', o.granted, 'author', o.author, 'reason', o.reason,
                             'created_at', o.created_at, 'expires_at', o.expires_at) order by o.id), '[]')
@@ -67,7 +37,6 @@ async fn append(
     .bind(tenant.as_uuid())
     .bind(i64::try_from(revision.get()).unwrap_or(i64::MAX))
     .bind(now)
-    .bind(assignment.map(Json))
     .execute(connection)
     .await
     .map_err(CoreError::from_database)?;
@@ -78,24 +47,24 @@ async fn append(
 #[derive(Debug, Clone)]
 pub struct History {
     system: SystemPool,
-    default_when_unassigned: bool,
+    plans: Option<&'static str>,
+    recorded_from: Option<DateTime<Utc>>,
 }
 
 /// What was recorded last: revision, overrides, cohorts.
 type Recorded = (i64, Json<Vec<Override>>, Json<Vec<Box<str>>>);
 
 impl History {
-    /// A history whose source of plans records every assignment with [`record_assignment_in`].
+    /// The past of a gate that has its plans from `plans`.
     #[must_use]
-    pub const fn new(system: SystemPool) -> Self {
-        Self { system, default_when_unassigned: false }
+    pub fn new(system: SystemPool, plans: &dyn PlanSource) -> Self {
+        Self { system, plans: plans.recorded_as(), recorded_from: None }
     }
 
-    /// A history of [`AssignedPlans`](crate::AssignedPlans): a tenant for which no assignment was recorded was on the default
-    /// plan.
+    /// For a source that recorded nothing before `instant`: what a tenant had then is an error, not the default plan.
     #[must_use]
-    pub const fn of_assigned_plans(system: SystemPool) -> Self {
-        Self { system, default_when_unassigned: true }
+    pub fn with_plans_recorded_from(self, instant: DateTime<Utc>) -> Self {
+        Self { recorded_from: Some(instant), ..self }
     }
 
     /// Records that this catalogue is in force from `now` on; nothing where it already is.
@@ -138,10 +107,12 @@ impl History {
     /// What the tenant could do at `instant`; [`explain`](Snapshot::explain) says why. A tenant that did not exist yet could
     /// do nothing.
     ///
-    /// The snapshot's revision is that of the last recorded change.
+    /// The snapshot's revision is that of the last recorded change. Within the transaction of a change both answers are
+    /// right: see [`saas_core::subscription::record_in`].
     ///
     /// # Errors
-    /// [`Unrecorded`](EntitlementsError::Unrecorded) when no catalogue had been published by then, or the plan is not known.
+    /// [`Unrecorded`](EntitlementsError::Unrecorded) when no catalogue had been published by then, or the source of plans kept
+    /// no record.
     pub async fn at(&self, tenant: TenantId, instant: DateTime<Utc>) -> Result<Snapshot, EntitlementsError> {
         let mut tx = SystemTx::begin(&self.system, Actor::system("history"), "read what a tenant could do").await?;
         let catalog = catalog_at(&mut tx, instant).await?;
@@ -154,16 +125,12 @@ impl History {
         if existed != Some(true) {
             return Ok(Snapshot::unknown(&catalog, tenant, instant));
         }
+        let (plan_revision, assignment) = self.plan_at(&mut tx, tenant, instant).await?;
         let recorded = recorded_at(&mut tx, tenant, instant).await?;
-        let assignment = assignment_at(&mut tx, tenant, instant).await?;
         let not_served_since = not_served_since(&mut tx, tenant, instant).await?;
         tx.rollback().await?;
-        let default = || {
-            let plan = catalog.default_version().reference().plan.clone();
-            self.default_when_unassigned.then(|| PlanAssignment::active(plan))
-        };
-        let unrecorded = EntitlementsError::Unrecorded { what: "the tenant's plan", at: instant };
-        let mut assignment = assignment.or_else(default).ok_or(unrecorded)?;
+        let default = || PlanAssignment::active(catalog.default_version().reference().plan.clone());
+        let mut assignment = assignment.unwrap_or_else(default);
         if let Some(since) = not_served_since {
             assignment.standing = Standing::Suspended { since };
         }
@@ -174,7 +141,23 @@ impl History {
             }
             None => (Revision::NONE, Vec::new(), Vec::new()),
         };
+        let revision = revision.max(plan_revision);
         resolve(&catalog, tenant, TenantState { revision, assignment, overrides, cohorts }, instant)
+    }
+
+    /// What the source of plans answered; no assignment where the default plan held.
+    async fn plan_at(
+        &self,
+        connection: &mut PgConnection,
+        tenant: TenantId,
+        instant: DateTime<Utc>,
+    ) -> Result<(Revision, Option<PlanAssignment>), EntitlementsError> {
+        let source = self.plans.filter(|_| self.recorded_from.is_none_or(|from| from <= instant));
+        let Some(source) = source else {
+            return Err(EntitlementsError::Unrecorded { what: "the tenant's plan", at: instant });
+        };
+        let found = subscription::recorded_in(connection, tenant, source, instant).await?;
+        Ok(found.map_or((Revision::NONE, None), |found| (found.revision, found.assignment)))
     }
 }
 
@@ -209,26 +192,6 @@ async fn recorded_at(
     .await
     .map_err(CoreError::from_database)?;
     Ok(recorded)
-}
-
-async fn assignment_at(
-    connection: &mut PgConnection,
-    tenant: TenantId,
-    instant: DateTime<Utc>,
-) -> Result<Option<PlanAssignment>, EntitlementsError> {
-    let recorded: Option<Json<PlanAssignment>> = sqlx::query_scalar(
-        "select assignment
-         from saas.entitlement_history
-         where tenant_id = $1 and at <= $2 and assignment is not null
-         order by revision desc
-         limit 1",
-    )
-    .bind(tenant.as_uuid())
-    .bind(instant)
-    .fetch_optional(connection)
-    .await
-    .map_err(CoreError::from_database)?;
-    Ok(recorded.map(|Json(assignment)| assignment))
 }
 
 /// Since when the tenant was shut out or gone. Its status is only the present one; what it was is in the audit log, without

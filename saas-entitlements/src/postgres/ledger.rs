@@ -2,7 +2,9 @@
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
-use saas_core::{CoreError, InvalidInput, MeterKey, TenantContext, TenantTx, UsageEventId, UsageGrantId, audit};
+use saas_core::{
+    CoreError, InvalidInput, MeterKey, TenantContext, TenantTx, UsageEventId, UsageGrantId, audit, plan::Window,
+};
 use sqlx::types::Uuid;
 
 use super::{
@@ -162,12 +164,14 @@ async fn correct_in(
     adjustment: &Adjustment,
     now: DateTime<Utc>,
 ) -> Result<Corrected, EntitlementsError> {
-    let Adjustment { meter, counter, amount, units: change, key, window, period, at, reason } = adjustment;
+    let Adjustment { meter, counter, amount, units: change, key, item, member, window, period, at, reason } =
+        adjustment;
+    let (item, member) = (item.as_deref(), member.as_deref());
     let (tenant, actor) = (tx.tenant(), tx.actor().to_string());
     open_window(tx, counter, *window, *period).await?;
     // As for a use: first the counter, then the key.
-    let (before, held): (i64, i64) = sqlx::query_as(
-        "select greatest(used, 0), held
+    let (before, held, by_member): (i64, i64, bool) = sqlx::query_as(
+        "select greatest(used, 0), held, by_member
          from saas.usage_counter
          where tenant_id = $1 and meter = $2 and window_kind = $3 and window_start = $4
          for no key update",
@@ -181,8 +185,8 @@ async fn correct_in(
     .map_err(CoreError::from_database)?;
     let id = UsageEventId::mint_at(now).as_uuid();
     let fresh = sqlx::query(
-        "insert into saas.usage_key (tenant_id, meter, key, amount, event_id, at)
-         values ($1, $2, $3, $4, $5, $6)
+        "insert into saas.usage_key (tenant_id, meter, key, amount, event_id, at, item)
+         values ($1, $2, $3, $4, $5, $6, $7)
          on conflict (tenant_id, meter, key) do nothing",
     )
     .bind(tenant.as_uuid())
@@ -191,12 +195,13 @@ async fn correct_in(
     .bind(amount)
     .bind(id)
     .bind(now)
+    .bind(item)
     .execute(&mut **tx)
     .await
     .map_err(CoreError::from_database)?;
     if fresh.rows_affected() == 0 {
-        let prior: i64 = sqlx::query_scalar(
-            "select amount
+        let (prior, of): (i64, Option<String>) = sqlx::query_as(
+            "select amount, item
              from saas.usage_key
              where tenant_id = $1 and meter = $2 and key = $3",
         )
@@ -206,20 +211,29 @@ async fn correct_in(
         .fetch_one(&mut **tx)
         .await
         .map_err(CoreError::from_database)?;
-        if prior == *amount {
+        if (prior, of.as_deref()) == (*amount, item) {
             return Ok(Corrected::AlreadyCounted);
         }
         return Err(CoreError::KeyReused { key: key.to_string() }.into());
     }
+    let window = Counted { counter, window: *window, start: period.start };
+    let mut change = *change;
+    if let Some(member) = member.filter(|_| change < 0) {
+        change = change.max(-used_by_in(tx, &window, by_member, member).await?);
+    }
+    if let Some(item) = item {
+        change = if move_item(tx, &window, item, change > 0, *at).await? { change } else { 0 };
+    }
     let most = i64::MAX - held;
-    let sum = before.checked_add(*change).map(|sum| sum.max(0)).filter(|sum| *sum <= most.max(before));
+    let sum = before.checked_add(change).map(|sum| sum.max(0)).filter(|sum| *sum <= most.max(before));
     let after =
         sum.ok_or_else(|| InvalidInput::new("correction", "would count more than 2^63-1 units", "correct by less"))?;
     let taken = after - before;
     sqlx::query(
         "insert into saas.usage_event
-             (tenant_id, id, recorded_at, meter, counter, kind, amount, units, window_kind, window_start, at, key, actor)
-         values ($1, $2, $3, $4, $5, 'correction', $6, $7, $8, $9, $10, $11, $12)",
+             (tenant_id, id, recorded_at, meter, counter, kind, amount, units, window_kind, window_start, at, key, actor,
+              member, item)
+         values ($1, $2, $3, $4, $5, 'correction', $6, $7, $8, $9, $10, $11, $12, $13, $14)",
     )
     .bind(tenant.as_uuid())
     .bind(id)
@@ -228,11 +242,13 @@ async fn correct_in(
     .bind(counter.as_str())
     .bind(amount)
     .bind(taken)
-    .bind(window.as_str())
-    .bind(period.start)
+    .bind(window.window.as_str())
+    .bind(window.start)
     .bind(at)
     .bind(key.as_str())
     .bind(actor)
+    .bind(member)
+    .bind(item)
     .execute(&mut **tx)
     .await
     .map_err(CoreError::from_database)?;
@@ -243,15 +259,105 @@ async fn correct_in(
     )
     .bind(tenant.as_uuid())
     .bind(counter.as_str())
-    .bind(window.as_str())
-    .bind(period.start)
+    .bind(window.window.as_str())
+    .bind(window.start)
     .bind(after)
     .execute(&mut **tx)
     .await
     .map_err(CoreError::from_database)?;
+    if let Some(member) = member.filter(|_| by_member) {
+        add_to_member(tx, &window, member, taken).await?;
+    }
     let detail = serde_json::json!({
         "event": id, "amount": amount, "units": taken, "at": at, "window_start": period.start, "reason": reason,
     });
     audit::record(tx, audit::Entry::new("usage.corrected", meter).with_detail(detail), now).await?;
     Ok(Corrected::Counted { before: units(before)?, after: units(after)? })
+}
+
+/// Names one window of a counter.
+struct Counted<'a> {
+    counter: &'a MeterKey,
+    window: Window,
+    start: DateTime<Utc>,
+}
+
+/// What a member used of the window: at least 0.
+async fn used_by_in(tx: &mut TenantTx, of: &Counted<'_>, by_member: bool, member: &str) -> Result<i64, CoreError> {
+    let tenant = tx.tenant();
+    let statement = if by_member {
+        "select used
+         from saas.usage_member
+         where tenant_id = $1 and meter = $2 and window_kind = $3 and window_start = $4 and member = $5"
+    } else {
+        "select saas.bounded(greatest(coalesce(sum(units), 0), 0))
+         from saas.usage_event
+         where tenant_id = $1 and counter = $2 and window_kind = $3 and window_start = $4 and member = $5"
+    };
+    let used: Option<i64> = sqlx::query_scalar(statement)
+        .bind(tenant.as_uuid())
+        .bind(of.counter.as_str())
+        .bind(of.window.as_str())
+        .bind(of.start)
+        .bind(member)
+        .fetch_optional(&mut **tx)
+        .await
+        .map_err(CoreError::from_database)?;
+    Ok(used.unwrap_or(0))
+}
+
+async fn add_to_member(tx: &mut TenantTx, of: &Counted<'_>, member: &str, units: i64) -> Result<(), CoreError> {
+    let tenant = tx.tenant();
+    sqlx::query(
+        "insert into saas.usage_member as m (tenant_id, meter, window_kind, window_start, member, used)
+         values ($1, $2, $3, $4, $5, greatest($6, 0))
+         on conflict (tenant_id, meter, window_kind, window_start, member) do update
+         set used = least(m.used, 9223372036854775807 - greatest($6, 0)) + $6",
+    )
+    .bind(tenant.as_uuid())
+    .bind(of.counter.as_str())
+    .bind(of.window.as_str())
+    .bind(of.start)
+    .bind(member)
+    .bind(units)
+    .execute(&mut **tx)
+    .await
+    .map_err(CoreError::from_database)?;
+    Ok(())
+}
+
+/// Puts an item in, or takes it out. Whether that changed anything.
+async fn move_item(
+    tx: &mut TenantTx,
+    of: &Counted<'_>,
+    item: &str,
+    put_in: bool,
+    at: DateTime<Utc>,
+) -> Result<bool, CoreError> {
+    let tenant = tx.tenant();
+    let moved = if put_in {
+        sqlx::query(
+            "insert into saas.usage_item (tenant_id, meter, window_kind, window_start, item, at)
+             values ($1, $2, $3, $4, $5, $6)
+             on conflict (tenant_id, meter, window_kind, window_start, item) do nothing",
+        )
+        .bind(tenant.as_uuid())
+        .bind(of.counter.as_str())
+        .bind(of.window.as_str())
+        .bind(of.start)
+        .bind(item)
+        .bind(at)
+    } else {
+        sqlx::query(
+            "delete from saas.usage_item
+             where tenant_id = $1 and meter = $2 and window_kind = $3 and window_start = $4 and item = $5",
+        )
+        .bind(tenant.as_uuid())
+        .bind(of.counter.as_str())
+        .bind(of.window.as_str())
+        .bind(of.start)
+        .bind(item)
+    };
+    let moved = moved.execute(&mut **tx).await.map_err(CoreError::from_database)?;
+    Ok(moved.rows_affected() == 1)
 }

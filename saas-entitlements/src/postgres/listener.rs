@@ -2,13 +2,10 @@
 
 use std::sync::Arc;
 
-use saas_core::{
-    Revision, TenantId,
-    revision::{Holder, Listener},
-};
+use saas_core::revision::Listener;
 use sqlx::postgres::PgConnectOptions;
 
-use crate::{Entitlements, gate::count};
+use crate::{Entitlements, gate::GateHolder};
 
 /// Listens in a task until it is dropped.
 #[derive(Debug)]
@@ -26,24 +23,6 @@ impl RevisionListener {
     /// # Panics
     /// Outside a tokio runtime.
     pub fn start(entitlements: Entitlements, options: PgConnectOptions) -> Self {
-        Self { _listener: Listener::start(Arc::new(Gate(entitlements)), options) }
-    }
-}
-
-/// Not on [`Entitlements`] itself: what it hears is not for its callers to say.
-#[derive(Debug)]
-struct Gate(Entitlements);
-
-impl Holder for Gate {
-    fn hear(&self, tenant: TenantId, revision: Revision) {
-        self.0.hear(tenant, revision);
-    }
-
-    fn flush(&self) {
-        self.0.flush();
-    }
-
-    fn count_unreadable(&self) {
-        count(&self.0.core.counters.unreadable_announcements);
+        Self { _listener: Listener::start(Arc::new(GateHolder(entitlements)), options) }
     }
 }

@@ -16,10 +16,12 @@ pub use assigned::{AssignedPlans, Assignments};
 pub use cohorts::Cohorts;
 pub(crate) use counters::consume_in;
 pub use counters::{PostgresCounters, THRESHOLD_TOPIC, ThresholdCrossed};
-pub use history::{History, record_assignment_in};
+pub use history::History;
 pub use leases::PostgresLeases;
 pub use listener::RevisionListener;
 pub use moving::{MovePreview, MoveReport, PlanMove};
 pub use overrides::{OverrideFilter, OverridePlace, Overrides};
 pub use poller::RevisionPoller;
+#[cfg(feature = "redis")]
+pub(crate) use poller::poll_revisions;
 pub use source::PostgresSource;

@@ -37,6 +37,8 @@ impl Overrides {
         author: &Actor,
     ) -> Result<Override, EntitlementsError> {
         let mut tx = SystemTx::begin(&self.system, author.clone(), "put an override in force").await?;
+        // The clock is read under the lock: what is recorded has the order of the commits.
+        saas_core::tenant::lock_in(&mut tx, tenant).await?;
         let (put, revision) = self.put_override_in(&mut tx, tenant, new, author, self.clock.now()).await?;
         tx.commit().await?;
         self.entitlements.hear(tenant, revision);
@@ -100,6 +102,7 @@ impl Overrides {
         author: &Actor,
     ) -> Result<bool, EntitlementsError> {
         let mut tx = SystemTx::begin(&self.system, author.clone(), "take an override out of force").await?;
+        saas_core::tenant::lock_in(&mut tx, tenant).await?;
         let removed = self.remove_override_in(&mut tx, tenant, subject, author, self.clock.now()).await?;
         let Some(revision) = removed else { return Ok(false) };
         tx.commit().await?;

@@ -5,16 +5,16 @@
 //! not all ended when it asked before, so a change that commits late is seen by the next query and none is skipped. What
 //! it sees twice changes nothing.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use saas_core::{Actor, CoreError, Revision, SystemPool, SystemTx, TenantId};
+use saas_core::{Actor, CoreError, Revision, SystemPool, SystemTx, TenantId, revision::Holder};
 use tokio::{
     task::JoinHandle,
     time::{MissedTickBehavior, interval, timeout},
 };
 use uuid::Uuid;
 
-use crate::Entitlements;
+use crate::{Entitlements, gate::GateHolder};
 
 /// More changes than this in one interval make everything be read again.
 const MOST_CHANGES: i64 = 10_000;
@@ -40,7 +40,7 @@ impl RevisionPoller {
     /// # Panics
     /// Outside a tokio runtime, and when `every` is zero.
     pub fn start(entitlements: Entitlements, pool: SystemPool, every: Duration) -> Self {
-        Self { task: tokio::spawn(poll(entitlements, pool, every)) }
+        Self { task: tokio::spawn(poll_revisions(Arc::new(GateHolder(entitlements)), pool, every)) }
     }
 }
 
@@ -50,7 +50,8 @@ impl Drop for RevisionPoller {
     }
 }
 
-async fn poll(gate: Entitlements, pool: SystemPool, every: Duration) {
+/// Asks for ever, and tells `holder`.
+pub(crate) async fn poll_revisions(holder: Arc<dyn Holder>, pool: SystemPool, every: Duration) {
     let mut interval = interval(every);
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut position = NOTHING_YET;
@@ -58,7 +59,7 @@ async fn poll(gate: Entitlements, pool: SystemPool, every: Duration) {
         interval.tick().await;
         let asked = timeout(ANSWER_WITHIN, changes_since(&pool, position)).await;
         position = match asked.unwrap_or_else(|_| Err(CoreError::Unavailable { cause: "no answer in time".into() })) {
-            Ok(seen) => tell(&gate, position, seen),
+            Ok(seen) => tell(&*holder, position, seen),
             Err(error) => {
                 tracing::warn!(target: "saas.entitlements.gate.poll", error = &error as &dyn std::error::Error, "cannot ask for revisions");
                 // Whoever answers next may be another server, with transactions of its own.
@@ -75,14 +76,14 @@ struct Seen {
     changes: Vec<(TenantId, Revision)>,
 }
 
-/// Tells the gate, and returns where to ask from next.
-fn tell(gate: &Entitlements, position: u64, seen: Seen) -> u64 {
+/// Tells the holder, and returns where to ask from next.
+fn tell(holder: &dyn Holder, position: u64, seen: Seen) -> u64 {
     let starts = position == NOTHING_YET || seen.next < position;
     if starts || seen.changes.len() as i64 >= MOST_CHANGES {
         // After the query: what is read from here on shows what had been committed by then.
-        gate.flush();
+        holder.flush();
     } else {
-        seen.changes.into_iter().for_each(|(tenant, revision)| gate.hear(tenant, revision));
+        seen.changes.into_iter().for_each(|(tenant, revision)| holder.hear(tenant, revision));
     }
     seen.next
 }

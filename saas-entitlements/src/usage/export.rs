@@ -38,6 +38,8 @@ pub struct UsageRow {
     pub id: UsageEventId,
     /// Whose.
     pub tenant: TenantId,
+    /// What it tells of.
+    pub kind: UsageKind,
     /// What was used.
     pub meter: MeterKey,
     /// What counted it.
@@ -52,6 +54,18 @@ pub struct UsageRow {
     pub at: DateTime<Utc>,
     /// By which member of the tenant.
     pub member: Option<String>,
+}
+
+/// What an event tells of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UsageKind {
+    /// A use, or the uses that a lease reported together.
+    Use,
+    /// A correction by a person.
+    Correction,
+    /// What a process that was lost had not reported: counted as used, and perhaps it was not.
+    Stranded,
 }
 
 /// What became of one item of a batch.
@@ -95,7 +109,7 @@ pub struct ExportReport {
     pub refused: u64,
 }
 
-type Row = (Uuid, Uuid, String, String, i64, i64, DateTime<Utc>, DateTime<Utc>, Option<String>, DateTime<Utc>);
+type Row = (Uuid, Uuid, String, String, String, i64, i64, DateTime<Utc>, DateTime<Utc>, Option<String>, DateTime<Utc>);
 
 /// A batch that is written down, and when its rows were recorded.
 struct Claimed {
@@ -205,7 +219,7 @@ impl UsagePipeline {
             }
         };
         let rows: Vec<Row> = sqlx::query_as(
-            "select e.id, e.tenant_id, e.meter, e.counter, e.amount, e.units, e.window_start, e.at, e.member, e.recorded_at
+            "select e.id, e.tenant_id, e.kind, e.meter, e.counter, e.amount, e.units, e.window_start, e.at, e.member, e.recorded_at
              from saas.usage_consumer c
              join saas.usage_event e -- of every tenant, in the order of the reader
                on (e.position, e.tenant_id, e.id) > (c.after_position, c.after_tenant, c.after_event)
@@ -256,7 +270,7 @@ impl UsagePipeline {
             .map_err(CoreError::from_database)?;
         }
         let rows: Vec<Row> = sqlx::query_as(
-            "select e.id, e.tenant_id, e.meter, e.counter, e.amount, e.units, e.window_start, e.at, e.member, e.recorded_at
+            "select e.id, e.tenant_id, e.kind, e.meter, e.counter, e.amount, e.units, e.window_start, e.at, e.member, e.recorded_at
              from saas.usage_undelivered u
              join saas.usage_event e on e.tenant_id = u.tenant_id and e.id = u.event_id and e.recorded_at = u.recorded_at
              where u.consumer = $1 and u.batch_id = $2 and not u.refused
@@ -363,14 +377,21 @@ fn claimed(id: Uuid, rows: Vec<Row>, is_again: bool) -> Result<Claimed, CoreErro
 }
 
 fn usage_row(
-    (id, tenant, meter, counter, amount, units, window_start, at, member, _): Row,
+    (id, tenant, kind, meter, counter, amount, units, window_start, at, member, _): Row,
 ) -> Result<UsageRow, CoreError> {
     let key = |text: &str, column| {
         MeterKey::from_str(text).map_err(|_| CoreError::Corrupt { table: "saas.usage_event", column })
     };
+    let kind = match kind.as_str() {
+        "consume" | "commit" | "record" | "lease" => UsageKind::Use,
+        "correction" => UsageKind::Correction,
+        "stranded" => UsageKind::Stranded,
+        _ => return Err(CoreError::Corrupt { table: "saas.usage_event", column: "kind" }),
+    };
     Ok(UsageRow {
         id: UsageEventId::from_uuid(id),
         tenant: TenantId::from_uuid(tenant),
+        kind,
         meter: key(&meter, "meter")?,
         counter: key(&counter, "counter")?,
         amount,

@@ -18,7 +18,7 @@ mod roll_up;
 mod series;
 mod writer;
 
-pub use export::{Delivery, ExportReport, UsageBatch, UsageExport, UsageRow};
+pub use export::{Delivery, ExportReport, UsageBatch, UsageExport, UsageKind, UsageRow};
 pub use maintain::{HeldPart, Maintained, Retention};
 pub use rebuild::{CounterDrift, DriftCursor, DriftReport, Rebuild};
 pub use roll_up::RolledUp;

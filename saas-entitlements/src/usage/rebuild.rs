@@ -1,6 +1,7 @@
 //! Counters compared with the events they stand for, and counted again from them.
 //!
-//! What reservations and leases hold is theirs and stays as it is; only what was used is compared and mended.
+//! What reservations and leases hold is theirs and stays as it is; only what was used is compared and mended, with what each
+//! member used of it and the items in it.
 
 use std::str::FromStr;
 
@@ -16,7 +17,7 @@ use crate::EntitlementsError;
 pub enum Rebuild {
     /// It says what it would change.
     DryRun,
-    /// It sets the counter to what the events say, and writes both figures to the audit log.
+    /// It sets the counter, its members and its items to what the events say, and writes both figures to the audit log.
     Repair,
 }
 
@@ -37,6 +38,8 @@ pub struct CounterDrift {
     pub events: i64,
     /// What reservations and leases hold beside it.
     pub held: i64,
+    /// How many of its members and items have figures of their own that differ from their events.
+    pub details: i64,
 }
 
 /// A place in the list of counters.
@@ -62,7 +65,7 @@ pub struct DriftReport {
     pub next: Option<DriftCursor>,
 }
 
-type Compared = (uuid::Uuid, String, String, DateTime<Utc>, i64, i64, i64, bool);
+type Compared = (uuid::Uuid, String, String, DateTime<Utc>, i64, i64, i64, i64, bool);
 
 impl UsagePipeline {
     /// Compares a page of counters of all tenants with their events, each counter and its events at the same instant.
@@ -77,7 +80,11 @@ impl UsagePipeline {
         let mut tx = SystemTx::begin(&self.system, ACTOR, "compare counters with their events").await?;
         let rows: Vec<Compared> = sqlx::query_as(
             "select c.tenant_id, c.meter, c.window_kind, c.window_start, c.used,
-                    saas.bounded(coalesce(e.units, 0) - c.burnt), c.held, c.window_start < h.pruned_before
+                    saas.bounded(coalesce(e.units, 0) - c.burnt), c.held,
+                    case when c.window_start >= h.pruned_before then
+                        saas.usage_detail_drift(c.tenant_id, c.meter, c.window_kind, c.window_start, c.by_member)
+                    else 0 end,
+                    c.window_start < h.pruned_before
              from (
                  select * from saas.usage_counter -- of every tenant, page by page
                  where $1::uuid is null or (tenant_id, meter, window_kind, window_start) > ($1, $2, $3, $4)
@@ -111,10 +118,10 @@ impl UsagePipeline {
         });
         let mut report = DriftReport { next, ..DriftReport::default() };
         for row in rows {
-            let (.., used, events, _, is_beyond) = row;
+            let (.., used, events, _, details, is_beyond) = row;
             if is_beyond {
                 report.beyond_retention += 1;
-            } else if used == events {
+            } else if used == events && details == 0 {
                 report.sound += 1;
             } else {
                 report.drifted.push(drift_of(row)?);
@@ -158,7 +165,8 @@ impl UsagePipeline {
                     (select saas.bounded(coalesce(sum(e.units), 0) - c.burnt)
                      from saas.usage_event e
                      where e.tenant_id = $1 and e.counter = $2 and e.window_kind = $3 and e.window_start = $4),
-                    c.held, false
+                    c.held, saas.usage_detail_drift(c.tenant_id, c.meter, c.window_kind, c.window_start, c.by_member),
+                    false
              from saas.usage_counter c
              join saas.usage_horizon h on c.window_start >= h.pruned_before
              where c.tenant_id = $1 and c.meter = $2 and c.window_kind = $3 and c.window_start = $4",
@@ -172,7 +180,7 @@ impl UsagePipeline {
         .map_err(CoreError::from_database)?;
         let Some(drift) = compared.map(drift_of).transpose()? else { return Ok(None) };
         match mode {
-            Rebuild::Repair if drift.used != drift.events => {}
+            Rebuild::Repair if drift.used != drift.events || drift.details > 0 => {}
             Rebuild::Repair | Rebuild::DryRun => return Ok(Some(drift)),
         }
         sqlx::query(
@@ -188,8 +196,21 @@ impl UsagePipeline {
         .execute(&mut *tx)
         .await
         .map_err(CoreError::from_database)?;
+        sqlx::query(
+            "select saas.usage_detail_rebuild(tenant_id, meter, window_kind, window_start, by_member)
+             from saas.usage_counter
+             where tenant_id = $1 and meter = $2 and window_kind = $3 and window_start = $4",
+        )
+        .bind(ctx.tenant().as_uuid())
+        .bind(meter.as_str())
+        .bind(window.as_str())
+        .bind(window_start)
+        .execute(&mut *tx)
+        .await
+        .map_err(CoreError::from_database)?;
         let detail = serde_json::json!({
             "window": window, "window_start": window_start, "used": drift.used, "events": drift.events, "held": drift.held,
+            "details": drift.details,
         });
         let entry = audit::Entry::new("usage.counter_rebuilt", meter).with_detail(detail);
         audit::record_for(&mut tx, ctx, entry, self.clock.now()).await?;
@@ -198,7 +219,8 @@ impl UsagePipeline {
     }
 }
 
-fn drift_of((tenant, meter, window, window_start, used, events, held, _): Compared) -> Result<CounterDrift, CoreError> {
+fn drift_of(compared: Compared) -> Result<CounterDrift, CoreError> {
+    let (tenant, meter, window, window_start, used, events, held, details, _) = compared;
     let corrupt = |column| CoreError::Corrupt { table: "saas.usage_counter", column };
     let window = match window.as_str() {
         "hour" => Window::Hour,
@@ -210,5 +232,5 @@ fn drift_of((tenant, meter, window, window_start, used, events, held, _): Compar
         _ => return Err(corrupt("window_kind")),
     };
     let meter = MeterKey::from_str(&meter).map_err(|_| corrupt("meter"))?;
-    Ok(CounterDrift { tenant: TenantId::from_uuid(tenant), meter, window, window_start, used, events, held })
+    Ok(CounterDrift { tenant: TenantId::from_uuid(tenant), meter, window, window_start, used, events, held, details })
 }

@@ -43,6 +43,8 @@ pub struct SeriesPoint {
     pub units: i64,
     /// How much of the meter was used.
     pub amount: i64,
+    /// The largest amount of one use: the highest level, of a meter that keeps a peak or the latest.
+    pub peak: i64,
     /// In how many uses.
     pub events: i64,
 }
@@ -70,7 +72,7 @@ pub async fn series_in(tx: &mut TenantTx, query: &SeriesQuery) -> Result<Vec<Ser
     let tenant = tx.tenant().as_uuid();
     let statement = match query.bucket {
         Bucket::Hour => {
-            "select bucket, saas.bounded(sum(units)), saas.bounded(sum(amount)), sum(events)::bigint
+            "select bucket, saas.bounded(sum(units)), saas.bounded(sum(amount)), max(peak), sum(events)::bigint
              from saas.usage_hour
              where tenant_id = $1 and meter = $2 and bucket >= $3 and bucket < $4 and ($5::text is null or member = $5)
                and $6::text is not null
@@ -78,7 +80,7 @@ pub async fn series_in(tx: &mut TenantTx, query: &SeriesQuery) -> Result<Vec<Ser
              order by bucket"
         }
         Bucket::Day(Tz::UTC) => {
-            "select bucket, saas.bounded(sum(units)), saas.bounded(sum(amount)), sum(events)::bigint
+            "select bucket, saas.bounded(sum(units)), saas.bounded(sum(amount)), max(peak), sum(events)::bigint
              from saas.usage_day
              where tenant_id = $1 and meter = $2 and bucket >= $3 and bucket < $4 and ($5::text is null or member = $5)
                and $6::text is not null
@@ -87,7 +89,7 @@ pub async fn series_in(tx: &mut TenantTx, query: &SeriesQuery) -> Result<Vec<Ser
         }
         Bucket::Day(_) => {
             "select date_trunc('day', bucket, $6::text), saas.bounded(sum(units)), saas.bounded(sum(amount)),
-                    sum(events)::bigint
+                    max(peak), sum(events)::bigint
              from saas.usage_hour
              where tenant_id = $1 and meter = $2 and bucket >= $3 and bucket < $4 and ($5::text is null or member = $5)
              group by 1
@@ -102,7 +104,7 @@ pub async fn series_in(tx: &mut TenantTx, query: &SeriesQuery) -> Result<Vec<Ser
         let remedy = "ask by the hour, or for a zone that is whole hours from UTC";
         return Err(InvalidInput::new("zone", format!("{zone} is not whole hours from UTC"), remedy).into());
     }
-    let rows: Vec<(DateTime<Utc>, i64, i64, i64)> = sqlx::query_as(statement)
+    let rows: Vec<(DateTime<Utc>, i64, i64, i64, i64)> = sqlx::query_as(statement)
         .bind(tenant)
         .bind(query.meter.as_str())
         .bind(query.from)
@@ -112,7 +114,8 @@ pub async fn series_in(tx: &mut TenantTx, query: &SeriesQuery) -> Result<Vec<Ser
         .fetch_all(&mut **tx)
         .await
         .map_err(CoreError::from_database)?;
-    Ok(rows.into_iter().map(|(start, units, amount, events)| SeriesPoint { start, units, amount, events }).collect())
+    let point = |(start, units, amount, peak, events)| SeriesPoint { start, units, amount, peak, events };
+    Ok(rows.into_iter().map(point).collect())
 }
 
 /// Offsets change at most every few weeks, so one look a day finds them all.

@@ -19,7 +19,7 @@ use tokio::{
 use super::ACTOR;
 use crate::{EntitlementsError, Period};
 
-/// One use that is to be recorded, with its window decided.
+/// One use that is to be recorded, with its window decided, of a meter whose uses add up.
 #[derive(Debug, Clone)]
 pub struct UsageRecord {
     /// Whose.
@@ -239,6 +239,17 @@ const RECORD: &str = "
         group by tenant_id, counter, window_kind, window_start
         order by tenant_id, counter, window_kind, window_start
         on conflict (tenant_id, meter, window_kind, window_start) do update set used = c.used + excluded.used
+        returning tenant_id, meter, window_kind, window_start, by_member
+    ), members as (
+        insert into saas.usage_member as m (tenant_id, meter, window_kind, window_start, member, used)
+        select i.tenant_id, i.counter, i.window_kind, i.window_start, i.member, sum(i.units)::bigint
+        from counted i
+        join counters c on c.tenant_id = i.tenant_id and c.meter = i.counter and c.window_kind = i.window_kind
+                       and c.window_start = i.window_start
+        where c.by_member and i.member is not null
+        group by i.tenant_id, i.counter, i.window_kind, i.window_start, i.member
+        order by i.tenant_id, i.counter, i.window_kind, i.window_start, i.member
+        on conflict (tenant_id, meter, window_kind, window_start, member) do update set used = m.used + excluded.used
     )
     select i.n, k.amount
     from input i

@@ -2,8 +2,10 @@
 #![expect(clippy::unwrap_used, reason = "the helpers of tests may panic as tests may")]
 
 mod allocation;
+mod analytics;
 mod coherence;
 mod counters;
+mod counting;
 mod laws;
 mod layers;
 mod leases;
@@ -12,6 +14,9 @@ mod outage;
 mod plans;
 mod postgres;
 mod processes;
+mod receiver;
+#[cfg(feature = "redis")]
+mod redis;
 mod require;
 mod stage;
 mod usage;

@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use saas_core::{
-    Actor, AddOnKey, Clock, ErrorKind, FeatureKey, Limit, MeterKey, PageSize, PlanCatalog, PlanKey, PlanVersionRef,
-    RequestContext, SharedClock, SystemTx, TenantContext, TenantId, audit, revision,
-    subscription::{PlanAssignment, Standing},
+    Actor, AddOnKey, Clock, CoreError, ErrorKind, FeatureKey, Limit, MeterKey, PageSize, PlanCatalog, PlanKey,
+    PlanVersionRef, RequestContext, SharedClock, SystemTx, TenantContext, TenantId, audit, revision,
+    subscription::{self, FixedPlan, PlanAssignment, PlanSource, Standing},
     testing::TestDatabase,
 };
 use saas_entitlements::{
     AssignedPlans, Assignments, Cohorts, Entitlements, EntitlementsError, History, NewOverride, OverrideFilter,
-    OverrideGrant, OverrideSubject, Overrides, PlanMove, PostgresSource, SCHEMA, record_assignment_in,
+    OverrideGrant, OverrideSubject, Overrides, PlanMove, PostgresSource, SCHEMA,
 };
 
 const FIRST: &str = r#"
@@ -61,6 +61,7 @@ const FEATURES: [&str; 5] = ["csv", "read", "beta", "seats", "api"];
 
 /// The services on one catalogue; the gate's memory and clock are its own.
 struct Shop {
+    plans: Arc<AssignedPlans>,
     gate: Entitlements,
     assignments: Assignments,
     cohorts: Cohorts,
@@ -72,10 +73,11 @@ impl Shop {
         let clock: SharedClock = Arc::new(database.clock().clone());
         let binding = Arc::new(database.tenants().clone());
         let plans = Arc::new(AssignedPlans::new(binding.clone(), &catalog));
-        let gate = Entitlements::new(catalog, Arc::new(PostgresSource::new(binding, plans)), clock.clone());
+        let gate = Entitlements::new(catalog, Arc::new(PostgresSource::new(binding, plans.clone())), clock.clone());
         gate.tick();
         let system = database.system().clone();
         Self {
+            plans,
             assignments: Assignments::new(system.clone(), gate.clone(), clock.clone()),
             cohorts: Cohorts::new(system.clone(), gate.clone(), clock.clone()),
             overrides: Overrides::new(system, gate.clone(), clock),
@@ -388,7 +390,8 @@ async fn the_past_is_answered_as_the_gate_answered_then() {
 
 async fn record_and_compare(seed: u64) {
     let database = database().await;
-    let history = History::of_assigned_plans(database.system().clone());
+    let catalog = PlanCatalog::from_toml(FIRST).unwrap();
+    let history = History::new(database.system().clone(), &*Shop::open(&database, catalog).plans);
     let mut random = fastrand::Rng::with_seed(seed);
     let mut recorded: Vec<(TenantId, DateTime<Utc>, Vec<String>)> = Vec::new();
     let first = history.publish(FIRST, &ACTOR, database.clock().now()).await.unwrap();
@@ -480,7 +483,8 @@ async fn the_past_that_was_not_recorded_is_not_made_up() {
     let (clock, system) = (database.clock(), database.system().clone());
     let ctx: RequestContext = database.create_tenant("acme").await;
     let (tenant, created) = (ctx.tenant(), clock.now());
-    let elsewhere = History::new(system.clone());
+    let constant = FixedPlan(PRO.clone());
+    let elsewhere = History::new(system.clone(), &constant);
     let unpublished = elsewhere.at(tenant, created).await.unwrap_err();
     assert_eq!((unpublished.kind(), unpublished.code()), (ErrorKind::NotFound, "unrecorded"));
     elsewhere.publish(FIRST, &ACTOR, created - TimeDelta::days(1)).await.unwrap();
@@ -495,17 +499,48 @@ async fn the_past_that_was_not_recorded_is_not_made_up() {
     let mut tx = SystemTx::begin(&system, ACTOR.clone(), "change a plan elsewhere").await.unwrap();
     let changed = revision::bump_in(&mut tx, tenant).await.unwrap();
     let pro = PlanAssignment::active(PRO.clone());
-    record_assignment_in(&mut tx, tenant, changed, &pro, clock.now()).await.unwrap();
+    subscription::record_in(&mut tx, tenant, "own-table", changed, Some(&pro), clock.now()).await.unwrap();
     tx.commit().await.unwrap();
+    let began = clock.now();
     clock.advance(TimeDelta::days(1));
-    let past = elsewhere.at(tenant, clock.now() - TimeDelta::hours(1)).await.unwrap();
+    let recorded = History::new(system.clone(), &OwnTable);
+    let past = recorded.at(tenant, clock.now() - TimeDelta::hours(1)).await.unwrap();
     assert_eq!((past.is_feature_enabled(&CSV), past.revision()), (true, changed));
+    assert!(!recorded.at(tenant, created).await.unwrap().is_feature_enabled(&CSV), "nothing had been bought");
+    let later = recorded.clone().with_plans_recorded_from(began);
+    assert_eq!(later.at(tenant, created).await.unwrap_err().code(), "unrecorded");
+    assert!(later.at(tenant, began).await.unwrap().is_feature_enabled(&CSV));
     // A later change of another kind does not forget it.
     let shop = Shop::open(&database, PlanCatalog::from_toml(FIRST).unwrap());
     shop.cohorts.add_to_cohort(tenant, "friends", &ACTOR).await.unwrap();
-    let now = elsewhere.at(tenant, clock.now()).await.unwrap();
+    let now = recorded.at(tenant, clock.now()).await.unwrap();
     assert!(now.is_feature_enabled(&CSV) && now.is_feature_enabled(&FeatureKey::from_static("beta")));
+    // Another source is not heard: it was not the one that answered.
+    let assigned = History::new(system.clone(), &*shop.plans);
+    assert!(!assigned.at(tenant, clock.now()).await.unwrap().is_feature_enabled(&CSV));
+
+    // A clock that goes back does not change the order.
+    let mut tx = SystemTx::begin(&system, ACTOR.clone(), "record by a clock that is late").await.unwrap();
+    let ended = revision::bump_in(&mut tx, tenant).await.unwrap();
+    subscription::record_in(&mut tx, tenant, "own-table", ended, None, created).await.unwrap();
+    tx.commit().await.unwrap();
+    assert!(!recorded.at(tenant, began).await.unwrap().is_feature_enabled(&CSV));
     let mut tx = SystemTx::begin(&system, ACTOR.clone(), "record one revision twice").await.unwrap();
-    let again = record_assignment_in(&mut tx, tenant, changed, &pro, clock.now()).await.unwrap_err();
-    assert_eq!(again.kind(), ErrorKind::Conflict);
+    let again = subscription::record_in(&mut tx, tenant, "own-table", changed, Some(&pro), clock.now()).await;
+    assert_eq!(again.unwrap_err().kind(), ErrorKind::Conflict);
+}
+
+/// An adopter's own source of plans, which records what it changes.
+#[derive(Debug)]
+struct OwnTable;
+
+#[async_trait::async_trait]
+impl PlanSource for OwnTable {
+    async fn plan_of(&self, _: &dyn TenantContext, _: DateTime<Utc>) -> Result<PlanAssignment, CoreError> {
+        Ok(PlanAssignment::active(PRO.clone()))
+    }
+
+    fn recorded_as(&self) -> Option<&'static str> {
+        Some("own-table")
+    }
 }

@@ -538,6 +538,8 @@ async fn adjustments_keep_who_why_and_the_whole_amount_and_the_sums_agree() {
         meter: CALLS,
         amount: -5,
         key: "ticket-7".parse().unwrap(),
+        item: None,
+        member: None,
         at: app.now(),
         reason: "counted by a broken client".to_owned(),
     };

@@ -1,6 +1,7 @@
 //! Several processes of the application on one database: this binary, started again by the tests themselves.
 
 use std::{
+    any::Any,
     env,
     io::{BufRead, BufReader, Write},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
@@ -40,17 +41,21 @@ async fn serve(hears_by: &str) {
     let options = GateOptions::default().with_ttl(ttl).with_tick(TICK);
     let gate = Entitlements::with_options(catalog(), source, Arc::new(SystemClock), options).unwrap();
     let _clock = gate.start_clock();
-    let (mut listener, mut poller) = (None, None);
-    match hears_by {
-        "notify" => listener = Some(RevisionListener::start(gate.clone(), login)),
+    let _ear: Option<Box<dyn Any + Send>> = match hears_by {
+        "notify" => Some(Box::new(RevisionListener::start(gate.clone(), login))),
         "poll" => {
             let system = db::pool_options().max_connections(1).connect_with(system).await.unwrap();
             let system = SystemPool::open(system, &schemas).await.unwrap();
-            poller = Some(RevisionPoller::start(gate.clone(), system, POLL_EVERY));
+            Some(Box::new(RevisionPoller::start(gate.clone(), system, POLL_EVERY)))
         }
-        _ => {}
-    }
-    while gate.stats().flushes == 0 && (listener.is_some() || poller.is_some()) {
+        #[cfg(feature = "redis")]
+        url if url.starts_with("redis://") => {
+            let redis = crate::redis::single(url);
+            Some(Box::new(saas_entitlements::RedisRevisions::start(gate.clone(), redis)))
+        }
+        _ => None,
+    };
+    while gate.stats().flushes == 0 && hears_by != "nothing" {
         tokio::task::yield_now().await;
     }
     say("ready");
@@ -177,6 +182,29 @@ async fn a_change_reaches_four_processes_by_notification_also_after_their_connec
 async fn a_change_reaches_four_processes_by_polling_also_after_their_connections_are_cut() {
     let test = "processes::a_change_reaches_four_processes_by_polling_also_after_their_connections_are_cut";
     four_processes(test, "poll").await;
+}
+
+// G4: two relays, one of which is lost; the subscriptions are cut with everything else. The relays run while this waits.
+#[cfg(feature = "redis")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_reaches_four_processes_over_redis_also_after_their_connections_are_cut() {
+    if let Ok(hears_by) = env::var(CHILD) {
+        return serve(&hears_by).await;
+    }
+    let test = "processes::a_change_reaches_four_processes_over_redis_also_after_their_connections_are_cut";
+    let (app, server) = (App::start().await, saas_core::testing::RedisServer::start().unwrap());
+    let login = app.database.options("saas_app");
+    let relay = || saas_entitlements::RevisionRelay::listening(login.clone(), crate::redis::single(&server.url()));
+    let (lost, _kept) = (relay(), relay());
+    let mut processes: Vec<_> = (0..4).map(|_| Process::start(&app, test, &server.url())).collect();
+    assert_eq!(change_and_ask(&app, &mut processes, 10).await.len(), 40);
+    drop((processes.pop(), lost));
+    let cut: i64 = crate::redis::ask(&server.url(), &["CLIENT", "KILL", "TYPE", "pubsub"]).await;
+    assert!(cut >= 3, "{cut}");
+    let cut = "select count(pg_terminate_backend(pid)) from pg_stat_activity
+               where datname = current_database() and query ilike 'listen%'";
+    assert!(app.count(cut).await >= 1);
+    assert_eq!(change_and_ask(&app, &mut processes, 10).await.len(), 30);
 }
 
 // G4: all messages dropped.

@@ -462,7 +462,7 @@ fn record(ctx: &RequestContext, key: &str, amount: u64, moment: DateTime<Utc>) -
     }
 }
 
-// C2, C4, C12
+// C2, C4, C5, C6, C12: what a process that is killed had not acknowledged is in tests/kill.
 #[tokio::test]
 async fn recorded_uses_are_counted_once_through_lost_answers_and_beside_bad_ones() {
     let stage = Stage::start().await;

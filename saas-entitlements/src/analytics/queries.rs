@@ -1,8 +1,5 @@
-//! What usage says about customers: who got started, what is adopted, who is still there.
-//!
-//! All of it is derived from usage events and their roll-ups; nothing else is recorded. Each question is asked in a tenant's
-//! transaction and sees that tenant alone. Answers by the day are of UTC days, and as recent as the last
-//! [`roll_up`](crate::usage::UsagePipeline::roll_up). A member is whatever text the application recorded a use under.
+//! Questions about one tenant, asked in its transaction. Days are of UTC, and as recent as the last
+//! [`roll_up`](crate::usage::UsagePipeline::roll_up).
 
 use chrono::{DateTime, NaiveDate, Utc};
 use saas_core::{CoreError, InvalidInput, MeterKey, TenantTx};
@@ -80,7 +77,7 @@ pub async fn activation_in(tx: &mut TenantTx, key_events: &[MeterKey]) -> Result
          cross join lateral (
              select d.bucket
              from saas.usage_day d
-             where d.tenant_id = $1 and d.meter = k.meter
+             where d.tenant_id = $1 and d.meter = k.meter and d.events > 0
              order by d.bucket
              limit 1
          ) f",
@@ -111,7 +108,7 @@ pub async fn adoption_in(
         "select meter, count(distinct bucket), count(distinct nullif(member, '')), sum(events)::bigint
          from saas.usage_day
          where tenant_id = $1 and bucket >= $2::date::timestamp at time zone 'UTC'
-           and bucket < $3::date::timestamp at time zone 'UTC'
+           and bucket < $3::date::timestamp at time zone 'UTC' and events > 0
          group by meter
          order by 4 desc, meter",
     )
@@ -125,7 +122,8 @@ pub async fn adoption_in(
 }
 
 /// The instant of the tenant's last use, of any member or of one; `None` when no event of it is kept. Read from events, so
-/// the use that was just committed is in it.
+/// the use that was just committed is in it. For lists of tenants there is `last_active_at` of the operators' list, which the
+/// roll-up keeps.
 ///
 /// # Errors
 /// When the database does not answer.
@@ -136,7 +134,7 @@ pub async fn last_active_in(
     let last = sqlx::query_scalar(
         "select at
          from saas.usage_event
-         where tenant_id = $1 and ($2::text is null or member = $2)
+         where tenant_id = $1 and ($2::text is null or member = $2) and kind not in ('correction', 'stranded')
          order by at desc
          limit 1",
     )
@@ -169,7 +167,7 @@ pub async fn active_members_in(
         "select date_trunc($4, bucket at time zone 'UTC')::date, count(distinct member)
          from saas.usage_day
          where tenant_id = $1 and bucket >= $2::date::timestamp at time zone 'UTC'
-           and bucket < $3::date::timestamp at time zone 'UTC' and member <> ''
+           and bucket < $3::date::timestamp at time zone 'UTC' and member <> '' and events > 0
          group by 1
          order by 1",
     )

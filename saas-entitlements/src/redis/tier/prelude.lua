@@ -1,0 +1,31 @@
+-- Every value is `1|…|check`: a schema tag, and a checksum over its key and itself. What is not of that form, what was
+-- written for another key and what would never expire is foreign.
+local function sealed(key, body)
+    return body .. '|' .. string.sub(redis.sha1hex(key .. '|' .. body), 1, 16)
+end
+local function unsealed(key, value)
+    if type(value) ~= 'string' then return nil end
+    local body = string.match(value, '^(1|.*)|%x+$')
+    if not body or sealed(key, body) ~= value then return nil end
+    return body
+end
+local function read(key)
+    local value = redis.pcall('get', key)
+    if value == false then return nil, 'none' end
+    local body = unsealed(key, value)
+    if not body or redis.call('pttl', key) < 0 then return nil, 'foreign' end
+    local fields = {}
+    for field in string.gmatch(body, '[^|]+') do fields[#fields + 1] = field end
+    return fields
+end
+-- The name that Redis itself gives to a history of writes: another one after each restart and each promotion. What an
+-- older history said of a balance may be told twice.
+local function history()
+    return string.match(redis.call('info', 'replication'), 'master_replid:(%x+)')
+end
+-- Numbers are doubles here: below 2^53 they are exact, but not when they are turned into text by themselves.
+local function text(number)
+    return string.format('%.0f', number)
+end
+-- A slice: 1, 'slice', history, token, rule, lent, left, base. A slice to come: 1, 'open', history, nonce.
+-- A known use: 1, 'key', amount, id.
