@@ -1,153 +1,25 @@
 //! One live subscription per tenant: one open page at a time, and none beside a subscription.
 
-use chrono::{DateTime, Utc};
-use saas_core::{IdempotencyKey, InvalidInput, JobId, SystemTx, TenantContext, TenantId, tenant};
-use serde::Deserialize;
+use saas_core::{InvalidInput, JobId, SystemTx, TenantContext, TenantId, tenant};
 
 use super::{
-    CustomerDetails, Wish,
-    customer::metadata,
-    recover::{self},
+    Wish,
+    page::{Checkout, CheckoutPage},
 };
 use crate::{
-    billing::{ACTOR, Billing},
+    billing::Billing,
     derive::Derived,
     error::BillingError,
-    object::{CheckoutStatus, ObjectId, ObjectKind, SubscriptionStatus},
+    object::{ObjectId, ObjectKind},
     postgres::{
         command::{self, Asked, Slot, Stage},
-        object, state,
+        state,
     },
-    provider::{
-        Command, Fetched, NewCheckout, PageLimit, PaymentProvider, ProviderError, Query, Reply, TrialPayment,
-        WebAddress,
-    },
+    provider::{PaymentProvider, ProviderError},
 };
 
 /// Looks at a tenant that changes under us, in one call.
 const ROUNDS: usize = 6;
-
-/// What a tenant wants to buy.
-#[derive(Debug, Clone)]
-pub struct CheckoutPage {
-    items: Vec<(ObjectId, Option<u64>)>,
-    success: WebAddress,
-    cancel: WebAddress,
-    details: CustomerDetails,
-    trial_days: Option<u32>,
-    trial_payment: TrialPayment,
-    promotion_codes: bool,
-    automatic_tax: bool,
-    tax_ids: bool,
-}
-
-impl CheckoutPage {
-    /// A page that sells a price so many times (`None` for a metered one), and leads to these addresses.
-    #[must_use]
-    pub fn new(price: ObjectId, quantity: Option<u64>, success: WebAddress, cancel: WebAddress) -> Self {
-        Self {
-            items: vec![(price, quantity)],
-            success,
-            cancel,
-            details: CustomerDetails::default(),
-            trial_days: None,
-            trial_payment: TrialPayment::Required,
-            promotion_codes: false,
-            automatic_tax: false,
-            tax_ids: false,
-        }
-    }
-
-    /// Sells another price with it: an add-on, or metered usage.
-    #[must_use]
-    pub fn with_item(mut self, price: ObjectId, quantity: Option<u64>) -> Self {
-        self.items.push((price, quantity));
-        self
-    }
-
-    /// What stands on invoices, if the customer is not there yet.
-    #[must_use]
-    pub fn with_details(mut self, details: CustomerDetails) -> Self {
-        self.details = details;
-        self
-    }
-
-    /// Begins with a trial.
-    #[must_use]
-    pub const fn with_trial(mut self, days: u32, payment: TrialPayment) -> Self {
-        (self.trial_days, self.trial_payment) = (Some(days), payment);
-        self
-    }
-
-    /// Has a field for promotion codes.
-    #[must_use]
-    pub const fn with_promotion_codes(mut self) -> Self {
-        self.promotion_codes = true;
-        self
-    }
-
-    /// Lets Stripe compute taxes.
-    #[must_use]
-    pub const fn with_automatic_tax(mut self) -> Self {
-        self.automatic_tax = true;
-        self
-    }
-
-    /// Asks for tax ids.
-    #[must_use]
-    pub const fn with_tax_ids(mut self) -> Self {
-        self.tax_ids = true;
-        self
-    }
-
-    /// Equal wishes have equal subjects: they are served by one session.
-    fn subject(&self) -> String {
-        let hash = crate::merge::ContentHash::of(&(
-            &self.items,
-            &self.success,
-            &self.cancel,
-            self.trial_days,
-            self.trial_payment,
-            (self.promotion_codes, self.automatic_tax, self.tax_ids),
-        ));
-        hash.as_str().to_owned()
-    }
-
-    fn command(&self, customer: ObjectId, tenant: TenantId, id: JobId) -> Command {
-        Command::OpenCheckout(NewCheckout {
-            customer,
-            items: self.items.clone(),
-            success: self.success.clone(),
-            cancel: self.cancel.clone(),
-            trial_days: self.trial_days,
-            trial_payment: self.trial_payment,
-            promotion_codes: self.promotion_codes,
-            automatic_tax: self.automatic_tax,
-            tax_ids: self.tax_ids,
-            metadata: metadata(tenant, id),
-        })
-    }
-}
-
-/// Where the buyer goes from here.
-#[must_use]
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Checkout {
-    /// To Stripe's page.
-    Open {
-        /// `cs_…`
-        session: ObjectId,
-        /// Where.
-        address: Option<WebAddress>,
-        /// Until when.
-        expires_at: Option<DateTime<Utc>>,
-    },
-    /// Nowhere: the tenant has a subscription, which can be changed.
-    Subscribed {
-        /// `sub_…`
-        subscription: ObjectId,
-    },
-}
 
 /// What stands in the way of a new page.
 enum Claim {
@@ -283,133 +155,6 @@ impl Billing {
             Err(why) => return Err(why),
         };
         self.close_session(provider, tenant, &session, &format!("{}-close", other.id)).await
-    }
-
-    async fn close_session(
-        &self,
-        provider: &dyn PaymentProvider,
-        tenant: TenantId,
-        session: &ObjectId,
-        key: &str,
-    ) -> Result<(), BillingError> {
-        let key = IdempotencyKey::try_from(key.to_owned())?;
-        match provider.execute(&Command::ExpireCheckout(session.clone()), &key).await {
-            Ok(_) | Err(ProviderError::WrongState { .. } | ProviderError::Missing { .. }) => {}
-            // A key that is spent says nothing about the session; a look does.
-            Err(why) if why.is_key_spent() => {}
-            Err(why) => return Err(why.into()),
-        }
-        // Whatever was answered, and whenever: what it is now.
-        let Some(status) = self.read_session(provider, tenant, session).await? else {
-            return self.free_slot(tenant, session).await;
-        };
-        match status {
-            CheckoutStatus::Open | CheckoutStatus::Other(_) => {
-                Err(ProviderError::Unavailable { cause: "a checkout session that does not close".into() }.into())
-            }
-            CheckoutStatus::Complete | CheckoutStatus::Expired => self.free_slot(tenant, session).await,
-        }
-    }
-
-    /// Reads a session and merges it, with the subscription that was bought on it.
-    async fn read_session(
-        &self,
-        provider: &dyn PaymentProvider,
-        tenant: TenantId,
-        session: &ObjectId,
-    ) -> Result<Option<CheckoutStatus>, BillingError> {
-        #[derive(Deserialize)]
-        struct Bought {
-            status: CheckoutStatus,
-            #[serde(default)]
-            subscription: Option<ObjectId>,
-        }
-        let Some(object) = self.read_in(provider, tenant, ObjectKind::CheckoutSession, session).await? else {
-            return Ok(None);
-        };
-        let unreadable = |_| ProviderError::Unreadable { what: "a checkout session" };
-        let bought: Bought = serde_json::from_str(object.object.get()).map_err(unreadable)?;
-        if let Some(subscription) = &bought.subscription {
-            let _ = self.read_in(provider, tenant, ObjectKind::Subscription, subscription).await?;
-        }
-        Ok(Some(bought.status))
-    }
-
-    /// Reads an object of the tenant and merges it.
-    async fn read_in(
-        &self,
-        provider: &dyn PaymentProvider,
-        tenant: TenantId,
-        kind: ObjectKind,
-        id: &ObjectId,
-    ) -> Result<Option<Reply>, BillingError> {
-        let mut tx = SystemTx::begin(&self.system, ACTOR, "look at what is known before a read").await?;
-        let known = object::find_anywhere(&mut tx, self.scope.livemode, id).await?;
-        tx.commit().await?;
-        let reply = match provider.fetch(kind, id).await? {
-            Fetched::Found { object, as_of } => Reply { object, as_of, replayed: false },
-            Fetched::Missing => return Ok(None),
-        };
-        let now = self.clock.now();
-        let mut tx = SystemTx::begin(&self.system, ACTOR, "merge what was read").await?;
-        tenant::lock_in(&mut tx, tenant).await?;
-        self.merge_answer(&mut tx, known.as_ref(), &reply, "checkout", now).await?;
-        tx.commit().await?;
-        Ok(Some(reply))
-    }
-
-    async fn free_slot(&self, tenant: TenantId, session: &ObjectId) -> Result<(), BillingError> {
-        let mut tx = SystemTx::begin(&self.system, ACTOR, "free the tenant's checkout").await?;
-        tenant::lock_in(&mut tx, tenant).await?;
-        command::close(&mut tx, (tenant, &self.scope), session).await?;
-        Ok(tx.commit().await?)
-    }
-
-    /// Before a new page: closes open pages that others made for the customer, and finds a subscription that no event has
-    /// told of.
-    async fn look_around(
-        &self,
-        provider: &dyn PaymentProvider,
-        tenant: TenantId,
-        customer: &ObjectId,
-        id: JobId,
-    ) -> Result<Option<ObjectId>, BillingError> {
-        let query = Query::OpenCheckouts { customer: customer.clone() };
-        for object in provider.list(&query, None, PageLimit::MAX).await?.objects {
-            let session = Reply { object, as_of: None, replayed: false };
-            if recover::mark(&session.object) != Some(id) {
-                let session = session.id()?;
-                self.close_session(provider, tenant, &session, &format!("{id}-close-{session}")).await?;
-            }
-        }
-        let query = Query::Subscriptions { customer: Some(customer.clone()) };
-        for object in provider.list(&query, None, PageLimit::MAX).await?.objects {
-            #[derive(Deserialize)]
-            struct Standing {
-                id: ObjectId,
-                status: SubscriptionStatus,
-            }
-            let Ok(found) = serde_json::from_str::<Standing>(object.get()) else { continue };
-            let gives_access = match found.status {
-                SubscriptionStatus::Trialing
-                | SubscriptionStatus::Active
-                | SubscriptionStatus::PastDue
-                | SubscriptionStatus::Unpaid
-                | SubscriptionStatus::Paused
-                | SubscriptionStatus::Other(_) => true,
-                SubscriptionStatus::Incomplete
-                | SubscriptionStatus::IncompleteExpired
-                | SubscriptionStatus::Canceled => false,
-            };
-            if gives_access {
-                let _ = self.read_in(provider, tenant, ObjectKind::Subscription, &found.id).await?;
-                let mut tx = SystemTx::begin(&self.system, ACTOR, "withdraw a checkout that is not needed").await?;
-                command::fail(&mut tx, (tenant, &self.scope, id), "subscribed", self.clock.now()).await?;
-                tx.commit().await?;
-                return Ok(Some(found.id));
-            }
-        }
-        Ok(None)
     }
 }
 

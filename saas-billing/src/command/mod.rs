@@ -10,12 +10,14 @@
 mod checkout;
 mod customer;
 mod job;
+mod look;
+mod page;
 mod recover;
 
-pub use checkout::{Checkout, CheckoutPage};
 use chrono::{DateTime, TimeDelta, Utc};
 pub use customer::CustomerDetails;
 pub use job::{COMMANDS, CommandHandler};
+pub use page::{Checkout, CheckoutPage};
 use saas_core::{IdempotencyKey, JobId, SystemTx, TenantId, outbox, tenant};
 use serde::Deserialize;
 use serde_json::json;
