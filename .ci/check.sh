@@ -8,6 +8,7 @@ cargo fmt --version >/dev/null 2>&1 && cargo clippy --version >/dev/null 2>&1 ||
 
 step "format"
 cargo fmt --all --check
+cargo fmt --manifest-path benches/peers/Cargo.toml --check
 
 step "lints"
 cargo clippy --workspace --all-targets --all-features -- -D warnings

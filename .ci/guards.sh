@@ -84,6 +84,24 @@ edit  s/loaded.life.epoch == self.epoch && reaches/reaches/
 test  --package saas-entitlements --lib gate::
 fails gate::model::a_flush_ends_what_was_read_before_it_whenever_that_lands
 
+guard one load for all who wait
+file  saas-entitlements/src/gate/core.rs
+edit  s/joined = shelf.flights.get(&tenant).*/joined = None;/
+test  --package saas-entitlements --test suite -- coherence::
+fails coherence::a_thousand_misses_at_once_are_one_read
+
+guard the next boundary ends an answer
+file  saas-entitlements/src/gate/shelf.rs
+edit  s/boundary.min(life)/boundary.max(life)/
+test  --package saas-entitlements --test suite -- outage::
+fails outage::a_boundary_that_passes_while_cached_changes_the_answer_without_any_read
+
+guard the catalogue of a handle
+file  saas-entitlements/src/entitlements.rs
+edit  s/if feature.catalog == self.core.fingerprint$/if true/
+test  --package saas-entitlements --test suite -- coherence::
+fails coherence::a_snapshot_of_one_catalogue_answers_nothing_for_another
+
 guard second look of a reader at the sequence
 file  saas-entitlements/src/gate/table.rs
 edit  s/let torn = .*/let torn = stamp \& 1;/

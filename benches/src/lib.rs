@@ -2,6 +2,8 @@
 //!
 //! Only ratios are reported as results. Absolute figures belong to the machine that printed them.
 
+pub mod field;
+
 use std::{
     sync::Barrier,
     time::{Duration, Instant},

@@ -4,13 +4,14 @@ use std::{
     convert::Infallible,
     fmt,
     sync::{Arc, mpsc},
+    time::Duration,
 };
 
 use saas_core::{FeatureKey, PlanCatalog, Revision, SharedClock, TenantId};
 
 use crate::{
     Answer, EntitlementsError, Explanation, FeatureGate, FeatureHandle, GateOptions, GateStats, Snapshot,
-    SnapshotSource, UpgradeLink, gate::Core,
+    SnapshotSource, Staleness, UpgradeLink, gate::Core,
 };
 
 /// What tenants may do, answered from memory.
@@ -169,6 +170,19 @@ impl Entitlements {
         self.core.counters.read()
     }
 
+    /// How old answers are and how well changes are heard of, for metrics and alarms.
+    #[must_use]
+    pub fn staleness(&self) -> Staleness {
+        self.core.staleness()
+    }
+
+    /// Shows a channel of changes in [`staleness`](Self::staleness) until the watch is dropped. For channels of your own:
+    /// [`RevisionListener`](crate::RevisionListener) and [`RevisionPoller`](crate::RevisionPoller) have theirs.
+    #[must_use = "the channel is shown until the watch is dropped"]
+    pub fn watch_channel(&self, name: &'static str) -> ChannelWatch {
+        ChannelWatch { id: self.core.watch.open(name, self.core.clock.now()), core: Arc::clone(&self.core) }
+    }
+
     /// What is sold.
     #[must_use]
     pub fn catalog(&self) -> &PlanCatalog {
@@ -214,6 +228,31 @@ impl FeatureGate for Entitlements {
 impl fmt::Debug for Entitlements {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Entitlements").field("stats", &self.stats()).finish_non_exhaustive()
+    }
+}
+
+/// What a channel of changes says about itself.
+#[derive(Debug)]
+pub struct ChannelWatch {
+    core: Arc<Core>,
+    id: u64,
+}
+
+impl ChannelWatch {
+    /// The channel gave a sign of life.
+    pub fn heard(&self) {
+        self.core.watch.heard(self.id, None, self.core.clock.now());
+    }
+
+    /// The channel gave a sign of life that took `lag` from its sending to here.
+    pub fn heard_after(&self, lag: Duration) {
+        self.core.watch.heard(self.id, Some(lag), self.core.clock.now());
+    }
+}
+
+impl Drop for ChannelWatch {
+    fn drop(&mut self) {
+        self.core.watch.close(self.id);
     }
 }
 

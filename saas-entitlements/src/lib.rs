@@ -86,10 +86,10 @@ mod window;
 
 #[cfg(feature = "redis")]
 pub use self::redis::{Redis, RedisRevisions, RedisTier, RevisionRelay, TierOptions, TierStats};
-pub use entitlements::{Entitlements, GateClock};
+pub use entitlements::{ChannelWatch, Entitlements, GateClock};
 pub use error::EntitlementsError;
 pub use explain::{Explanation, Given, Layer, Reason};
-pub use gate::{Answer, FeatureGate, GateOptions, GateStats};
+pub use gate::{Answer, ChannelHealth, FeatureGate, GateOptions, GateStats, Staleness};
 #[cfg(feature = "testing")]
 pub use lease::conformance as lease_conformance;
 pub use lease::{Ask, Balance, Borrowed, LeaseOptions, LeaseStore, LeasedUse, Leases, Report, Reported};

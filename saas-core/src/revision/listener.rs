@@ -6,6 +6,9 @@
 //!
 //! Any session can send on the channel. A message that is no announcement is counted and ignored: were it a reason to
 //! distrust, one tenant could keep the answers of all others from being held.
+//!
+//! From time to time the listener sends a message to itself. When that comes back, the channel works, and says how long a
+//! message takes. When it does not, whatever stands between (a transaction pooler, say) passes no messages on.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -18,9 +21,9 @@ use crate::TenantId;
 /// The first and the longest pause before connecting again.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LAST_PAUSE: Duration = Duration::from_secs(5);
-/// How long a silent connection is believed to be alive.
-const PING_EVERY: Duration = Duration::from_secs(15);
-/// How long connecting, listening or a ping may take.
+/// How often the listener sends a message to itself, and how long it waits for one.
+const ECHO_EVERY: Duration = Duration::from_secs(15);
+/// How long connecting, listening or sending may take.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// How often messages that are no announcements are logged at most.
 const WARN_EVERY: Duration = Duration::from_secs(60);
@@ -36,6 +39,9 @@ pub trait Holder: fmt::Debug + Send + Sync + 'static {
     fn hear(&self, tenant: TenantId, revision: Revision);
     /// Something may have been missed: nothing that is held may be believed.
     fn flush(&self);
+    /// A message that the listener sent to itself came back after this long, as an announcement would have. Whoever keeps
+    /// no figures needs nothing here.
+    fn echoed(&self, _after: Duration) {}
     /// Someone sent what is no announcement. There is nothing to do but to count it.
     fn count_unreadable(&self);
 }
@@ -70,11 +76,11 @@ async fn listen(holder: &dyn Holder, options: &PgConnectOptions) {
     let mut pause = FIRST_PAUSE;
     loop {
         match connect(options).await {
-            Ok(mut listener) => {
+            Ok((mut listener, echo)) => {
                 // Listening since a moment: what was read before may have missed something.
                 holder.flush();
                 pause = FIRST_PAUSE;
-                let why = hear(holder, &mut listener).await;
+                let why = hear(holder, &mut listener, &echo).await;
                 holder.flush();
                 tracing::warn!(target: "saas.revision.listener", why, "cut off from revisions; listening again");
             }
@@ -87,7 +93,8 @@ async fn listen(holder: &dyn Holder, options: &PgConnectOptions) {
     }
 }
 
-async fn connect(options: &PgConnectOptions) -> Result<PgListener, sqlx::Error> {
+/// A connection that listens, and the name of the channel that the listener writes to itself on.
+async fn connect(options: &PgConnectOptions) -> Result<(PgListener, String), sqlx::Error> {
     // A pool of one: the listener must not take a connection from those that serve requests.
     let pool =
         PgPoolOptions::new().max_connections(1).acquire_timeout(ANSWER_WITHIN).connect_lazy_with(options.clone());
@@ -96,17 +103,26 @@ async fn connect(options: &PgConnectOptions) -> Result<PgListener, sqlx::Error> 
         let mut listener = PgListener::connect_with(&pool).await?;
         // Off: a loss must come back to us, not be mended behind our back.
         listener.eager_reconnect(false);
-        listener.listen(CHANNEL).await?;
-        Ok(listener)
+        let echo = format!("saas_echo_{:016x}", fastrand::u64(..));
+        listener.listen_all([CHANNEL, &echo]).await?;
+        Ok((listener, echo))
     };
     tokio::time::timeout(ANSWER_WITHIN, listening).await.map_err(timeout)?
 }
 
 /// Passes announcements on until something is wrong, and says what.
-async fn hear(holder: &dyn Holder, listener: &mut PgListener) -> &'static str {
+async fn hear(holder: &dyn Holder, listener: &mut PgListener, echo: &str) -> &'static str {
     let mut warned: Option<Instant> = None;
+    let mut sent: Option<Instant> = None;
+    let mut send_at = Instant::now();
     loop {
-        match tokio::time::timeout(PING_EVERY, listener.try_recv()).await {
+        match tokio::time::timeout_at(send_at, listener.try_recv()).await {
+            Ok(Ok(Some(notification))) if notification.channel() == echo => {
+                // One that nobody waits for was sent by somebody else.
+                if let Some(sent) = sent.take() {
+                    holder.echoed(sent.elapsed());
+                }
+            }
             Ok(Ok(Some(notification))) => match parse_notification(notification.payload()) {
                 Ok((tenant, revision)) => holder.hear(tenant, revision),
                 Err(_) => {
@@ -119,15 +135,21 @@ async fn hear(holder: &dyn Holder, listener: &mut PgListener) -> &'static str {
             },
             Ok(Ok(None)) => return "the connection was lost",
             Ok(Err(_)) => return "the connection failed",
-            Err(_) => match tokio::time::timeout(ANSWER_WITHIN, ping(listener)).await {
-                Ok(true) => {}
-                Ok(false) | Err(_) => return "the connection does not answer",
-            },
+            Err(_) if sent.is_some() => return "the connection does not pass messages on",
+            Err(_) => {
+                let now = Instant::now();
+                (sent, send_at) = (Some(now), now + ECHO_EVERY);
+                match tokio::time::timeout(ANSWER_WITHIN, send(listener, echo)).await {
+                    Ok(true) => {}
+                    Ok(false) | Err(_) => return "the connection does not answer",
+                }
+            }
         }
     }
 }
 
-/// Whether the server still answers: a connection whose other side vanished never says so by itself.
-async fn ping(listener: &mut PgListener) -> bool {
-    sqlx::query("select 1").execute(listener).await.is_ok()
+/// Sends to itself. Also shows whether the server still answers: a connection whose other side vanished never says so by
+/// itself.
+async fn send(listener: &mut PgListener, echo: &str) -> bool {
+    sqlx::query("select pg_notify($1, '')").bind(echo).execute(listener).await.is_ok()
 }

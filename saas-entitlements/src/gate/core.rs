@@ -10,6 +10,7 @@ use super::{
     GateOptions,
     flight::{Launch, wait},
     shelf::{Coarse, Landed, LoadFailed, Shelf},
+    staleness::{Staleness, Watch},
     stats::{Counters, count},
     table::Table,
 };
@@ -26,6 +27,7 @@ pub(crate) struct Core {
     pub(crate) catalog: PlanCatalog,
     pub(crate) clock: SharedClock,
     pub(crate) counters: Counters,
+    pub(crate) watch: Watch,
     pub(crate) options: GateOptions,
     pub(super) source: Arc<dyn SnapshotSource>,
     /// One for each load that may run.
@@ -57,6 +59,7 @@ impl Core {
             catalog,
             clock,
             counters: Counters::default(),
+            watch: Watch::default(),
             permits: Semaphore::new(options.concurrent_loads),
             options,
             source,
@@ -67,11 +70,12 @@ impl Core {
     /// The tenant's snapshot, if it is in memory and may be shown. Takes the lock; never waits for anything else.
     pub(crate) fn in_memory(self: &Arc<Self>, tenant: TenantId) -> Option<Arc<Snapshot>> {
         count(&self.counters.misses);
+        let now = self.clock.now();
         let mut shelf = self.lock();
-        let (snapshot, refresh) = self.look(&mut shelf, tenant, self.clock.now());
+        let (snapshot, refresh) = self.look(&mut shelf, tenant, now);
         drop(shelf);
         refresh.map(Launch::spawn);
-        snapshot
+        snapshot.inspect(|snapshot| self.note(snapshot, now))
     }
 
     /// The tenant's snapshot, loaded if need be. Always answers.
@@ -133,8 +137,9 @@ impl Core {
     /// What is in memory, or the load to wait for; `Err(None)` without a runtime.
     fn look_or_join(self: &Arc<Self>, tenant: TenantId) -> Result<Arc<Snapshot>, Option<watch::Receiver<Landed>>> {
         // One lock for looking and joining: between the two, a load could land unseen and be run twice.
+        let now = self.clock.now();
         let mut shelf = self.lock();
-        let (snapshot, mut launch) = self.look(&mut shelf, tenant, self.clock.now());
+        let (snapshot, mut launch) = self.look(&mut shelf, tenant, now);
         let mut joined = None;
         if snapshot.is_none() {
             joined = shelf.flights.get(&tenant).map(|flight| flight.landed.clone());
@@ -144,7 +149,7 @@ impl Core {
         }
         drop(shelf);
         let launched = launch.map(Launch::spawn);
-        snapshot.ok_or(joined.or(launched))
+        snapshot.inspect(|snapshot| self.note(snapshot, now)).ok_or(joined.or(launched))
     }
 
     /// What is held for the tenant, if it may be shown at `now`, and a refresh to spawn once the lock is released.
@@ -175,7 +180,6 @@ impl Core {
             && held.life.read_at <= now
             && !shelf.has_news_since(tenant, held.life.failed);
         if failing && self.serves_as_last_known(&held, now) {
-            count(&self.counters.last_known_answers);
             let retry = self.refresh(shelf, &held, now);
             return (Some(Arc::new(held.as_last_known(now))), retry);
         }
@@ -195,16 +199,42 @@ impl Core {
     fn degraded(&self, tenant: TenantId) -> Arc<Snapshot> {
         let now = self.clock.now();
         let held = self.table.find(tenant).and_then(|slot| self.table.held(slot));
-        match held.filter(|held| self.serves_as_last_known(held, now)) {
-            Some(held) => {
+        let snapshot = match held.filter(|held| self.serves_as_last_known(held, now)) {
+            Some(held) => held.as_last_known(now),
+            None => Snapshot::by_fail_policy(&self.catalog, tenant, now),
+        };
+        self.note(&snapshot, now);
+        Arc::new(snapshot)
+    }
+
+    /// Notes what an answer beside the table rests on; counts and traces a degraded one.
+    fn note(&self, answer: &Snapshot, now: DateTime<Utc>) {
+        let policy = match answer.origin {
+            Origin::Loaded | Origin::UnknownTenant => return self.watch.answered(answer.life.read_at, now),
+            Origin::LastKnown { read_at } => {
                 count(&self.counters.last_known_answers);
-                Arc::new(held.as_last_known(now))
+                self.watch.answered(read_at, now);
+                "last known state"
             }
-            None => {
+            Origin::FailPolicy => {
                 count(&self.counters.fail_policy_answers);
-                Arc::new(Snapshot::by_fail_policy(&self.catalog, tenant, now))
+                "fail policy"
             }
+        };
+        tracing::debug!(target: "saas.entitlements.gate.degraded", tenant = %answer.tenant, policy, "degraded answer");
+        if let Some(answers) = self.watch.degraded(now) {
+            tracing::warn!(
+                target: "saas.entitlements.gate.degraded", answers, policy,
+                "the source cannot be read: answering from the last known state, or by fail policy"
+            );
         }
+    }
+
+    /// How stale the gate is.
+    pub(crate) fn staleness(&self) -> Staleness {
+        let now = self.clock.now();
+        let clock_behind = self.lock().time.behind(now);
+        self.watch.read(clock_behind, now)
     }
 
     fn serves_as_last_known(&self, held: &Snapshot, now: DateTime<Utc>) -> bool {

@@ -19,6 +19,7 @@ mod holder;
 mod model;
 mod options;
 mod shelf;
+mod staleness;
 mod stats;
 mod sync;
 mod table;
@@ -34,6 +35,7 @@ use std::{
 
 pub use options::GateOptions;
 use saas_core::{FeatureKey, TenantId};
+pub use staleness::{ChannelHealth, Staleness};
 pub use stats::GateStats;
 
 #[cfg(feature = "postgres")]

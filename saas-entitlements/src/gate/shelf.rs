@@ -2,7 +2,7 @@
 //!
 //! Everything here is behind one lock that is held for a few map operations and never across an await.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use saas_core::{Revision, TenantId};
@@ -243,6 +243,11 @@ impl Coarse {
         self.running = true;
         self.last = self.ticks(now);
         table.now.store(self.last, Ordering::Relaxed);
+    }
+
+    /// How long ago the clock was moved, in whole milliseconds; `None` while it is stopped.
+    pub(super) fn behind(&self, now: DateTime<Utc>) -> Option<Duration> {
+        self.running.then(|| Duration::from_millis(self.ticks(now).saturating_sub(self.last)))
     }
 
     pub(super) fn stop(&mut self, table: &Table) {

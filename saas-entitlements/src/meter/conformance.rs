@@ -149,7 +149,7 @@ fn counted(drawn: Result<Drawn, EntitlementsError>) -> bool {
     matches!(drawn.unwrap(), Drawn::Counted { .. })
 }
 
-/// C1, C18: 64 tasks of 50 uses against a cap of 1,000 count exactly 1,000, and each threshold is announced once.
+/// C1, C18, G17: 64 tasks of 50 uses against a cap of 1,000 count exactly 1,000, and each threshold is announced once.
 pub async fn contention_never_exceeds_the_cap(fixture: Fixture) {
     let fixture = Arc::new(fixture);
     let tasks: Vec<_> = (0..64)

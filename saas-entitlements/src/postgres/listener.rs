@@ -23,6 +23,6 @@ impl RevisionListener {
     /// # Panics
     /// Outside a tokio runtime.
     pub fn start(entitlements: Entitlements, options: PgConnectOptions) -> Self {
-        Self { _listener: Listener::start(Arc::new(GateHolder(entitlements)), options) }
+        Self { _listener: Listener::start(Arc::new(GateHolder::new(entitlements, "notify")), options) }
     }
 }

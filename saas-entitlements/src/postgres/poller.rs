@@ -10,7 +10,7 @@ use std::{sync::Arc, time::Duration};
 use saas_core::{Actor, CoreError, Revision, SystemPool, SystemTx, TenantId, revision::Holder};
 use tokio::{
     task::JoinHandle,
-    time::{MissedTickBehavior, interval, timeout},
+    time::{Instant, Interval, MissedTickBehavior, interval, timeout},
 };
 use uuid::Uuid;
 
@@ -40,7 +40,7 @@ impl RevisionPoller {
     /// # Panics
     /// Outside a tokio runtime, and when `every` is zero.
     pub fn start(entitlements: Entitlements, pool: SystemPool, every: Duration) -> Self {
-        Self { task: tokio::spawn(poll_revisions(Arc::new(GateHolder(entitlements)), pool, every)) }
+        Self { task: tokio::spawn(poll_revisions(Arc::new(GateHolder::new(entitlements, "poll")), pool, every)) }
     }
 }
 
@@ -50,16 +50,31 @@ impl Drop for RevisionPoller {
     }
 }
 
-/// Asks for ever, and tells `holder`.
-pub(crate) async fn poll_revisions(holder: Arc<dyn Holder>, pool: SystemPool, every: Duration) {
-    let mut interval = interval(every);
+/// Asks for ever, and tells `holder`. Panics at once, not in the task, where `every` is zero.
+pub(crate) fn poll_revisions(
+    holder: Arc<dyn Holder>,
+    pool: SystemPool,
+    every: Duration,
+) -> impl Future<Output = ()> + Send {
+    poll(holder, pool, interval(every))
+}
+
+async fn poll(holder: Arc<dyn Holder>, pool: SystemPool, mut interval: Interval) {
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut position = NOTHING_YET;
+    let mut last_asked = Instant::now();
     loop {
         interval.tick().await;
+        let asking = Instant::now();
         let asked = timeout(ANSWER_WITHIN, changes_since(&pool, position)).await;
         position = match asked.unwrap_or_else(|_| Err(CoreError::Unavailable { cause: "no answer in time".into() })) {
-            Ok(seen) => tell(&*holder, position, seen),
+            Ok(seen) => {
+                let next = tell(&*holder, position, seen);
+                // What is seen now was committed after the last query began, or had been told of then.
+                holder.echoed(last_asked.elapsed());
+                last_asked = asking;
+                next
+            }
             Err(error) => {
                 tracing::warn!(target: "saas.entitlements.gate.poll", error = &error as &dyn std::error::Error, "cannot ask for revisions");
                 // Whoever answers next may be another server, with transactions of its own.

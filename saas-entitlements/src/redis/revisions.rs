@@ -48,7 +48,7 @@ impl RedisRevisions {
     /// # Panics
     /// Outside a tokio runtime.
     pub fn start(entitlements: Entitlements, redis: Redis) -> Self {
-        let holder = Arc::new(GateHolder(entitlements));
+        let holder = Arc::new(GateHolder::new(entitlements, "redis"));
         Self { task: tokio::spawn(async move { listen(&*holder, &redis).await }) }
     }
 }
@@ -111,10 +111,13 @@ async fn hear(holder: &dyn Holder, mut sink: PubSubSink, mut stream: PubSubStrea
                 }
             }
             Ok(None) => return "the connection was lost",
-            Err(_) => match timeout(ANSWER_WITHIN, sink.ping::<redis::Value>()).await {
-                Ok(Ok(_)) => {}
-                Ok(Err(_)) | Err(_) => return "the connection does not answer",
-            },
+            Err(_) => {
+                let asked = Instant::now();
+                match timeout(ANSWER_WITHIN, sink.ping::<redis::Value>()).await {
+                    Ok(Ok(_)) => holder.echoed(asked.elapsed()),
+                    Ok(Err(_)) | Err(_) => return "the connection does not answer",
+                }
+            }
         }
     }
 }

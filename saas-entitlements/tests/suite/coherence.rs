@@ -1,8 +1,13 @@
 //! No old answer comes back, whatever overtakes whatever.
 
-use crate::stage::{EXPORT, Stage, cancel_after};
-use saas_core::{FeatureKey, Revision, TenantId, subscription::AccessLevel};
+use chrono::TimeDelta;
+use saas_core::{
+    FeatureKey, Revision, TenantId,
+    subscription::{AccessLevel, PlanAssignment},
+};
 use saas_entitlements::{GateOptions, Origin};
+
+use crate::stage::{EXPORT, Stage, cancel_after, catalog, plan};
 
 // G1
 #[tokio::test]
@@ -227,6 +232,35 @@ async fn what_was_loaded_together_does_not_expire_together() {
     assert_eq!(alive(), 0);
 }
 
+// G8: waiters of every kind share one load and one error.
+#[tokio::test]
+async fn questions_of_every_kind_wait_for_the_same_read() {
+    let stage = Stage::new();
+    let tenant = stage.tenant("pro");
+    let handle = stage.gate.feature(&EXPORT).unwrap();
+    for down in [true, false] {
+        stage.source.set_down(down);
+        stage.source.hold();
+        let gate = stage.gate.clone();
+        let by_name = tokio::spawn(gate.is_feature_enabled(tenant, &EXPORT));
+        let by_handle = tokio::spawn(gate.is_enabled(tenant, handle));
+        let whole = tokio::spawn({
+            let gate = gate.clone();
+            async move { gate.snapshot(tenant).await.is_feature_enabled(&EXPORT) }
+        });
+        let why = tokio::spawn(async move { gate.explain(tenant, &EXPORT).await.unwrap().enabled });
+        let reads = stage.source.reads();
+        stage.source.wait_for_reads(reads + 1).await;
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+        stage.source.release();
+        let answers = [by_name.await, by_handle.await, whole.await, why.await].map(Result::unwrap);
+        assert_eq!(answers, [!down; 4]);
+        assert_eq!(stage.source.reads(), reads + 1);
+    }
+}
+
 // G7
 #[tokio::test]
 async fn callers_that_give_up_do_not_disturb_the_load() {
@@ -303,6 +337,59 @@ async fn a_clock_that_goes_back_makes_everything_be_read_again() {
     stage.advance(-3_600);
     assert!(stage.export(tenant).await);
     assert_eq!(stage.gate.is_feature_enabled(tenant, &EXPORT).if_ready(), Some(true), "and hits work again");
+}
+
+// G14: clocks that differ. Lives are counted on each one's own clock; boundaries are met as far apart as the clocks are.
+#[tokio::test]
+async fn a_process_whose_clock_is_ahead_meets_boundaries_early_by_as_much_and_is_stale_no_longer() {
+    let stage = Stage::new();
+    let ahead = stage.beside(catalog(), TimeDelta::seconds(60));
+    let tenant = stage.tenant("pro");
+    let ends_at = Some(stage.now() + TimeDelta::seconds(90));
+    stage.source.tenants.put_plan(tenant, PlanAssignment { ends_at, ..plan("pro") });
+    assert!(stage.export(tenant).await && ahead.export(tenant).await);
+    let both = async |seconds| {
+        stage.advance(seconds);
+        ahead.advance(seconds);
+        (stage.export(tenant).await, ahead.export(tenant).await)
+    };
+    assert_eq!(both(29).await, (true, true));
+    assert_eq!(both(1).await, (true, false), "its boundary");
+    assert_eq!(both(59).await, (true, false));
+    assert_eq!(both(1).await, (false, false), "60 s later: theirs");
+    // A change in silence shows to both after the same time: that of one life.
+    stage.change(tenant, "pro");
+    assert_eq!(both(60).await, (true, true));
+}
+
+// G15: two versions of the application beside each other, during a deployment.
+#[tokio::test]
+async fn a_snapshot_of_one_catalogue_answers_nothing_for_another() {
+    let stage = Stage::new();
+    // A feature before all others: every place has moved.
+    let text = "default_plan = 'free'\n[features.archive]\nkind = 'boolean'\nfail = 'closed'\n[features.export]\nkind = \
+        'boolean'\nfail = 'closed'\n[plans.free]\nrank = 0\n[[plans.free.versions]]\nversion = 1\n[plans.pro]\nrank = 1\n\
+        [[plans.pro.versions]]\nversion = 1\ngrants.archive = true\n";
+    let newer = stage.beside(saas_core::PlanCatalog::from_toml(text).unwrap(), TimeDelta::zero());
+    assert_ne!(newer.gate.catalog().fingerprint(), stage.gate.catalog().fingerprint());
+    let tenant = stage.tenant("pro");
+    let handles = [&stage, &newer].map(|stage| stage.gate.feature(&EXPORT).unwrap());
+    let snapshots = [stage.gate.snapshot(tenant).await, newer.gate.snapshot(tenant).await];
+    // Each by its own; across, all is off, whatever the other feature in that place would be.
+    let asked = |of: usize, handle: usize| {
+        let gate = [&stage, &newer][of].gate.is_enabled(tenant, handles[handle]).if_ready();
+        (gate, snapshots[of].is_enabled(handles[handle]))
+    };
+    assert_eq!([asked(0, 0), asked(1, 1)], [(Some(true), true), (Some(false), false)]);
+    assert_eq!([asked(0, 1), asked(1, 0)], [(Some(false), false); 2]);
+    let archive = newer.gate.feature(&FeatureKey::from_static("archive")).unwrap();
+    assert!(newer.gate.is_enabled(tenant, archive).await);
+    assert_eq!(
+        stage.gate.is_enabled(tenant, archive).if_ready(),
+        Some(false),
+        "although the feature in its place is on"
+    );
+    assert!(!snapshots[0].is_enabled(archive));
 }
 
 #[tokio::test]

@@ -19,4 +19,5 @@ mod receiver;
 mod redis;
 mod require;
 mod stage;
+mod staleness;
 mod usage;

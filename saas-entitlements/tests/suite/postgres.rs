@@ -12,8 +12,8 @@ use saas_core::{
 };
 use saas_entitlements::{
     Adjustments, Consumption, Corrected, Correction, Entitlements, GateOptions, GrantSource, Meter, NewGrant,
-    NewOverride, Origin, OverrideGrant, Overrides, PostgresCounters, PostgresSource, RevisionListener, SCHEMA,
-    SnapshotSource, THRESHOLD_TOPIC,
+    NewOverride, Origin, OverrideGrant, Overrides, PostgresCounters, PostgresSource, RevisionListener, RevisionPoller,
+    SCHEMA, SnapshotSource, THRESHOLD_TOPIC,
 };
 use sqlx::Executor;
 
@@ -175,7 +175,7 @@ async fn a_listener_whose_backend_is_killed_misses_nothing() {
     let _listener = app.listen().await;
     assert!(!app.export(&acme).await);
     let killed = app
-        .count("select count(pg_terminate_backend(pid)) from pg_stat_activity where query ilike 'listen%' and datname = current_database()")
+        .count("select count(pg_terminate_backend(pid)) from pg_stat_activity where query ~* '^(listen|select pg_notify)' and datname = current_database()")
         .await;
     assert_eq!(killed, 1);
     // Meanwhile the plan changes: its notification may go to nobody.
@@ -185,6 +185,51 @@ async fn a_listener_whose_backend_is_killed_misses_nothing() {
     app.until(async || app.gate.stats().flushes >= 3).await;
     app.change_plan(&acme, "free").await;
     app.until(async || !app.export(&acme).await).await;
+}
+
+// G5: there is no step between the commit and the announcement.
+#[tokio::test]
+async fn a_session_that_dies_right_after_its_commit_has_announced_it() {
+    let app = App::start().await;
+    let acme = app.database.create_tenant("acme").await;
+    let _listener = app.listen().await;
+    assert!(!app.export(&acme).await);
+    let mut session = app.database.owner().await;
+    session.execute("begin").await.unwrap();
+    for statement in [
+        "select set_config('saas.tenant_id', $1::text, true)",
+        "insert into tenant_plan (tenant_id, plan) values ($1::uuid, 'pro')",
+        "select saas.bump_revision($1::uuid)",
+    ] {
+        sqlx::query(statement).bind(acme.tenant().to_string()).execute(&mut session).await.unwrap();
+    }
+    let dies = "commit; select pg_terminate_backend(pg_backend_pid())";
+    assert!(session.execute(sqlx::raw_sql(dies)).await.is_err(), "it died");
+    app.until(async || app.gate.stats().announcements == 1).await;
+    assert!(app.export(&acme).await);
+}
+
+#[tokio::test]
+async fn a_listener_and_a_poller_show_that_they_work_and_how_late_they_hear() {
+    let app = App::start().await;
+    let _listener = app.listen().await;
+    let poller = RevisionPoller::start(app.gate.clone(), app.database.system().clone(), Duration::from_millis(5));
+    let health = |name: &str| app.gate.staleness().channels.into_iter().find(|health| health.channel == name);
+    // The listener's own message came back; the poller asked.
+    for name in ["notify", "poll"] {
+        app.until(async || health(name).unwrap().worst_lag.is_some()).await;
+    }
+    let lag = health("notify").unwrap().worst_lag.unwrap();
+    assert!(!lag.is_zero() && lag < Duration::from_secs(10), "{lag:?}");
+    // In silence both are alive: time passes, and the poller's next answer is a sign of life.
+    app.database.clock().advance(TimeDelta::seconds(40));
+    app.until(async || health("poll").unwrap().silent_for.is_zero()).await;
+    assert_eq!(health("notify").unwrap().silent_for, Duration::from_secs(40));
+    let acme = app.database.create_tenant("acme").await;
+    app.change_plan(&acme, "pro").await;
+    app.until(async || health("notify").unwrap().silent_for.is_zero()).await;
+    drop(poller);
+    app.until(async || health("poll").is_none()).await;
 }
 
 #[tokio::test]

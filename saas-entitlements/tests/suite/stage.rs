@@ -138,10 +138,20 @@ impl Stage {
 
     pub(crate) fn with(options: GateOptions) -> Self {
         let (source, clock) = (Scripted::new(), TestClock::starting("2026-01-15T12:00:00Z"));
+        Self::of(catalog(), source, clock, options)
+    }
+
+    fn of(catalog: PlanCatalog, source: Scripted, clock: TestClock, options: GateOptions) -> Self {
         let shared = Arc::new(clock.clone());
-        let gate = Entitlements::with_options(catalog(), Arc::new(source.clone()), shared, options).unwrap();
+        let gate = Entitlements::with_options(catalog, Arc::new(source.clone()), shared, options).unwrap();
         gate.tick();
         Self { gate, source, clock }
+    }
+
+    /// Another process on the same source, with a clock that is ahead by that much.
+    pub(crate) fn beside(&self, catalog: PlanCatalog, ahead: chrono::TimeDelta) -> Self {
+        let clock = TestClock::at(self.now() + ahead);
+        Self::of(catalog, self.source.clone(), clock, GateOptions::default())
     }
 
     pub(crate) fn tenant(&self, on: &str) -> TenantId {

@@ -94,7 +94,7 @@ async fn a_relay_that_was_cut_off_from_postgresql_tells_everyone_to_read_again()
     assert!(!app.export(&acme).await);
     let flushes = app.gate.stats().flushes;
     let cut = "select count(pg_terminate_backend(pid)) from pg_stat_activity
-               where datname = current_database() and query ilike 'listen%'";
+               where datname = current_database() and query ~* '^(listen|select pg_notify)'";
     assert_eq!(app.count(cut).await, 1);
     app.change_plan(&acme, "pro").await;
     app.until(async || app.gate.stats().flushes > flushes && app.export(&acme).await).await;
