@@ -149,15 +149,26 @@ impl Call {
         })
     }
 
-    /// The request of one object.
-    pub(crate) fn fetch(kind: ObjectKind, id: &ObjectId) -> Self {
+    /// The request of one object, in a version of the API. Of a subscription, the terms of its discounts are asked for too.
+    pub(crate) fn fetch(kind: ObjectKind, id: &ObjectId, version: &str) -> Self {
         let list = match kind {
             ObjectKind::Customer => "/v1/customers",
             ObjectKind::CheckoutSession => "/v1/checkout/sessions",
             ObjectKind::Subscription => "/v1/subscriptions",
             ObjectKind::Invoice => "/v1/invoices",
         };
-        Self::get(at(list, id, ""))
+        let terms: &[&str] = match kind {
+            // Versions begin with their date; since this one a coupon stands under `source`, as an id. Of an item's discount
+            // it would be a fifth level, and Stripe expands four.
+            ObjectKind::Subscription if version >= "2025-09-30" => &["discounts.source.coupon", "items.data.discounts"],
+            ObjectKind::Subscription => &["discounts", "items.data.discounts"],
+            ObjectKind::Customer | ObjectKind::CheckoutSession | ObjectKind::Invoice => &[],
+        };
+        Self::get(at(list, id, "")).with(|form| {
+            for (n, term) in terms.iter().enumerate() {
+                form.put(format!("expand[{n}]"), term);
+            }
+        })
     }
 
     /// The request of a page.
@@ -405,7 +416,7 @@ mod tests {
 
     #[test]
     fn an_id_cannot_leave_its_place_in_the_path() {
-        let call = Call::fetch(ObjectKind::Customer, &id("cus_1/../../v1/accounts?x=1#"));
+        let call = Call::fetch(ObjectKind::Customer, &id("cus_1/../../v1/accounts?x=1#"), "");
         assert_eq!(call.target(), "/v1/customers/cus_1%2F..%2F..%2Fv1%2Faccounts%3Fx%3D1%23");
     }
 

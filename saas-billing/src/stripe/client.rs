@@ -52,6 +52,7 @@ pub struct StripeApi(Arc<Inner>);
 
 struct Inner {
     http: Http,
+    version: String,
     key: Present,
     mode: Mode,
     budget: Budget,
@@ -87,6 +88,7 @@ impl StripeApi {
         let (failures, rest) = config.breaker;
         Ok(Self(Arc::new(Inner {
             http,
+            version: config.version,
             mode: config.key.mode(),
             key: Present::new(config.key),
             budget: Budget::per_second(config.calls_per_second),
@@ -230,7 +232,7 @@ fn reply(done: Done) -> Reply {
 impl ObjectSource for StripeApi {
     #[tracing::instrument(name = "saas.billing.stripe.fetch", level = "debug", skip(self))]
     async fn fetch(&self, kind: ObjectKind, id: &ObjectId) -> Result<Fetched, ProviderError> {
-        match self.0.call(&Call::fetch(kind, id), None, Some(id), false).await {
+        match self.0.call(&Call::fetch(kind, id, &self.0.version), None, Some(id), false).await {
             Ok(done) => {
                 let reply = reply(done);
                 Ok(Fetched::Found { object: reply.object, as_of: reply.as_of })

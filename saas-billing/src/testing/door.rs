@@ -15,6 +15,7 @@ use crate::{
         SubscriptionChange,
     },
     stripe::{
+        API_VERSION,
         answer::{Answer, Verdict},
         call::Call,
         interpret::interpret,
@@ -68,7 +69,7 @@ impl StripeSimulator {
 #[async_trait]
 impl ObjectSource for StripeSimulator {
     async fn fetch(&self, kind: ObjectKind, id: &ObjectId) -> Result<Fetched, ProviderError> {
-        match self.call(&Call::fetch(kind, id), None, Some(id), false) {
+        match self.call(&Call::fetch(kind, id, API_VERSION), None, Some(id), false) {
             Ok((object, _)) => Ok(Fetched::Found { object, as_of: Some(self.now()) }),
             Err(ProviderError::Missing { .. }) => Ok(Fetched::Missing),
             Err(error) => Err(error),
