@@ -65,13 +65,13 @@ revoke all on saas.billing_receipt_conflict from public;
 grant select, insert, delete on saas.billing_receipt_conflict to saas_system;
 select saas.declare_global('saas.billing_receipt_conflict', 'bodies that contradict a receipt; only the system role reads it', 'system');
 
--- Which tenant a customer or a checkout session of ours belongs to. A customer that deliveries have named and nobody has
+-- Which tenant a customer, a checkout session of ours or a charge belongs to: refunds and disputes name no more than that. A customer that deliveries have named and nobody has
 -- linked stands here without a tenant: the row is what parking and linking both lock, so that neither misses the other.
 create table saas.billing_directory (
     account    text not null,
     livemode   boolean not null,
     object_id  text not null,
-    kind       text not null check (kind in ('customer', 'checkout_session')),
+    kind       text not null check (kind in ('customer', 'checkout_session', 'charge')),
     tenant     uuid references saas.tenant (id) on delete restrict,
     linked_at  timestamptz,
     primary key (account, livemode, object_id)
@@ -85,7 +85,8 @@ create table saas.billing_fetch (
     account     text not null,
     livemode    boolean not null,
     object_id   text not null,
-    kind        text not null check (kind in ('customer', 'checkout_session', 'subscription', 'invoice')),
+    kind        text not null check (kind in ('customer', 'checkout_session', 'subscription', 'invoice', 'charge', 'refund',
+                                               'dispute', 'credit_note')),
     reason      text not null,
     state       text not null check (state in ('pending', 'done', 'parked', 'dead')),
     -- The object whose link to a tenant a parked fetch waits for.

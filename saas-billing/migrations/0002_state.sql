@@ -6,7 +6,8 @@ create table saas.billing_object (
     tenant_id   uuid not null references saas.tenant (id) on delete restrict,
     livemode    boolean not null,
     object_id   text not null,
-    kind        text not null check (kind in ('customer', 'checkout_session', 'subscription', 'invoice')),
+    kind        text not null check (kind in ('customer', 'checkout_session', 'subscription', 'invoice', 'charge', 'refund',
+                                               'dispute', 'credit_note')),
     -- Stripe's word, for people; nothing is decided by it.
     status      text not null,
     -- Whether what the tenant has can still depend on it. The rest is history.

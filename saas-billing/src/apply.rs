@@ -291,7 +291,7 @@ impl Work {
     /// Whose locks it takes.
     fn owner(&self) -> Option<ObjectId> {
         match self {
-            Self::Merge(snapshot) => Some(snapshot.customer().unwrap_or(snapshot.id()).clone()),
+            Self::Merge(snapshot) => Some(snapshot.customer().or(snapshot.charge()).unwrap_or(snapshot.id()).clone()),
             Self::Fetch(_) | Self::Nothing(_) => None,
         }
     }

@@ -103,7 +103,13 @@ impl Billing {
         fetch::free(connection, &self.scope, id.as_str(), now).await?;
         let action = match kind {
             ObjectKind::CheckoutSession => "billing.checkout_opened",
-            ObjectKind::Customer | ObjectKind::Subscription | ObjectKind::Invoice => "billing.customer_linked",
+            ObjectKind::Customer
+            | ObjectKind::Subscription
+            | ObjectKind::Invoice
+            | ObjectKind::Charge
+            | ObjectKind::Refund
+            | ObjectKind::Dispute
+            | ObjectKind::CreditNote => "billing.customer_linked",
         };
         let entry = saas_core::audit::Entry::new(action, id);
         saas_core::audit::record_in(connection, tenant, actor, entry, now).await?;

@@ -67,7 +67,13 @@
 //!    implement it.
 //! 5. [`PlanSource`](saas_core::subscription::PlanSource): [`Billing`] answers from what was derived; grace runs out at
 //!    read time, so no job has to fire.
+//!
+//! What happened to money is written beside that, in the same transaction: [`ledger`] in whole minor units ([`money`]),
+//! [`revenue`] per month. Call [`Billing::roll_revenue`] from a worker, so that what time alone changes is recorded, and
+//! [`Billing::verify_ledgers`] once a day.
 #![cfg_attr(feature = "testing", recursion_limit = "256")]
+// Money is counted, never measured.
+#![deny(clippy::float_arithmetic)]
 
 #[cfg(feature = "postgres")]
 mod apply;
@@ -88,8 +94,10 @@ mod fetching;
 mod group;
 #[cfg(feature = "postgres")]
 mod intake;
+pub mod ledger;
 pub mod merge;
 mod mode;
+pub mod money;
 pub mod object;
 mod port;
 #[cfg(feature = "postgres")]
@@ -99,6 +107,7 @@ pub mod provider;
 mod receipts;
 #[cfg(feature = "postgres")]
 mod rederive;
+pub mod revenue;
 #[cfg(feature = "postgres")]
 mod settle;
 pub mod signature;
@@ -131,5 +140,4 @@ pub use signature::{SIGNATURE_HEADER, SignatureError, SigningSecrets, StripeSecr
 
 /// The tables of this crate. Migrate [`saas_core::SCHEMA`] first.
 #[cfg(feature = "postgres")]
-pub static SCHEMA: saas_core::Schema =
-    saas_core::schema!("billing": 1 "0001_inbox", 2 "0002_state", 3 "0003_retention", 6 "0006_command");
+pub static SCHEMA: saas_core::Schema = saas_core::schema!("billing": 1 "0001_inbox", 2 "0002_state", 3 "0003_retention", 4 "0004_ledger", 5 "0005_revenue", 6 "0006_command");

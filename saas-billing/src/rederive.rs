@@ -1,6 +1,6 @@
 //! What a tenant has, stored when it changes; and derived anew when the rules did.
 //!
-//! Owns the one place that writes the state, the operators' list and the revision, in the caller's transaction. The objects
+//! Owns the one place that writes the state, the revenue, the operators' list and the revision, in the caller's transaction. The objects
 //! are the caller's to load and store.
 
 use chrono::{DateTime, Utc};
@@ -86,13 +86,14 @@ impl Billing {
         let mut objects = object::load(&mut tx, tenant, self.scope.livemode, &[]).await?;
         self.load_unseen(&mut tx, tenant, &mut objects).await?;
         let derived = derive(&objects, &self.config.catalog);
-        let mut change = self.write_derived(&mut tx, tenant, &derived, false, now).await?;
+        let mut change = self.write_derived(&mut tx, tenant, &derived, (false, now), now).await?;
         if !change.is_recorded {
             // The same objects can mean something else: under another grace policy, say.
             let source = self.scope.plan_record();
             let recorded = subscription::recorded_in(&mut tx, tenant, source, DateTime::<Utc>::MAX_UTC).await?;
             if recorded.and_then(|recorded| recorded.assignment) != derived.on_record(&self.config.grace) {
-                state::show(&mut tx, tenant, &derived, &self.config.grace).await?;
+                let paying = self.record_revenue(&mut tx, tenant, (&derived, &derived), (now, now)).await?;
+                state::show(&mut tx, tenant, &derived, &self.config.grace, &paying).await?;
                 self.record(&mut tx, &mut change).await?;
             }
         }
@@ -104,13 +105,14 @@ impl Billing {
         Ok(change.is_change())
     }
 
-    /// Stores what was derived if it is new, and puts on the list what must be fetched, if it is or an object is.
+    /// Stores what was derived if it is new, and puts on the list what must be fetched, if it is or an object is. `at` is when
+    /// the change happened, by Stripe's clock.
     pub(crate) async fn write_derived(
         &self,
         connection: &mut PgConnection,
         tenant: TenantId,
         derived: &Derived,
-        object_changed: bool,
+        (object_changed, at): (bool, DateTime<Utc>),
         now: DateTime<Utc>,
     ) -> Result<Change, CoreError> {
         let livemode = self.scope.livemode;
@@ -124,7 +126,9 @@ impl Billing {
         }
         if change.is_change() {
             state::store(connection, tenant, livemode, &change.stored, now).await?;
-            state::show(connection, tenant, &change.stored, &self.config.grace).await?;
+            let derived = (&change.previous, &change.stored);
+            let paying = self.record_revenue(connection, tenant, derived, (at, now)).await?;
+            state::show(connection, tenant, &change.stored, &self.config.grace, &paying).await?;
         }
         if !change.stored.answers_like(&change.previous) {
             self.record(connection, &mut change).await?;

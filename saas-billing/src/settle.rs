@@ -1,7 +1,8 @@
 //! The one transaction in which a snapshot changes what a tenant has.
 //!
-//! Locks in the order tenant → objects. Merging, what follows from it, the revision, the audit row, the operators' list,
-//! the notices and the fetches all commit with the mark on the receipt, or none of it does.
+//! Locks in the order tenant → objects → ledger. Merging, what follows from it, the entries of the ledger, the revision,
+//! the audit row, the operators' list, the notices and the fetches all commit with the mark on the receipt, or none of it
+//! does.
 
 use chrono::{DateTime, Utc};
 use saas_core::{CoreError, TenantId, outbox, tenant};
@@ -10,7 +11,7 @@ use sqlx::PgConnection;
 
 use crate::{
     billing::{ACTOR, Billing},
-    derive::{AnyMerged, TenantObjects, derive},
+    derive::{AnyMerged, FetchRequest, TenantObjects, derive},
     event::AnySnapshot,
     merge::{Fact, Origin},
     object::{CheckoutStatus, ObjectId, ObjectKind},
@@ -64,12 +65,15 @@ impl Billing {
             .execute(&mut *connection)
             .await
             .map_err(CoreError::from_database)?;
-        let tenant = match self.place(connection, &snapshot).await? {
+        let tenant = match self.place(connection, &snapshot, now).await? {
             Place::Of(tenant) => tenant,
             Place::Nowhere(settled) => return Ok(settled),
         };
         tenant::lock_in(connection, tenant).await?;
         if let Some(settled) = self.link_buyer(connection, &snapshot, tenant, now).await? {
+            return Ok(settled);
+        }
+        if let Some(settled) = self.link_charge(connection, &snapshot, tenant, now).await? {
             return Ok(settled);
         }
         let (kind, id) = (snapshot.kind(), snapshot.id().clone());
@@ -84,11 +88,18 @@ impl Billing {
         let still_ambiguous = objects.is_uncertain(&id);
         let derived = derive(&objects, &self.config.catalog);
         let facts = match &after {
-            Some(after) => self.write_object(connection, tenant, (kind, &id), after, now).await?,
+            Some(after) => {
+                let facts = self.write_object(connection, tenant, (kind, &id), after, now).await?;
+                self.post(connection, tenant, &id, after, now).await?;
+                self.note_outcome(connection, tenant, after).await?;
+                facts
+            }
             None => Vec::new(),
         };
         // The answer can change although the object does not: the catalogue may have.
-        let change = self.write_derived(connection, tenant, &derived, after.is_some(), now).await?;
+        // What was fetched without a date has none.
+        let at = after.as_ref().map(AnyMerged::as_of).filter(|at| *at > DateTime::UNIX_EPOCH).unwrap_or(now);
+        let change = self.write_derived(connection, tenant, &derived, (after.is_some(), at), now).await?;
         if after.is_some() || change.is_change() {
             let status = objects.find(kind, &id).map(|object| object.status().to_owned());
             let detail = json!({
@@ -100,7 +111,12 @@ impl Billing {
         Ok(Settled::Applied { tenant, still_ambiguous })
     }
 
-    async fn place(&self, connection: &mut PgConnection, snapshot: &AnySnapshot) -> Result<Place, CoreError> {
+    async fn place(
+        &self,
+        connection: &mut PgConnection,
+        snapshot: &AnySnapshot,
+        now: DateTime<Utc>,
+    ) -> Result<Place, CoreError> {
         let customer = snapshot.customer();
         let linked = match customer {
             Some(customer) => directory::tenant_of(connection, &self.scope, customer).await?,
@@ -123,6 +139,9 @@ impl Billing {
                 },
             }));
         }
+        if let Some(charge) = snapshot.charge() {
+            return self.place_of_charge(connection, charge, now).await;
+        }
         let Some(customer) = customer else {
             return Ok(Place::Nowhere(Settled::Ignored("an object without a customer")));
         };
@@ -131,6 +150,51 @@ impl Billing {
         }
         let meanwhile = directory::lock_unlinked(connection, &self.scope, (ObjectKind::Customer, customer)).await?;
         Ok(Place::Nowhere(if meanwhile.is_some() { Settled::Again } else { Settled::Parked(customer.clone()) }))
+    }
+
+    /// Whose a refund or a dispute is. One that comes before its charge waits for it, and has it fetched: the event about
+    /// the charge may be lost.
+    async fn place_of_charge(
+        &self,
+        connection: &mut PgConnection,
+        charge: &ObjectId,
+        now: DateTime<Utc>,
+    ) -> Result<Place, CoreError> {
+        if let Some(tenant) = directory::tenant_of(connection, &self.scope, charge).await? {
+            return Ok(Place::Of(tenant));
+        }
+        let meanwhile = directory::lock_unlinked(connection, &self.scope, (ObjectKind::Charge, charge)).await?;
+        if meanwhile.is_some() {
+            return Ok(Place::Nowhere(Settled::Again));
+        }
+        let reason = "a refund or a dispute of a charge that no event has told about".to_owned();
+        let request = FetchRequest { kind: ObjectKind::Charge, id: charge.clone(), reason };
+        fetch::request(connection, &self.scope, &request, now).await?;
+        Ok(Place::Nowhere(Settled::Parked(charge.clone())))
+    }
+
+    /// Remembers whose a charge is, and sets free what waited for that.
+    async fn link_charge(
+        &self,
+        connection: &mut PgConnection,
+        snapshot: &AnySnapshot,
+        tenant: TenantId,
+        now: DateTime<Utc>,
+    ) -> Result<Option<Settled>, CoreError> {
+        let AnySnapshot::Charge(charge) = snapshot else { return Ok(None) };
+        let id = &charge.value.id;
+        match directory::link(connection, &self.scope, (ObjectKind::Charge, id), tenant, now).await? {
+            Link::Known => {}
+            Link::New => {
+                desk::free(connection, &self.scope, id.as_str(), now).await?;
+                fetch::free(connection, &self.scope, id.as_str(), now).await?;
+            }
+            Link::Foreign => {
+                let reason = "a charge of one tenant under the customer of another";
+                return Ok(Some(Settled::Quarantined { reason, waits_for: id.clone() }));
+            }
+        }
+        Ok(None)
     }
 
     /// Links the customer of a completed checkout that was made for the tenant, and sets free what waited for that.
@@ -224,6 +288,14 @@ fn action(fact: &Fact) -> &'static str {
         Fact::CustomerDeleted => "customer.deleted",
         Fact::InvoicePaid => "invoice.paid",
         Fact::PaymentFailed(_) => "invoice.payment_failed",
+        Fact::CreditNoteIssued => "credit_note.issued",
+        Fact::CreditNoteVoided => "credit_note.voided",
+        Fact::DisputeLost => "dispute.lost",
+        Fact::DisputeOpened => "dispute.opened",
+        Fact::DisputeWon => "dispute.won",
+        Fact::PaymentReceived => "payment.received",
+        Fact::RefundFailed => "refund.failed",
+        Fact::Refunded => "payment.refunded",
         Fact::SubscriptionEnded => "subscription.ended",
         Fact::SubscriptionStarted => "subscription.started",
     }

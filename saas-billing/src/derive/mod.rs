@@ -7,21 +7,24 @@
 mod dunning;
 mod objects;
 mod plan;
-mod revenue;
 
 pub use dunning::GracePolicy;
 pub use objects::{AnyMerged, TenantObjects};
-pub use revenue::Revenue;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, Utc};
-use saas_core::{PlanCatalog, PlanKey, PlanVersionRef, subscription::PlanAssignment};
+use saas_core::{
+    PlanCatalog, PlanKey, PlanVersionRef,
+    subscription::{AccessLevel, PlanAssignment},
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     merge::{Fact, Merged},
+    money::Currency,
     object::{ObjectId, ObjectKind, Period, Subscription, SubscriptionStatus},
+    revenue::Recurring,
 };
 
 /// What a tenant has.
@@ -49,8 +52,9 @@ pub struct Derived {
     pub unpaid_since: Option<DateTime<Utc>>,
     /// Since when there is no access whatever is paid: the trial ended without a payment method.
     pub suspended_since: Option<DateTime<Utc>>,
-    /// Monthly recurring revenue.
-    pub revenue: Option<Revenue>,
+    /// What recurs of all its subscriptions.
+    #[serde(default)]
+    pub revenue: Recurring,
     /// What a person should look at.
     pub alerts: BTreeSet<Alert>,
     /// What must be fetched before the answer is certain. Work to do, not part of what is stored.
@@ -71,6 +75,27 @@ impl Derived {
             ends_at: self.ends_at,
             addons: Vec::new(),
         }
+    }
+
+    /// What the tenant pays per month at `at`, in minor units per currency: nothing where the policy gives no access any more.
+    /// The gate, the dunning and the numbers ask one policy.
+    #[must_use]
+    pub fn revenue_at(&self, policy: &GracePolicy, at: DateTime<Utc>) -> BTreeMap<Currency, i64> {
+        let mut paying = self.revenue.at(at);
+        let access = policy.standing(self.unpaid_since, self.suspended_since, at).access(at);
+        if access == AccessLevel::Suspended {
+            paying.values_mut().for_each(|minor| *minor = 0);
+        }
+        paying
+    }
+
+    /// The next instant after `at` at which time alone may change that.
+    #[must_use]
+    pub fn next_revenue_boundary(&self, policy: &GracePolicy, at: DateTime<Utc>) -> Option<DateTime<Utc>> {
+        let spans = self.revenue.next_boundary(at);
+        let (_, suspended_from) = policy.instants(self.unpaid_since, self.suspended_since);
+        let has_revenue = !self.revenue.spans().is_empty();
+        [spans, suspended_from.filter(|from| has_revenue && *from > at)].into_iter().flatten().min()
     }
 
     /// What the tenant is on, for the record: at any instant of the future the same as [`assignment`](Self::assignment) will
@@ -129,6 +154,13 @@ pub enum Alert {
         /// The subscription.
         subscription: ObjectId,
     },
+    /// Nothing but the id of a discount is known; until a read of Stripe brings its terms, revenue counts at list price.
+    UnknownDiscount {
+        /// The subscription.
+        subscription: ObjectId,
+        /// The discount.
+        discount: ObjectId,
+    },
     /// The customer was deleted at Stripe; the tenant keeps its link.
     CustomerDeleted {
         /// The customer.
@@ -151,6 +183,11 @@ pub struct FetchRequest {
 #[must_use]
 pub fn derive(objects: &TenantObjects, catalog: &PlanCatalog) -> Derived {
     let mut derived = Derived { alerts: alerts(objects), fetches: objects.fetches(), ..Derived::default() };
+    for merged in objects.subscriptions.values() {
+        let of_customer = objects.customers.get(&merged.value().customer);
+        derived.revenue.add(merged.value(), of_customer.and_then(|customer| customer.value().discount.as_ref()));
+        look_for_terms(merged.value(), &mut derived);
+    }
     let live: Vec<(u8, &Merged<Subscription>)> =
         objects.subscriptions.values().filter_map(|merged| Some((preference(merged)?, merged))).collect();
     if live.len() > 1 {
@@ -167,7 +204,6 @@ pub fn derive(objects: &TenantObjects, catalog: &PlanCatalog) -> Derived {
     derived.seats = choice.item.and_then(|item| item.quantity);
     derived.period = choice.item.and_then(|item| item.period);
     derived.anchor = subscription.anchor.or(derived.period.map(|period| period.start));
-    derived.revenue = revenue::monthly(subscription);
     derived.trial_end = subscription.trial_end;
     derived.ends_at = subscription
         .cancel_at
@@ -185,6 +221,20 @@ pub fn derive(objects: &TenantObjects, catalog: &PlanCatalog) -> Derived {
     derived.subscription = Some(subscription.id.clone());
     derived.status = Some(subscription.status.clone());
     derived
+}
+
+/// Events hold nothing but the ids of discounts since 2025: what they take off is to be read.
+fn look_for_terms(subscription: &Subscription, derived: &mut Derived) {
+    if subscription.is_final() {
+        return;
+    }
+    let all = subscription.items.iter().flat_map(|item| &item.discounts).chain(&subscription.discounts);
+    for unknown in all.filter(|discount| discount.terms.is_none()) {
+        let (subscription, discount) = (subscription.id.clone(), unknown.id.clone());
+        let reason = "a discount of which only the id is known".to_owned();
+        derived.fetches.insert(FetchRequest { kind: ObjectKind::Subscription, id: subscription.clone(), reason });
+        derived.alerts.insert(Alert::UnknownDiscount { subscription, discount });
+    }
 }
 
 /// How good a claim to access a subscription is; `None` for none. Total over Stripe's statuses.

@@ -8,7 +8,10 @@ use super::FetchRequest;
 use crate::{
     event::AnySnapshot,
     merge::{ContentHash, Fact, Merged, Origin, StripeObject},
-    object::{CheckoutSession, Customer, Invoice, InvoiceStatus, ObjectId, ObjectKind, Subscription},
+    object::{
+        Charge, CheckoutSession, CreditNote, Customer, Dispute, Invoice, InvoiceStatus, ObjectId, ObjectKind, Refund,
+        Subscription,
+    },
 };
 
 /// All Stripe objects of one tenant, by id.
@@ -18,6 +21,10 @@ pub struct TenantObjects {
     pub(super) sessions: BTreeMap<ObjectId, Merged<CheckoutSession>>,
     pub(super) subscriptions: BTreeMap<ObjectId, Merged<Subscription>>,
     pub(super) invoices: BTreeMap<ObjectId, Merged<Invoice>>,
+    pub(super) charges: BTreeMap<ObjectId, Merged<Charge>>,
+    pub(super) refunds: BTreeMap<ObjectId, Merged<Refund>>,
+    pub(super) disputes: BTreeMap<ObjectId, Merged<Dispute>>,
+    pub(super) credit_notes: BTreeMap<ObjectId, Merged<CreditNote>>,
 }
 
 /// What is known about one object of any kind.
@@ -31,6 +38,14 @@ pub enum AnyMerged {
     Subscription(Merged<Subscription>),
     /// A bill.
     Invoice(Merged<Invoice>),
+    /// A payment.
+    Charge(Merged<Charge>),
+    /// Money given back.
+    Refund(Merged<Refund>),
+    /// A payment that is wanted back.
+    Dispute(Merged<Dispute>),
+    /// What an invoice was too much.
+    CreditNote(Merged<CreditNote>),
 }
 
 impl TenantObjects {
@@ -41,6 +56,10 @@ impl TenantObjects {
             AnySnapshot::CheckoutSession(snapshot) => join(&mut self.sessions, Merged::of(snapshot)),
             AnySnapshot::Subscription(snapshot) => join(&mut self.subscriptions, Merged::of(snapshot)),
             AnySnapshot::Invoice(snapshot) => join(&mut self.invoices, Merged::of(snapshot)),
+            AnySnapshot::Charge(snapshot) => join(&mut self.charges, Merged::of(snapshot)),
+            AnySnapshot::Refund(snapshot) => join(&mut self.refunds, Merged::of(snapshot)),
+            AnySnapshot::Dispute(snapshot) => join(&mut self.disputes, Merged::of(snapshot)),
+            AnySnapshot::CreditNote(snapshot) => join(&mut self.credit_notes, Merged::of(snapshot)),
         }
     }
 
@@ -51,6 +70,10 @@ impl TenantObjects {
             AnyMerged::CheckoutSession(merged) => join(&mut self.sessions, merged),
             AnyMerged::Subscription(merged) => join(&mut self.subscriptions, merged),
             AnyMerged::Invoice(merged) => join(&mut self.invoices, merged),
+            AnyMerged::Charge(merged) => join(&mut self.charges, merged),
+            AnyMerged::Refund(merged) => join(&mut self.refunds, merged),
+            AnyMerged::Dispute(merged) => join(&mut self.disputes, merged),
+            AnyMerged::CreditNote(merged) => join(&mut self.credit_notes, merged),
         }
     }
 
@@ -62,6 +85,10 @@ impl TenantObjects {
             ObjectKind::CheckoutSession => self.sessions.get(id).cloned().map(AnyMerged::CheckoutSession),
             ObjectKind::Subscription => self.subscriptions.get(id).cloned().map(AnyMerged::Subscription),
             ObjectKind::Invoice => self.invoices.get(id).cloned().map(AnyMerged::Invoice),
+            ObjectKind::Charge => self.charges.get(id).cloned().map(AnyMerged::Charge),
+            ObjectKind::Refund => self.refunds.get(id).cloned().map(AnyMerged::Refund),
+            ObjectKind::Dispute => self.disputes.get(id).cloned().map(AnyMerged::Dispute),
+            ObjectKind::CreditNote => self.credit_notes.get(id).cloned().map(AnyMerged::CreditNote),
         }
     }
 
@@ -92,6 +119,10 @@ impl TenantObjects {
         collect(&self.sessions, &mut fetches);
         collect(&self.subscriptions, &mut fetches);
         collect(&self.invoices, &mut fetches);
+        collect(&self.charges, &mut fetches);
+        collect(&self.refunds, &mut fetches);
+        collect(&self.disputes, &mut fetches);
+        collect(&self.credit_notes, &mut fetches);
         fetches
     }
 }
@@ -121,6 +152,10 @@ macro_rules! for_any {
             AnyMerged::CheckoutSession($merged) => $result,
             AnyMerged::Subscription($merged) => $result,
             AnyMerged::Invoice($merged) => $result,
+            AnyMerged::Charge($merged) => $result,
+            AnyMerged::Refund($merged) => $result,
+            AnyMerged::Dispute($merged) => $result,
+            AnyMerged::CreditNote($merged) => $result,
         }
     };
 }
@@ -137,6 +172,10 @@ impl AnyMerged {
             ObjectKind::CheckoutSession => read(stored).map(Self::CheckoutSession),
             ObjectKind::Subscription => read(stored).map(Self::Subscription),
             ObjectKind::Invoice => read(stored).map(Self::Invoice),
+            ObjectKind::Charge => read(stored).map(Self::Charge),
+            ObjectKind::Refund => read(stored).map(Self::Refund),
+            ObjectKind::Dispute => read(stored).map(Self::Dispute),
+            ObjectKind::CreditNote => read(stored).map(Self::CreditNote),
         }
     }
 
@@ -160,6 +199,18 @@ impl AnyMerged {
         for_any!(self, merged => merged.history().facts().map(|(fact, _)| fact.clone()).collect())
     }
 
+    /// Its id.
+    #[must_use]
+    pub fn id(&self) -> &ObjectId {
+        for_any!(self, merged => merged.value().id())
+    }
+
+    /// The second that its newest snapshot was created in, by Stripe's clock.
+    #[must_use]
+    pub fn as_of(&self) -> DateTime<Utc> {
+        for_any!(self, merged => merged.as_of())
+    }
+
     /// Stripe's word for the state it is in.
     #[must_use]
     pub fn status(&self) -> &str {
@@ -170,6 +221,10 @@ impl AnyMerged {
             Self::Subscription(merged) => merged.value().status.as_str(),
             Self::Invoice(merged) if merged.value().deleted => "deleted",
             Self::Invoice(merged) => merged.value().status.as_str(),
+            Self::Charge(merged) => merged.value().status.as_str(),
+            Self::Refund(merged) => merged.value().status.as_str(),
+            Self::Dispute(merged) => merged.value().status.as_str(),
+            Self::CreditNote(merged) => merged.value().status.as_str(),
         }
     }
 
@@ -177,7 +232,13 @@ impl AnyMerged {
     #[must_use]
     pub fn is_settled_invoice(&self) -> bool {
         match self {
-            Self::Customer(_) | Self::CheckoutSession(_) | Self::Subscription(_) => false,
+            Self::Customer(_)
+            | Self::CheckoutSession(_)
+            | Self::Subscription(_)
+            | Self::Charge(_)
+            | Self::Refund(_)
+            | Self::Dispute(_)
+            | Self::CreditNote(_) => false,
             Self::Invoice(merged) => merged.value().is_settled(),
         }
     }
@@ -190,6 +251,10 @@ impl AnyMerged {
             Self::CheckoutSession(merged) => merged.resolve().ambiguous,
             Self::Subscription(merged) => !merged.value().is_final() || merged.resolve().ambiguous,
             Self::Invoice(merged) => is_current_invoice(merged),
+            Self::Charge(merged) => merged.resolve().ambiguous,
+            Self::Refund(merged) => merged.resolve().ambiguous,
+            Self::Dispute(merged) => merged.resolve().ambiguous,
+            Self::CreditNote(merged) => merged.resolve().ambiguous,
         }
     }
 }

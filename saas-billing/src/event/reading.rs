@@ -9,7 +9,8 @@ use super::{Content, Envelope};
 use crate::{
     merge::{Origin, Snapshot},
     object::{
-        CheckoutSession, CheckoutStatus, Customer, Invoice, ObjectId, ObjectKind, Subscription, Text, Unreadable,
+        Charge, CheckoutSession, CheckoutStatus, CreditNote, Customer, Dispute, Invoice, ObjectId, ObjectKind, Refund,
+        Subscription, Text, Unreadable,
     },
 };
 
@@ -24,6 +25,14 @@ pub enum AnySnapshot {
     Subscription(Snapshot<Subscription>),
     /// Of a bill.
     Invoice(Snapshot<Invoice>),
+    /// Of a payment.
+    Charge(Snapshot<Charge>),
+    /// Of money given back.
+    Refund(Snapshot<Refund>),
+    /// Of a payment that is wanted back.
+    Dispute(Snapshot<Dispute>),
+    /// Of what an invoice was too much.
+    CreditNote(Snapshot<CreditNote>),
 }
 
 impl AnySnapshot {
@@ -35,6 +44,10 @@ impl AnySnapshot {
             Self::CheckoutSession(_) => ObjectKind::CheckoutSession,
             Self::Subscription(_) => ObjectKind::Subscription,
             Self::Invoice(_) => ObjectKind::Invoice,
+            Self::Charge(_) => ObjectKind::Charge,
+            Self::Refund(_) => ObjectKind::Refund,
+            Self::Dispute(_) => ObjectKind::Dispute,
+            Self::CreditNote(_) => ObjectKind::CreditNote,
         }
     }
 
@@ -46,6 +59,10 @@ impl AnySnapshot {
             Self::CheckoutSession(snapshot) => &snapshot.value.id,
             Self::Subscription(snapshot) => &snapshot.value.id,
             Self::Invoice(snapshot) => &snapshot.value.id,
+            Self::Charge(snapshot) => &snapshot.value.id,
+            Self::Refund(snapshot) => &snapshot.value.id,
+            Self::Dispute(snapshot) => &snapshot.value.id,
+            Self::CreditNote(snapshot) => &snapshot.value.id,
         }
     }
 
@@ -57,11 +74,16 @@ impl AnySnapshot {
             Self::CheckoutSession(snapshot) => {
                 matches!(snapshot.value.status, CheckoutStatus::Complete | CheckoutStatus::Expired)
             }
-            Self::Subscription(_) | Self::Invoice(_) => false,
+            Self::Subscription(_)
+            | Self::Invoice(_)
+            | Self::Charge(_)
+            | Self::Refund(_)
+            | Self::Dispute(_)
+            | Self::CreditNote(_) => false,
         }
     }
 
-    /// The customer that the object belongs to.
+    /// The customer that the object says it belongs to.
     #[must_use]
     pub const fn customer(&self) -> Option<&ObjectId> {
         match self {
@@ -69,6 +91,24 @@ impl AnySnapshot {
             Self::CheckoutSession(snapshot) => snapshot.value.customer.as_ref(),
             Self::Subscription(snapshot) => Some(&snapshot.value.customer),
             Self::Invoice(snapshot) => snapshot.value.customer.as_ref(),
+            Self::Charge(snapshot) => snapshot.value.customer.as_ref(),
+            Self::CreditNote(snapshot) => snapshot.value.customer.as_ref(),
+            Self::Refund(_) | Self::Dispute(_) => None,
+        }
+    }
+
+    /// The charge whose customer the object belongs to, where it says no more than that.
+    #[must_use]
+    pub const fn charge(&self) -> Option<&ObjectId> {
+        match self {
+            Self::Refund(snapshot) => snapshot.value.charge.as_ref(),
+            Self::Dispute(snapshot) => snapshot.value.charge.as_ref(),
+            Self::Customer(_)
+            | Self::CheckoutSession(_)
+            | Self::Subscription(_)
+            | Self::Invoice(_)
+            | Self::Charge(_)
+            | Self::CreditNote(_) => None,
         }
     }
 }
@@ -138,6 +178,10 @@ impl Source<'_> {
             ObjectKind::CheckoutSession => AnySnapshot::CheckoutSession(snapshot!(self, CheckoutSession)),
             ObjectKind::Subscription => AnySnapshot::Subscription(snapshot!(self, Subscription)),
             ObjectKind::Invoice => AnySnapshot::Invoice(snapshot!(self, Invoice)),
+            ObjectKind::Charge => AnySnapshot::Charge(snapshot!(self, Charge)),
+            ObjectKind::Refund => AnySnapshot::Refund(snapshot!(self, Refund)),
+            ObjectKind::Dispute => AnySnapshot::Dispute(snapshot!(self, Dispute)),
+            ObjectKind::CreditNote => AnySnapshot::CreditNote(snapshot!(self, CreditNote)),
         })
     }
 }

@@ -25,6 +25,22 @@ pub enum Fact {
     InvoicePaid,
     /// The nth attempt to charge the invoice failed.
     PaymentFailed(u32),
+    /// An invoice turned out to be too much.
+    CreditNoteIssued,
+    /// The credit note was withdrawn.
+    CreditNoteVoided,
+    /// The bank decided against us.
+    DisputeLost,
+    /// The bank took a payment back until it has decided.
+    DisputeOpened,
+    /// The bank decided for us.
+    DisputeWon,
+    /// Money came in.
+    PaymentReceived,
+    /// Money given back came back.
+    RefundFailed,
+    /// Money was given back.
+    Refunded,
     /// The subscription ended for good.
     SubscriptionEnded,
     /// The subscription gave access for the first time.
@@ -38,6 +54,14 @@ impl fmt::Display for Fact {
             Self::CustomerDeleted => f.write_str("customer.deleted"),
             Self::InvoicePaid => f.write_str("invoice.paid"),
             Self::PaymentFailed(attempt) => write!(f, "payment.failed.{attempt}"),
+            Self::CreditNoteIssued => f.write_str("credit_note.issued"),
+            Self::CreditNoteVoided => f.write_str("credit_note.voided"),
+            Self::DisputeLost => f.write_str("dispute.lost"),
+            Self::DisputeOpened => f.write_str("dispute.opened"),
+            Self::DisputeWon => f.write_str("dispute.won"),
+            Self::PaymentReceived => f.write_str("payment.received"),
+            Self::RefundFailed => f.write_str("refund.failed"),
+            Self::Refunded => f.write_str("payment.refunded"),
             Self::SubscriptionEnded => f.write_str("subscription.ended"),
             Self::SubscriptionStarted => f.write_str("subscription.started"),
         }
@@ -58,6 +82,14 @@ impl TryFrom<String> for Fact {
             "checkout.completed" => Self::CheckoutCompleted,
             "customer.deleted" => Self::CustomerDeleted,
             "invoice.paid" => Self::InvoicePaid,
+            "credit_note.issued" => Self::CreditNoteIssued,
+            "credit_note.voided" => Self::CreditNoteVoided,
+            "dispute.lost" => Self::DisputeLost,
+            "dispute.opened" => Self::DisputeOpened,
+            "dispute.won" => Self::DisputeWon,
+            "payment.received" => Self::PaymentReceived,
+            "refund.failed" => Self::RefundFailed,
+            "payment.refunded" => Self::Refunded,
             "subscription.ended" => Self::SubscriptionEnded,
             "subscription.started" => Self::SubscriptionStarted,
             other => match other.strip_prefix("payment.failed.").and_then(|attempt| attempt.parse().ok()) {

@@ -13,12 +13,16 @@
 //! fetched; what is fetched supersedes all that was known when the fetch began, which ends the ambiguity.
 
 mod arrears;
+mod charge;
 mod checkout;
+mod credit_note;
 mod customer;
+mod dispute;
 mod hash;
 mod history;
 mod invoice;
 mod object;
+mod refund;
 mod resolve;
 mod snapshot;
 mod subscription;

@@ -26,6 +26,7 @@ fn subscription(status: &str, field: i64) -> Subscription {
         latest_invoice: None,
         created: Some(at(0)),
         anchor: None,
+        discounts: Vec::new(),
     }
 }
 
@@ -44,6 +45,14 @@ fn invoice(status: &str, attempts: u32) -> Invoice {
         due_at: None,
         finalized_at: Some(at(0)),
         created: Some(at(0)),
+        total: None,
+        tax: 0,
+        credit_used: 0,
+        credited: 0,
+        paid_out_of_band: false,
+        paid_at: None,
+        voided_at: None,
+        written_off_at: None,
     }
 }
 

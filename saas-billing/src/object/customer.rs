@@ -3,8 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    ObjectId, Unreadable,
-    wire::{Text, expect_object},
+    Discount, ObjectId, Unreadable,
+    discount::WireDiscount,
+    wire::{Text, currency, expect_object},
 };
 
 /// What we keep of a customer. Name and address stay at Stripe.
@@ -14,6 +15,16 @@ pub struct Customer {
     pub id: ObjectId,
     /// Deleted at Stripe. The tenant keeps its link: history must stay readable.
     pub deleted: bool,
+    /// Minor units that the next invoices ask for in addition; below zero, the credit that they use up. `None` where the
+    /// payload does not say.
+    #[serde(default)]
+    pub balance: Option<i64>,
+    /// Of the balance: lower-case ISO 4217.
+    #[serde(default)]
+    pub currency: Option<String>,
+    /// What is taken off all that has no discount of its own.
+    #[serde(default)]
+    pub discount: Option<Discount>,
 }
 
 #[derive(Deserialize)]
@@ -23,6 +34,13 @@ struct Wire<'a> {
     #[serde(borrow)]
     object: Option<Text<'a>>,
     deleted: Option<bool>,
+    balance: Option<i64>,
+    /// What the balance was called before 2019-10-17.
+    account_balance: Option<i64>,
+    #[serde(borrow)]
+    currency: Option<Text<'a>>,
+    #[serde(borrow)]
+    discount: Option<WireDiscount<'a>>,
 }
 
 impl Customer {
@@ -35,6 +53,12 @@ impl Customer {
 
     fn from_wire(wire: Wire<'_>, deleted: bool) -> Result<Self, Unreadable> {
         expect_object(wire.object.as_ref(), "customer")?;
-        Ok(Self { id: wire.id.id("customer.id")?, deleted: deleted || wire.deleted == Some(true) })
+        Ok(Self {
+            id: wire.id.id("customer.id")?,
+            deleted: deleted || wire.deleted == Some(true),
+            balance: wire.balance.or(wire.account_balance),
+            currency: currency(wire.currency),
+            discount: wire.discount.map(WireDiscount::read).transpose()?,
+        })
     }
 }

@@ -65,6 +65,14 @@ pub enum ObjectKind {
     Subscription,
     /// A bill.
     Invoice,
+    /// A payment as the bank saw it.
+    Charge,
+    /// Money given back.
+    Refund,
+    /// A payment that the bank wants back.
+    Dispute,
+    /// What an invoice was too much.
+    CreditNote,
 }
 
 impl ObjectKind {
@@ -76,6 +84,10 @@ impl ObjectKind {
             "checkout.session" => Some(Self::CheckoutSession),
             "subscription" => Some(Self::Subscription),
             "invoice" => Some(Self::Invoice),
+            "charge" => Some(Self::Charge),
+            "refund" => Some(Self::Refund),
+            "dispute" => Some(Self::Dispute),
+            "credit_note" => Some(Self::CreditNote),
             _ => None,
         }
     }
@@ -89,6 +101,11 @@ impl ObjectKind {
             "checkout.session" => Some(Self::CheckoutSession),
             "customer.subscription" => Some(Self::Subscription),
             "invoice" => Some(Self::Invoice),
+            "charge" => Some(Self::Charge),
+            // The second is what it was called when refunds had no events of their own.
+            "refund" | "charge.refund" => Some(Self::Refund),
+            "charge.dispute" => Some(Self::Dispute),
+            "credit_note" => Some(Self::CreditNote),
             _ => None,
         }
     }
@@ -101,14 +118,26 @@ impl ObjectKind {
             Self::CheckoutSession => "checkout_session",
             Self::Subscription => "subscription",
             Self::Invoice => "invoice",
+            Self::Charge => "charge",
+            Self::Refund => "refund",
+            Self::Dispute => "dispute",
+            Self::CreditNote => "credit_note",
         }
     }
 
     /// Reads the stored form.
     #[must_use]
     pub fn from_stored(text: &str) -> Option<Self> {
-        [Self::Customer, Self::CheckoutSession, Self::Subscription, Self::Invoice]
-            .into_iter()
-            .find(|kind| kind.as_str() == text)
+        const ALL: [ObjectKind; 8] = [
+            ObjectKind::Customer,
+            ObjectKind::CheckoutSession,
+            ObjectKind::Subscription,
+            ObjectKind::Invoice,
+            ObjectKind::Charge,
+            ObjectKind::Refund,
+            ObjectKind::Dispute,
+            ObjectKind::CreditNote,
+        ];
+        ALL.into_iter().find(|kind| kind.as_str() == text)
     }
 }

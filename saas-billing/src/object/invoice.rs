@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     ObjectId, Unreadable,
     open_enum::open_enum,
-    wire::{Reference, Text, currency, expect_object, instant, reference},
+    wire::{Reference, TaxAmount, Text, currency, expect_object, instant, reference, tax},
 };
 
 open_enum! {
@@ -64,6 +64,31 @@ pub struct Invoice {
     pub finalized_at: Option<DateTime<Utc>>,
     /// When it was made at Stripe.
     pub created: Option<DateTime<Utc>>,
+    /// Minor units of all lines, discounts and taxes; `None` where the payload does not say.
+    #[serde(default)]
+    pub total: Option<i64>,
+    /// Minor units of tax in that.
+    #[serde(default)]
+    pub tax: i64,
+    /// Minor units of the customer's credit that went into it; below zero, what was added to the credit, or asked for from
+    /// before.
+    #[serde(default)]
+    pub credit_used: i64,
+    /// Minor units that credit notes took off before it was paid.
+    #[serde(default)]
+    pub credited: i64,
+    /// Paid by other means than Stripe.
+    #[serde(default)]
+    pub paid_out_of_band: bool,
+    /// When it was paid.
+    #[serde(default)]
+    pub paid_at: Option<DateTime<Utc>>,
+    /// When it was withdrawn.
+    #[serde(default)]
+    pub voided_at: Option<DateTime<Utc>>,
+    /// When it was written off; stays when it is paid after all.
+    #[serde(default)]
+    pub written_off_at: Option<DateTime<Utc>>,
 }
 
 #[derive(Deserialize)]
@@ -93,6 +118,16 @@ struct Wire<'a> {
     due_date: Option<i64>,
     status_transitions: Option<WireTransitions>,
     created: Option<i64>,
+    total: Option<i64>,
+    total_excluding_tax: Option<i64>,
+    total_taxes: Option<Vec<TaxAmount>>,
+    /// Before API version 2025-03-31 (basil).
+    total_tax_amounts: Option<Vec<TaxAmount>>,
+    tax: Option<i64>,
+    starting_balance: Option<i64>,
+    ending_balance: Option<i64>,
+    pre_payment_credit_notes_amount: Option<i64>,
+    paid_out_of_band: Option<bool>,
 }
 
 #[derive(Deserialize)]
@@ -107,9 +142,12 @@ struct WireDetails<'a> {
     subscription: Option<Reference<'a>>,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 struct WireTransitions {
     finalized_at: Option<i64>,
+    paid_at: Option<i64>,
+    voided_at: Option<i64>,
+    marked_uncollectible_at: Option<i64>,
 }
 
 impl Invoice {
@@ -136,6 +174,15 @@ impl Invoice {
         };
         let details = wire.parent.and_then(|parent| parent.subscription_details);
         let subscription = details.and_then(|details| details.subscription).or(wire.subscription);
+        let taxes = wire.total_taxes.or(wire.total_tax_amounts);
+        let tax =
+            tax(wire.total.unwrap_or(0), wire.total_excluding_tax.filter(|_| wire.total.is_some()), taxes, wire.tax);
+        // Without the second there was no end to it yet: a draft uses nothing.
+        let credit_used = match (wire.starting_balance, wire.ending_balance) {
+            (Some(starting), Some(ending)) => ending.checked_sub(starting),
+            (Some(_) | None, Some(_) | None) => Some(0),
+        };
+        let transitions = wire.status_transitions.unwrap_or_default();
         Ok(Self {
             id: wire.id.id("invoice.id")?,
             customer: reference("invoice.customer", wire.customer)?,
@@ -151,8 +198,16 @@ impl Invoice {
             amount_paid: wire.amount_paid.unwrap_or(0),
             currency: currency(wire.currency),
             due_at: instant(wire.due_date),
-            finalized_at: wire.status_transitions.and_then(|transitions| instant(transitions.finalized_at)),
+            finalized_at: instant(transitions.finalized_at),
             created: instant(wire.created),
+            total: wire.total,
+            tax: tax.ok_or_else(|| Unreadable::new("invoice with taxes out of range"))?,
+            credit_used: credit_used.ok_or_else(|| Unreadable::new("invoice with a balance out of range"))?,
+            credited: wire.pre_payment_credit_notes_amount.unwrap_or(0),
+            paid_out_of_band: wire.paid_out_of_band == Some(true),
+            paid_at: instant(transitions.paid_at),
+            voided_at: instant(transitions.voided_at),
+            written_off_at: instant(transitions.marked_uncollectible_at),
         })
     }
 }

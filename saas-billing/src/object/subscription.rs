@@ -4,7 +4,8 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    ObjectId, Unreadable,
+    Discount, ObjectId, Unreadable,
+    discount::WireDiscount,
     open_enum::open_enum,
     wire::{List, Reference, Text, currency, expect_object, instant, reference},
 };
@@ -88,6 +89,9 @@ pub struct Price {
     pub interval: Option<Interval>,
     /// Units per interval.
     pub interval_count: u32,
+    /// Charged by use, afterwards: nothing of it recurs for certain.
+    #[serde(default)]
+    pub metered: bool,
 }
 
 /// One line of a subscription.
@@ -101,6 +105,9 @@ pub struct SubscriptionItem {
     pub quantity: Option<u64>,
     /// Its present period; `None` when the payload says none in either of the places where Stripe puts it. Never zero.
     pub period: Option<Period>,
+    /// What is taken off this item, in the order in which it is taken off.
+    #[serde(default)]
+    pub discounts: Vec<Discount>,
 }
 
 /// What we keep of a subscription.
@@ -133,6 +140,9 @@ pub struct Subscription {
     /// What its periods count from.
     #[serde(default)]
     pub anchor: Option<DateTime<Utc>>,
+    /// What is taken off the whole, in the order in which it is taken off.
+    #[serde(default)]
+    pub discounts: Vec<Discount>,
 }
 
 #[derive(Deserialize)]
@@ -159,6 +169,11 @@ struct Wire<'a> {
     latest_invoice: Option<Reference<'a>>,
     created: Option<i64>,
     billing_cycle_anchor: Option<i64>,
+    #[serde(borrow)]
+    discounts: Option<Vec<WireDiscount<'a>>>,
+    /// Before API version 2025-03-31 (basil): the first of them, whole.
+    #[serde(borrow)]
+    discount: Option<WireDiscount<'a>>,
 }
 
 #[derive(Deserialize)]
@@ -173,6 +188,8 @@ struct WireItem<'a> {
     quantity: Option<u64>,
     current_period_start: Option<i64>,
     current_period_end: Option<i64>,
+    #[serde(borrow)]
+    discounts: Option<Vec<WireDiscount<'a>>>,
 }
 
 #[derive(Deserialize)]
@@ -188,6 +205,8 @@ struct WirePrice<'a> {
     #[serde(borrow)]
     interval: Option<Text<'a>>,
     interval_count: Option<u32>,
+    #[serde(borrow)]
+    usage_type: Option<Text<'a>>,
 }
 
 #[derive(Deserialize)]
@@ -195,6 +214,8 @@ struct WireRecurring<'a> {
     #[serde(borrow)]
     interval: Option<Text<'a>>,
     interval_count: Option<u32>,
+    #[serde(borrow)]
+    usage_type: Option<Text<'a>>,
 }
 
 #[derive(Deserialize)]
@@ -254,8 +275,24 @@ impl Subscription {
             latest_invoice: reference("subscription.latest_invoice", wire.latest_invoice)?,
             created: instant(wire.created),
             anchor: instant(wire.billing_cycle_anchor),
+            discounts: discounts(wire.discounts, wire.discount)?,
         })
     }
+}
+
+/// A discount that stands in both places is whole in the older one.
+fn discounts(
+    listed: Option<Vec<WireDiscount<'_>>>,
+    single: Option<WireDiscount<'_>>,
+) -> Result<Vec<Discount>, Unreadable> {
+    let mut discounts =
+        listed.unwrap_or_default().into_iter().map(WireDiscount::read).collect::<Result<Vec<_>, _>>()?;
+    let Some(single) = single.map(WireDiscount::read).transpose()? else { return Ok(discounts) };
+    match discounts.iter_mut().find(|discount| discount.id == single.id) {
+        Some(same) => same.terms = same.terms.take().or(single.terms),
+        None => discounts.push(single),
+    }
+    Ok(discounts)
 }
 
 fn period(start: Option<i64>, end: Option<i64>) -> Option<Period> {
@@ -265,9 +302,9 @@ fn period(start: Option<i64>, end: Option<i64>) -> Option<Period> {
 impl WireItem<'_> {
     fn read(self, common: Option<Period>) -> Result<SubscriptionItem, Unreadable> {
         let price = self.price.or(self.plan).ok_or_else(|| Unreadable::new("subscription item without price"))?;
-        let (interval, interval_count) = match price.recurring {
-            Some(recurring) => (recurring.interval, recurring.interval_count),
-            None => (price.interval, price.interval_count),
+        let (interval, interval_count, usage_type) = match price.recurring {
+            Some(recurring) => (recurring.interval, recurring.interval_count, recurring.usage_type),
+            None => (price.interval, price.interval_count, price.usage_type),
         };
         Ok(SubscriptionItem {
             id: self.id.id("subscription_item.id")?,
@@ -277,9 +314,11 @@ impl WireItem<'_> {
                 currency: currency(price.currency),
                 interval: interval.map(|word| word.word("price.interval")).transpose()?.map(Interval::from),
                 interval_count: interval_count.unwrap_or(1).max(1),
+                metered: usage_type.is_some_and(|word| word.as_str() == "metered"),
             },
             quantity: self.quantity,
             period: period(self.current_period_start, self.current_period_end).or(common),
+            discounts: discounts(self.discounts, None)?,
         })
     }
 }

@@ -143,6 +143,26 @@ pub(super) fn reference(what: &'static str, reference: Option<Reference<'_>>) ->
     reference.filter(|reference| !reference.0.as_str().is_empty()).map(|reference| reference.0.id(what)).transpose()
 }
 
+/// A tax of an invoice or a credit note.
+#[derive(Debug, Deserialize)]
+pub(super) struct TaxAmount {
+    amount: Option<i64>,
+}
+
+/// The tax in a total, from whichever of its three places an API version uses; `None` out of range.
+pub(super) fn tax(
+    total: i64,
+    excluding: Option<i64>,
+    taxes: Option<Vec<TaxAmount>>,
+    single: Option<i64>,
+) -> Option<i64> {
+    match (excluding, taxes) {
+        (Some(excluding), _) => total.checked_sub(excluding),
+        (None, Some(taxes)) => taxes.iter().filter_map(|tax| tax.amount).try_fold(0_i64, i64::checked_add),
+        (None, None) => Some(single.unwrap_or(0)),
+    }
+}
+
 /// Seconds since 1970; zero and what is before mean that there is none.
 pub(super) fn instant(seconds: Option<i64>) -> Option<DateTime<Utc>> {
     seconds.filter(|seconds| *seconds > 0).and_then(|seconds| DateTime::from_timestamp(seconds, 0))

@@ -9,8 +9,11 @@ pub(crate) mod conflict;
 pub(crate) mod desk;
 pub(crate) mod directory;
 pub(crate) mod fetch;
+pub(crate) mod ledger;
+pub(crate) mod ledger_read;
 pub(crate) mod object;
 pub(crate) mod receipt;
+pub(crate) mod revenue;
 pub(crate) mod state;
 
 use crate::{config::BillingConfig, mode::Mode};

@@ -55,6 +55,31 @@ pub(crate) async fn load_only(
     rows.into_iter().map(read).collect()
 }
 
+/// The tenant's objects, by id.
+pub(crate) async fn page(
+    connection: &mut PgConnection,
+    tenant: TenantId,
+    livemode: bool,
+    after: Option<&ObjectId>,
+    limit: i64,
+) -> Result<Vec<AnyMerged>, CoreError> {
+    let rows: Vec<(String, Value)> = sqlx::query_as(
+        "select kind, merged
+         from saas.billing_object
+         where tenant_id = $1 and livemode = $2 and ($3::text is null or object_id > $3)
+         order by object_id
+         limit $4",
+    )
+    .bind(tenant.as_uuid())
+    .bind(livemode)
+    .bind(after.map(ObjectId::as_str))
+    .bind(limit)
+    .fetch_all(connection)
+    .await
+    .map_err(CoreError::from_database)?;
+    rows.into_iter().map(read).collect()
+}
+
 /// What is known about one object, whichever tenant it belongs to: a fetch does not know yet. Stripe's ids are unique, and
 /// the index that serves this leads with the id.
 pub(crate) async fn find_anywhere(

@@ -1,11 +1,16 @@
 //! `saas.billing_state`: what was derived; and billing's columns of the operators' list.
 
+use std::collections::BTreeMap;
+
 use chrono::{DateTime, Utc};
 use saas_core::{CoreError, TenantId};
 use serde_json::Value;
 use sqlx::PgConnection;
 
-use crate::derive::{Derived, GracePolicy};
+use crate::{
+    derive::{Derived, GracePolicy},
+    money::Currency,
+};
 
 const CORRUPT: CoreError = CoreError::Corrupt { table: "saas.billing_state", column: "derived" };
 
@@ -77,13 +82,20 @@ pub(crate) async fn store(
     .map_err(CoreError::from_database)
 }
 
-/// Writes billing's columns of the operators' list.
+/// Writes billing's columns of the operators' list. It has room for one currency: that of the subscription which decides, or
+/// the first in which anything is paid.
 pub(crate) async fn show(
     connection: &mut PgConnection,
     tenant: TenantId,
     derived: &Derived,
     policy: &GracePolicy,
+    paying: &BTreeMap<Currency, i64>,
 ) -> Result<(), CoreError> {
+    let mut spans = derived.revenue.spans().iter();
+    let deciding =
+        spans.find(|span| Some(&span.subscription) == derived.subscription.as_ref()).map(|span| span.currency);
+    let paid = |currency: &Currency| paying.get(currency).is_some_and(|minor| *minor > 0);
+    let currency = deciding.filter(paid).or_else(|| paying.keys().copied().find(paid));
     let (grace_until, suspended_from) = policy.instants(derived.unpaid_since, derived.suspended_since);
     sqlx::query(
         "update saas.tenant_overview
@@ -94,8 +106,8 @@ pub(crate) async fn show(
     .bind(derived.plan.as_ref().map(|plan| plan.plan.as_str()))
     .bind(grace_until)
     .bind(suspended_from)
-    .bind(derived.revenue.as_ref().map_or(0, |revenue| revenue.minor))
-    .bind(derived.revenue.as_ref().map(|revenue| revenue.currency.as_str()))
+    .bind(currency.and_then(|currency| paying.get(&currency).copied()).unwrap_or(0))
+    .bind(currency.map(String::from))
     .execute(connection)
     .await
     .map(drop)

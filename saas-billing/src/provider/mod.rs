@@ -53,6 +53,8 @@ pub trait PaymentProvider: ObjectSource {
 /// # Contract
 /// - *Fresh*: the object is at least as new as the moment the call began.
 /// - *Bounded*: gives up by itself, with a retryable error for timeouts, 429 and 5xx.
+/// - *Expanded*: of a subscription, `discounts` and `items.data.discounts` are whole, down to the coupon. Events hold nothing
+///   but ids there, and revenue counts at list price until the terms are known.
 #[async_trait]
 pub trait ObjectSource: fmt::Debug + Send + Sync + 'static {
     /// Reads one object.

@@ -156,13 +156,23 @@ impl Call {
             ObjectKind::CheckoutSession => "/v1/checkout/sessions",
             ObjectKind::Subscription => "/v1/subscriptions",
             ObjectKind::Invoice => "/v1/invoices",
+            ObjectKind::Charge => "/v1/charges",
+            ObjectKind::Refund => "/v1/refunds",
+            ObjectKind::Dispute => "/v1/disputes",
+            ObjectKind::CreditNote => "/v1/credit_notes",
         };
         let terms: &[&str] = match kind {
             // Versions begin with their date; since this one a coupon stands under `source`, as an id. Of an item's discount
             // it would be a fifth level, and Stripe expands four.
             ObjectKind::Subscription if version >= "2025-09-30" => &["discounts.source.coupon", "items.data.discounts"],
             ObjectKind::Subscription => &["discounts", "items.data.discounts"],
-            ObjectKind::Customer | ObjectKind::CheckoutSession | ObjectKind::Invoice => &[],
+            ObjectKind::Customer
+            | ObjectKind::CheckoutSession
+            | ObjectKind::Invoice
+            | ObjectKind::Charge
+            | ObjectKind::Refund
+            | ObjectKind::Dispute
+            | ObjectKind::CreditNote => &[],
         };
         Self::get(at(list, id, "")).with(|form| {
             for (n, term) in terms.iter().enumerate() {

@@ -63,6 +63,7 @@ impl Engine<'_> {
             ObjectKind::CheckoutSession => payload::session(world.sessions.get(id)?, world, live),
             ObjectKind::Subscription => payload::subscription(shape, world.subscriptions.get(id)?, world, live),
             ObjectKind::Invoice => payload::invoice(shape, world.invoices.get(id)?, world, live),
+            ObjectKind::Charge | ObjectKind::Refund | ObjectKind::Dispute | ObjectKind::CreditNote => return None,
         })
     }
 

@@ -314,6 +314,7 @@ impl StripeSimulator {
                 world.subscriptions.values().filter(|one| one.ended_at.is_none()).map(|one| one.id.clone()).collect()
             }
             ObjectKind::Invoice => world.invoices.keys().cloned().collect(),
+            ObjectKind::Charge | ObjectKind::Refund | ObjectKind::Dispute | ObjectKind::CreditNote => Vec::new(),
         };
         ids.into_iter().map(object_id).collect()
     }

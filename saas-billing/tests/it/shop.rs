@@ -130,7 +130,12 @@ impl Shop {
             (select string_agg(concat_ws(' ', object_id, fact), E'\\n' order by object_id, fact)
              from saas.billing_effect where tenant_id = $1),
             (select concat_ws(' ', plan, grace_until, suspended_from, mrr_minor, currency) from saas.tenant_overview where tenant_id = $1),
-            (select string_agg(object_id, ' ' order by object_id) from saas.billing_directory where tenant = $1))";
+            (select string_agg(object_id, ' ' order by object_id) from saas.billing_directory where tenant = $1),
+            (select string_agg(concat_ws(' ', currency, account, sum), E'\\n' order by currency, account)
+             from (select currency, account, sum(amount) from saas.ledger_entry where tenant_id = $1
+                   group by currency, account having sum(amount) <> 0) as balance),
+            (select string_agg(concat_ws(' ', currency, mrr_minor), E'\\n' order by currency)
+             from saas.revenue_state where tenant_id = $1))";
         let mut owner = self.owner.lock().await;
         sqlx::query_scalar(sql).bind(ctx.tenant().as_uuid()).fetch_one(&mut *owner).await.unwrap()
     }
@@ -141,6 +146,10 @@ impl Shop {
             delete from saas.billing_receipt_conflict; delete from saas.billing_receipt; delete from saas.billing_directory;
             delete from saas.billing_fetch; delete from saas.billing_object; delete from saas.billing_state;
             delete from saas.billing_effect; delete from saas.audit; delete from saas.outbox;
+            delete from saas.revenue_state; delete from saas.revenue_change; delete from saas.revenue_subscription;
+            delete from saas.revenue_arrears;
+            begin; set local session_replication_role = replica;
+            delete from saas.ledger_entry; delete from saas.ledger_transaction; delete from saas.ledger_head; commit;
             update saas.tenant_overview set plan = null, grace_until = null, suspended_from = null, mrr_minor = 0, currency = null;";
         sqlx::raw_sql(sql).execute(&mut *self.owner.lock().await).await.unwrap();
     }

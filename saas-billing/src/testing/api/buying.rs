@@ -18,6 +18,10 @@ impl Request<'_, '_> {
             ObjectKind::CheckoutSession => "checkout.session",
             ObjectKind::Subscription => "subscription",
             ObjectKind::Invoice => "invoice",
+            ObjectKind::Charge => "charge",
+            ObjectKind::Refund => "refund",
+            ObjectKind::Dispute => "dispute",
+            ObjectKind::CreditNote => "credit_note",
         };
         if self.engine.world.unreachable.contains(id) {
             return Err(ApiError::new(429, REFUSED, "rate_limit", "unreachable"));

@@ -1,0 +1,213 @@
+//! Writing what follows from an object, in the transaction that merged it.
+
+use chrono::{DateTime, Utc};
+use saas_core::{Actor, CoreError, PageSize, SystemTx, TenantContext, TenantId, tenant};
+use sqlx::PgConnection;
+
+use super::{Cause, Draft, Leg, Legs, Posting, Record, difference, legs, storable_instant};
+use crate::{
+    Billing, BillingError,
+    billing::ACTOR,
+    derive::AnyMerged,
+    money::{Money, Ratio, Rounding},
+    object::ObjectId,
+    postgres::{
+        ledger::{self, Chain},
+        object,
+    },
+};
+
+/// Whose request it is, and once.
+pub(super) struct Request<'a> {
+    pub(super) actor: &'a Actor,
+    pub(super) key: Option<&'a str>,
+    pub(super) reverses: Option<i64>,
+}
+
+impl Billing {
+    pub(super) const fn chain(&self, tenant: TenantId) -> Chain {
+        (tenant, self.scope.livemode)
+    }
+
+    /// Writes what follows from the object and is not written yet. What makes no sum is left to the verification: the state
+    /// of the tenant must not hang on it.
+    pub(crate) async fn post(
+        &self,
+        connection: &mut PgConnection,
+        tenant: TenantId,
+        id: &ObjectId,
+        merged: &AnyMerged,
+        now: DateTime<Utc>,
+    ) -> Result<(), CoreError> {
+        if !may_be_booked(merged) {
+            return Ok(());
+        }
+        let target = match legs(merged) {
+            Ok(target) => target,
+            Err(why) => {
+                tracing::error!(target: "saas.billing.ledger", %tenant, object = %id, %why, "an object that cannot be booked");
+                return Ok(());
+            }
+        };
+        let written = ledger::written(connection, self.chain(tenant), id.as_str()).await?;
+        let drafts = match difference(&target, &written, merged.as_of()) {
+            Ok(drafts) => drafts,
+            Err(why) => {
+                tracing::error!(target: "saas.billing.ledger", %tenant, object = %id, %why, "an object that cannot be booked");
+                return Ok(());
+            }
+        };
+        let Legs { payment, .. } = target;
+        let payment = payment.as_ref().map(ObjectId::as_str);
+        if drafts.is_empty() {
+            return Ok(());
+        }
+        let request = Request { actor: &ACTOR, key: None, reverses: None };
+        self.append(connection, tenant, (id.as_str(), payment), drafts, &request, now).await?;
+        if let Some(payment) = payment {
+            self.revoke_credits(connection, tenant, payment, now).await?;
+        }
+        Ok(())
+    }
+
+    /// Adds transactions to the tenant's chain; answers the place of the last.
+    pub(super) async fn append(
+        &self,
+        connection: &mut PgConnection,
+        tenant: TenantId,
+        (subject, payment): (&str, Option<&str>),
+        drafts: Vec<Draft>,
+        request: &Request<'_>,
+        now: DateTime<Utc>,
+    ) -> Result<i64, CoreError> {
+        let chain = self.chain(tenant);
+        let (mut sequence, end) = ledger::lock_end(connection, chain).await?;
+        let mut records = Vec::with_capacity(drafts.len());
+        for mut draft in drafts {
+            // In the order in which they are read back: the hash is over a list.
+            draft.postings.sort_by_key(|posting| (posting.amount.currency(), posting.account));
+            sequence = sequence.checked_add(1).ok_or(ledger::corrupt("sequence"))?;
+            records.push(Record {
+                sequence,
+                cause: draft.cause,
+                subject: subject.to_owned(),
+                payment: payment.map(ToOwned::to_owned),
+                key: request.key.map(ToOwned::to_owned),
+                reverses: request.reverses,
+                actor: crate::postgres::storable(&request.actor.to_string()),
+                occurred_at: storable_instant(draft.at),
+                recorded_at: storable_instant(now),
+                postings: draft.postings,
+            });
+        }
+        ledger::append(connection, chain, end, &records).await?;
+        Ok(sequence)
+    }
+
+    /// Takes prepaid credits back in the proportion in which their payment was: each grant's share rounded up, so that no
+    /// credit is left that nothing was paid for, and given again when the money comes back. What was burnt already is taken
+    /// all the same: the balance then shows how much is missing.
+    pub(super) async fn revoke_credits(
+        &self,
+        connection: &mut PgConnection,
+        tenant: TenantId,
+        payment: &str,
+        now: DateTime<Utc>,
+    ) -> Result<(), CoreError> {
+        let chain = self.chain(tenant);
+        let grants = ledger::grants_of(connection, chain, payment).await?;
+        if grants.is_empty() {
+            return Ok(());
+        }
+        let (received, lost) = ledger::of_payment(connection, chain, payment).await?;
+        for grant in grants {
+            let granted = Money::new(grant.minor, grant.currency);
+            let revoked = if grant.reversed_by.is_some() { 0 } else { revoked(granted, received, lost) };
+            let target = Legs { legs: revocation(Money::new(revoked, grant.currency), now), payment: None };
+            let written = ledger::written(connection, chain, &grant.subject).await?;
+            let Ok(drafts) = difference(&target, &written, now) else { continue };
+            if !drafts.is_empty() {
+                let request = Request { actor: &ACTOR, key: None, reverses: None };
+                self.append(connection, tenant, (&grant.subject, Some(payment)), drafts, &request, now).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes what follows from the tenant's stored objects and is not written yet: after an upgrade whose rules book more,
+    /// or to mend what a verification found missing. Objects are read page by page, each page in a transaction of its own.
+    ///
+    /// # Errors
+    /// When the database does not answer; what is done stays done, and the call can be repeated.
+    pub async fn repost(&self, ctx: &dyn TenantContext) -> Result<u64, BillingError> {
+        let (tenant, now) = (ctx.tenant(), self.clock.now());
+        let mut after: Option<ObjectId> = None;
+        let mut looked = 0;
+        loop {
+            let mut tx = SystemTx::begin(&self.system, ctx.actor().clone(), "book what follows from objects").await?;
+            tenant::lock_in(&mut tx, tenant).await?;
+            let size = PageSize::default().get();
+            let page = object::page(&mut tx, tenant, self.scope.livemode, after.as_ref(), i64::from(size)).await?;
+            for merged in &page {
+                self.post(&mut tx, tenant, merged.id(), merged, now).await?;
+            }
+            tx.commit().await?;
+            looked += page.len() as u64;
+            match page.last() {
+                Some(last) if page.len() == usize::from(size) => after = Some(last.id().clone()),
+                Some(_) | None => return Ok(looked),
+            }
+        }
+    }
+}
+
+/// Nothing was ever written about a draft, and an invoice never becomes one again.
+fn may_be_booked(merged: &AnyMerged) -> bool {
+    match merged {
+        AnyMerged::Subscription(_) | AnyMerged::CheckoutSession(_) => false,
+        AnyMerged::Invoice(merged) => merged.value().status != crate::object::InvoiceStatus::Draft,
+        AnyMerged::Customer(_)
+        | AnyMerged::Charge(_)
+        | AnyMerged::Refund(_)
+        | AnyMerged::Dispute(_)
+        | AnyMerged::CreditNote(_) => true,
+    }
+}
+
+/// How much of a grant is gone with so much of its payment. Before the payment is known, nothing is.
+fn revoked(granted: Money, received: i128, lost: i128) -> i64 {
+    let share = Ratio::new(lost, received).map_or(Ratio::ZERO, |lost| lost.or_zero().at_most_one());
+    granted.share(share, Rounding::Up).map_or(granted.minor(), Money::minor)
+}
+
+fn revocation(amount: Money, at: DateTime<Utc>) -> Vec<Leg> {
+    use super::Account::{Credits, CreditsGranted};
+    let Ok(back) = amount.checked_neg() else { return Vec::new() };
+    if amount.is_zero() {
+        return Vec::new();
+    }
+    let postings = vec![Posting { account: Credits, amount }, Posting { account: CreditsGranted, amount: back }];
+    vec![Leg { cause: Cause::CreditsRevoked, at, postings }]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // Lesson 33: pro rata, rounded up.
+    #[test]
+    fn credits_go_with_their_payment_in_proportion_and_rounded_up() {
+        let grant = Money::new(1_000, "eur".parse().unwrap());
+        for (received, lost, expected) in [
+            (3_000, 0, 0),
+            (3_000, 1, 1),
+            (3_000, 1_000, 334),
+            (3_000, 3_000, 1_000),
+            (3_000, 9_000, 1_000),
+            (3_000, -5, 0),
+            (0, 10, 0),
+        ] {
+            assert_eq!(revoked(grant, received, lost), expected, "{lost} of {received}");
+        }
+    }
+}
