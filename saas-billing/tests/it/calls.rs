@@ -139,7 +139,8 @@ async fn whoever_would_wait_too_long_for_the_budget_is_refused_before_anything_i
         outcomes.iter().filter(|outcome| matches!(outcome, Err(ProviderError::RateLimited { retry_after: Some(_) })));
     let refused = refused.count();
     assert!(refused >= 6, "{outcomes:?}");
-    assert_eq!(line.simulator.calls(), 12 - refused as u64);
+    // Whoever was given a place at the end of its patience may not have got to use it.
+    assert!(line.simulator.calls() <= 12 - refused as u64, "{outcomes:?}");
 }
 
 // W38
