@@ -1,4 +1,5 @@
-//! Stripe over HTTP: the port [`PaymentProvider`] against the real API, or against the simulator's server.
+//! Stripe over HTTP: the port [`PaymentProvider`](crate::PaymentProvider) against the real API, or against the server of
+//! the simulator.
 //!
 //! Owns the form encoding, one try over HTTP, and what stands around it: tries with one key, pauses, a deadline, a budget of
 //! calls, and a breaker that ignores declined cards. Promises that every write carries its key from the first try on, and
