@@ -94,6 +94,8 @@ ids! {
     UsageEventId by uuid_v7,
     /// Units given to a tenant beside those of its plan; also what makes giving them twice give them once.
     UsageGrantId by uuid_v7,
+    /// Units set aside for work whose cost is known only afterwards.
+    UsageReservationId by uuid_v7,
     /// One manual exception to a plan.
     OverrideId by uuid_v7,
     /// One export of a tenant's data; also the name of its folder.

@@ -107,7 +107,7 @@ pub use db::{Schema, SessionBinding, SystemPool, SystemTx, TenantPool, TenantTx,
 pub use error::{Cause, CoreError, ErrorKind, InvalidInput, Refusal};
 pub use id::{
     ApiKeyId, AuditId, DomainToken, ExportId, JobId, LeaseToken, OverrideId, RequestId, TenantId, UsageEventId,
-    UsageGrantId, UserId,
+    UsageGrantId, UsageReservationId, UserId,
 };
 pub use name::{AddOnKey, EmailAddress, FeatureKey, IdempotencyKey, MeterKey, PlanKey, RoleName, Slug, Topic};
 pub use page::{Page, PageSize};

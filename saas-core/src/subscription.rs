@@ -108,13 +108,62 @@ pub struct PlanAssignment {
     /// What was bought beside the plan, and how many of each. It ends with the plan.
     #[serde(default)]
     pub addons: Vec<(AddOnKey, u32)>,
+    /// Since when it is this version of this plan; `None` where the source does not know. What a change in mid-period does
+    /// to usage is decided by it: without it, all stays as it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<DateTime<Utc>>,
+    /// The plans before it, the latest first, up to [`PLANS_REMEMBERED`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub before: Vec<PastPlan>,
+}
+
+/// How many earlier plans an assignment knows of.
+pub const PLANS_REMEMBERED: usize = 16;
+
+/// A plan that a tenant was on, until that which came after it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PastPlan {
+    /// The plan.
+    pub plan: PlanKey,
+    /// Its version; `None` was the newest.
+    pub version: Option<u32>,
+    /// Since when; `None` where nobody knows.
+    pub since: Option<DateTime<Utc>>,
 }
 
 impl PlanAssignment {
     /// A plan that is paid for and does not end.
     #[must_use]
     pub const fn active(plan: PlanKey) -> Self {
-        Self { plan, version: None, standing: Standing::Active, anchor: None, ends_at: None, addons: Vec::new() }
+        Self {
+            plan,
+            version: None,
+            standing: Standing::Active,
+            anchor: None,
+            ends_at: None,
+            addons: Vec::new(),
+            since: None,
+            before: Vec::new(),
+        }
+    }
+
+    /// The same assignment as what comes after `former` at `now`: it knows since when it holds, and what was before. Another
+    /// standing, end, anchor or add-on is no change of plan.
+    ///
+    /// A source of plans calls it when it writes one, with versions that are named in both.
+    #[must_use]
+    pub fn following(mut self, former: &Self, default_plan: &PlanKey, now: DateTime<Utc>) -> Self {
+        let ended = former.ends_at.filter(|end| *end <= now);
+        // What took the place of a plan that ended by itself was written by nobody.
+        let default = ended.map(|end| PastPlan { plan: default_plan.clone(), version: None, since: Some(end) });
+        let former_plan = PastPlan { plan: former.plan.clone(), version: former.version, since: former.since };
+        let mut known = default.into_iter().chain([former_plan]).chain(former.before.iter().cloned()).peekable();
+        let same = known.next_if(|last| {
+            last.plan == self.plan && (last.version.is_none() && ended.is_some() || last.version == self.version)
+        });
+        self.since = same.map_or(Some(now), |last| last.since);
+        self.before = known.take(PLANS_REMEMBERED).collect();
+        self
     }
 }
 
@@ -167,5 +216,35 @@ mod tests {
         let over = Standing::Suspended { since: at(200) };
         assert_eq!([99, 199, 200].map(|s| grace.at(at(s))), [grace, grace, over], "put otherwise, not another one");
         assert_eq!([200, 201].map(|s| over.access(at(s))), [200, 201].map(|s| grace.access(at(s))));
+    }
+
+    // f-M14
+    #[test]
+    fn an_assignment_remembers_what_was_before_it_and_since_when_it_holds() {
+        let at = |s| DateTime::from_timestamp(s, 0).unwrap();
+        let (free, pro) = (PlanKey::from_static("free"), PlanKey::from_static("pro"));
+        let on = |plan: &PlanKey, version| PlanAssignment { version, ..PlanAssignment::active(plan.clone()) };
+        let was = |plan: &PlanKey, version, since| PastPlan { plan: plan.clone(), version, since };
+
+        let first = on(&pro, Some(1)).following(&on(&free, Some(1)), &free, at(10));
+        assert_eq!((first.since, &first.before), (Some(at(10)), &vec![was(&free, Some(1), None)]));
+        let unpaid = PlanAssignment { standing: Standing::Suspended { since: at(15) }, ..on(&pro, Some(1)) };
+        let unpaid = unpaid.following(&first, &free, at(15));
+        assert_eq!((unpaid.since, &unpaid.before), (first.since, &first.before), "no change of plan");
+        let newer = on(&pro, Some(2)).following(&unpaid, &free, at(20));
+        assert_eq!(newer.since, Some(at(20)));
+        assert_eq!(newer.before, [was(&pro, Some(1), Some(at(10))), was(&free, Some(1), None)]);
+
+        let ended = PlanAssignment { ends_at: Some(at(30)), ..newer };
+        let again = on(&pro, Some(2)).following(&ended, &free, at(40));
+        assert_eq!(again.before[..2], [was(&free, None, Some(at(30))), was(&pro, Some(2), Some(at(20)))]);
+        let default = on(&free, Some(1)).following(&ended, &free, at(40));
+        assert_eq!(default.since, Some(at(30)), "it took over when the other ended");
+
+        let mut last = again;
+        for round in 0..100 {
+            last = on(&pro, Some(3 + round)).following(&last, &free, at(50 + i64::from(round)));
+        }
+        assert_eq!(last.before.len(), PLANS_REMEMBERED);
     }
 }

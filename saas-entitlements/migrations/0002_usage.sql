@@ -66,6 +66,8 @@ create table saas.usage_counter (
     used          bigint not null default 0,
     -- what reservations and leases may still use
     held          bigint not null default 0 check (held >= 0),
+    -- what it left of the plan and is a grant now: units of it that are used in it after all are burnt of grants
+    carried       bigint not null default 0 check (carried >= 0),
     -- what was taken from grants: used + burnt is the sum of the events
     burnt         bigint not null default 0 check (burnt >= 0),
     -- the limit at the last use; null: none. Tells which warnings still hold.
@@ -74,10 +76,14 @@ create table saas.usage_counter (
     level_at      timestamptz,
     -- whether usage_member has what each member used of it: from the first use on that a member's own limit decided about
     by_member     boolean not null default false,
+    -- when its end was dealt with: warnings taken back, what is left carried over
+    closed_at     timestamptz,
     -- somebody was refused while units were held: holders that are idle give theirs back
     wanted_at     timestamptz,
     primary key (tenant_id, meter, window_kind, window_start)
 ) with (fillfactor = 50);
+-- Windows that are over, of all tenants, until somebody has dealt with it. Neither column moves while uses are counted.
+create index usage_counter_unclosed on saas.usage_counter (window_end) where closed_at is null;
 select saas.fence('saas.usage_counter', 'select, insert, update');
 
 -- What each member used of a tenant's window, of counters that say `by_member`.
@@ -150,14 +156,21 @@ create table saas.usage_reservation (
     actor         text not null,
     created_at    timestamptz not null,
     expires_at    timestamptz not null,
+    -- what is held of grants, in the order in which it is burnt; the rest of the units is held of the counter
+    grants        uuid[] not null default '{}',
+    grant_units   bigint[] not null default '{}' check (cardinality(grant_units) = cardinality(grants)),
     -- null while it is open
     outcome       text check (outcome in ('committed', 'released', 'expired')),
-    settled_units bigint,
-    settled_at    timestamptz,
-    primary key (tenant_id, id),
-    unique (tenant_id, meter, key)
+    -- of the meter: what the work took
+    settled_amount bigint,
+    settled_at    timestamptz check ((settled_at is null) = (outcome is null)),
+    primary key (tenant_id, id)
 );
+-- One at a time: what was given back can be reserved again by the same key.
+create unique index usage_reservation_open_key on saas.usage_reservation (tenant_id, meter, key) where outcome is null;
 create index usage_reservation_open on saas.usage_reservation (tenant_id, counter, expires_at) where outcome is null;
+create index usage_reservation_overdue on saas.usage_reservation (expires_at) where outcome is null;
+create index usage_reservation_by_age on saas.usage_reservation (settled_at) where outcome is not null;
 select saas.fence('saas.usage_reservation', 'select, insert, update');
 
 -- Units lent to one process, which uses them from memory.

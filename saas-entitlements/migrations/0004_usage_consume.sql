@@ -50,7 +50,7 @@ begin
         return;
     end if;
     -- All uses of one window queue up here, and each sees the sum of those before it.
-    select greatest(c.used, 0) as used, c.held, c.burnt, c.limit_units, c.level_at, c.by_member into counter
+    select greatest(c.used, 0) as used, c.held, c.carried, c.burnt, c.limit_units, c.level_at, c.by_member into counter
     from saas.usage_counter c
     where c.tenant_id = of_tenant and c.meter = of_counter and c.window_kind = in_window and c.window_start = from_start
     for no key update;
@@ -74,7 +74,7 @@ begin
         added := case when found then 0 else 1 end;
     end if;
     -- All of these are at least 0 but for what a fallen level takes, and used + held stays within bigint: nothing overflows.
-    from_plan := least(added, greatest(least(coalesce(of_limit, up_to), up_to) - counter.used - counter.held, 0));
+    from_plan := least(added, greatest(least(coalesce(of_limit, up_to), up_to) - counter.used - counter.held - counter.carried, 0));
     if from_plan < added and aggregation = 'sum' then
         for given in
             select g.id, g.units - g.burnt - g.held as unburnt from saas.usage_grant g
@@ -92,9 +92,18 @@ begin
             end if;
         end loop;
     end if;
-    if added - from_plan - burnt > up_to - counter.used - counter.held - from_plan and added > from_plan + burnt then
+    if added - from_plan - burnt > up_to - counter.used - counter.held - counter.carried - from_plan
+       and added > from_plan + burnt then
+        -- What was reserved and never used may be in the way. The second time nothing of it is left.
+        if saas.usage_reservation_expire(of_tenant, of_counter) > 0 then
+            return query select * from saas.usage_consume(
+                of_kind, of_tenant, at_revision, of_meter, of_counter, with_key, event, of_amount, of_units, in_window,
+                from_start, up_to, of_limit, marks, mark_units, by_actor, moment, whole,
+                aggregation, of_item, of_member, member_up_to, happened);
+            return;
+        end if;
         -- Less than what is added: every grant was looked at, and still it did not fit.
-        room := burnt + greatest(up_to - counter.used - counter.held, 0);
+        room := burnt + greatest(up_to - counter.used - counter.held - counter.carried, 0);
     end if;
     if member_up_to is not null then
         if not counter.by_member then
@@ -133,9 +142,15 @@ begin
               select from saas.usage_crossing x
               where x.tenant_id = of_tenant and x.meter = of_counter and x.window_kind = in_window
                 and x.window_start = from_start and x.limit_units = of_limit and x.threshold = m.mark
+                and (x.resolved_at is null or aggregation <> 'latest')
           );
     end if;
-    if not whole and (relimited or due <> '{}') then
+    if not whole and (relimited or due <> '{}' or added < 0 and exists (
+        -- A level that falls takes back its warnings.
+        select from saas.usage_crossing x
+        where x.tenant_id = of_tenant and x.meter = of_counter and x.window_kind = in_window and x.window_start = from_start
+          and x.resolved_at is null
+    )) then
         outcome := 'slow';
         return next;
         return;

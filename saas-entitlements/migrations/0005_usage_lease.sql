@@ -143,12 +143,19 @@ begin
         for no key update;
     end if;
     perform saas.usage_lease_strand(of_tenant, of_counter, in_window, from_start, by_actor, moment);
-    select c.used, c.held, c.wanted_at into counter from saas.usage_counter c
+    select c.used, c.held, c.carried, c.wanted_at into counter from saas.usage_counter c
     where c.tenant_id = of_tenant and c.meter = of_counter and c.window_kind = in_window and c.window_start = from_start;
     used := counter.used;
     held := counter.held;
-    -- Below 0 where the limit was lowered; cannot overflow, as neither is negative.
-    free := up_to - greatest(counter.used, 0) - counter.held;
+    -- Below 0 where the limit was lowered; cannot overflow, as none is negative.
+    free := up_to - greatest(counter.used, 0) - counter.held - counter.carried;
+    if need > free and saas.usage_reservation_expire(of_tenant, of_counter) > 0 then
+        select c.used, c.held, c.carried, c.wanted_at into counter from saas.usage_counter c
+        where c.tenant_id = of_tenant and c.meter = of_counter and c.window_kind = in_window
+          and c.window_start = from_start;
+        held := counter.held;
+        free := up_to - greatest(counter.used, 0) - counter.held - counter.carried;
+    end if;
     if need > free then
         update saas.usage_counter c
         set wanted_at = clock_timestamp()

@@ -80,6 +80,7 @@ mod require;
 mod resolve;
 mod snapshot;
 mod source;
+mod terms;
 #[cfg(feature = "postgres")]
 pub mod usage;
 mod window;
@@ -93,25 +94,27 @@ pub use gate::{Answer, ChannelHealth, FeatureGate, GateOptions, GateStats, Stale
 #[cfg(feature = "testing")]
 pub use lease::conformance as lease_conformance;
 pub use lease::{Ask, Balance, Borrowed, LeaseOptions, LeaseStore, LeasedUse, Leases, Report, Reported};
-#[cfg(feature = "testing")]
-pub use meter::conformance;
 pub use meter::{
     Adjustment, Adjustments, Consumption, Corrected, Correction, CounterStore, Denial, Draw, DrawKind, Drawn,
-    GRANTS_LISTED, Grant, GrantSource, Ledger, LimitOf, Meter, NewGrant, Threshold, Usage, Use,
+    GRANTS_LISTED, Grant, GrantSource, Hold, Holding, Ledger, LimitOf, Meter, NewGrant, Reservation, ReservationStore,
+    Reservations, Reserved, Settled, Settlement, Threshold, Usage, Use,
 };
+#[cfg(feature = "testing")]
+pub use meter::{conformance, reserve_conformance as reservation_conformance};
 #[cfg(feature = "openfeature")]
 pub use openfeature::OpenFeatureProvider;
 pub use overrides::{NewOverride, Override, OverrideGrant, OverrideSubject};
 #[cfg(feature = "postgres")]
 pub use postgres::{
-    AssignedPlans, Assignments, Cohorts, History, MovePreview, MoveReport, OverrideFilter, OverridePlace, Overrides,
-    PlanMove, PostgresCounters, PostgresLeases, PostgresSource, RevisionListener, RevisionPoller, THRESHOLD_TOPIC,
-    ThresholdCrossed,
+    AssignedPlans, Assignments, Because, Cohorts, History, MovePreview, MoveReport, OverrideFilter, OverridePlace,
+    Overrides, PlanMove, PostgresCounters, PostgresLeases, PostgresSource, RevisionListener, RevisionPoller,
+    THRESHOLD_RESOLVED_TOPIC, THRESHOLD_TOPIC, ThresholdCrossed, ThresholdResolved,
 };
 pub use require::{FeatureRequired, UpgradeLink};
 pub use resolve::resolve;
 pub use snapshot::{FeatureHandle, Origin, Snapshot};
 pub use source::{SnapshotSource, TenantState};
+pub use terms::{Carry, Ended, Terms};
 pub use window::{Period, period_at};
 
 /// The tables of this crate. They refer to those of [`saas_core::SCHEMA`].
@@ -124,5 +127,7 @@ pub static SCHEMA: saas_core::Schema = saas_core::schema!("entitlements":
     5 "0005_usage_lease",
     6 "0006_usage_pipeline",
     7 "0007_plans",
+    8 "0008_usage_reservation",
+    9 "0009_usage_edges",
     10 "0010_usage_tier",
 );

@@ -12,15 +12,15 @@
 //! A metered feature follows the limit of the meter that pays for it, override included: on where anything above zero may be
 //! used.
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, SubsecRound, Utc};
 use chrono_tz::Tz;
 use saas_core::{
     Limit, Revision, TenantId,
     plan::{
-        FailPolicy, Feature, FeatureId, FeatureKind, MeterLimit, Overage, PlanCatalog, PlanChange, PlanVersion,
-        VersionId, Window, WindowAnchor,
+        FailPolicy, Feature, FeatureId, FeatureKind, MeterLimit, OverLimit, Overage, PlanCatalog, PlanChange,
+        PlanVersion, VersionId, Window, WindowAnchor,
     },
-    subscription::{AccessLevel, Standing},
+    subscription::{AccessLevel, PastPlan, Standing},
 };
 
 use crate::{
@@ -59,6 +59,10 @@ pub fn resolve(
     }
     addons.retain(|(_, quantity)| *quantity > 0);
     addons.sort_unstable();
+    let former = |past: &PastPlan| {
+        let version = catalog.version(&past.plan, past.version);
+        (past.since.map(stored), version.map(PlanVersion::id))
+    };
     let mut facts = Facts {
         revision,
         bought: bought.id(),
@@ -68,6 +72,8 @@ pub fn resolve(
         standing: assignment.standing,
         anchor: assignment.anchor,
         ends_at: assignment.ends_at,
+        since: assignment.since.map(stored),
+        before: assignment.before.iter().map(former).collect(),
         overrides,
     };
     let features = catalog.features().iter().map(Feature::id);
@@ -87,11 +93,12 @@ impl Snapshot {
         }
     }
 
-    /// The same state, had this version of the same catalogue been bought.
-    #[cfg(feature = "postgres")]
+    /// The same state, had this version of the same catalogue been bought at its instant.
     pub(crate) fn on_version(&self, version: &PlanVersion) -> Self {
         let mut facts = self.facts.clone();
-        facts.bought = version.id();
+        let before = self.facts.before.iter().copied();
+        facts.before = [(facts.since, Some(facts.bought))].into_iter().chain(before).collect();
+        (facts.bought, facts.since) = (version.id(), Some(self.at));
         let features = self.catalog.features().iter().map(Feature::id);
         facts.values = layers::values(version, layers::addons(&self.catalog, &facts), features);
         settle(&self.catalog, self.tenant, self.origin, facts, self.at, self.life)
@@ -132,6 +139,8 @@ impl Snapshot {
             standing: if unknown { Standing::Suspended { since: now } } else { Standing::Active },
             anchor: None,
             ends_at: None,
+            since: None,
+            before: Box::default(),
             overrides: Box::default(),
         };
         Self {
@@ -157,12 +166,21 @@ impl ShelfLife {
     }
 }
 
+/// An instant as the database stores it: it names windows.
+fn stored(instant: DateTime<Utc>) -> DateTime<Utc> {
+    instant.trunc_subsecs(6)
+}
+
 /// The plan's rule with another limit; a blocking calendar month where the plan has no rule.
 pub(crate) fn with_limit(planned: Option<&MeterLimit>, limit: Limit) -> MeterLimit {
     let warn =
         |warn: &[u16]| if matches!(limit, Limit::Unlimited | Limit::Max(0)) { Box::default() } else { warn.into() };
     match planned {
-        Some(rule) => MeterLimit { limit, warn: warn(&rule.warn), ..rule.clone() },
+        Some(rule) => {
+            // Nothing is ever left of what has no end.
+            let rollover = rule.rollover.filter(|_| limit != Limit::Unlimited);
+            MeterLimit { limit, warn: warn(&rule.warn), rollover, ..rule.clone() }
+        }
         None => MeterLimit {
             limit,
             window: Window::Month,
@@ -172,6 +190,7 @@ pub(crate) fn with_limit(planned: Option<&MeterLimit>, limit: Limit) -> MeterLim
             overage_max: None,
             rollover: None,
             on_plan_change: PlanChange::Keep,
+            over_limit: OverLimit::Block,
             per_member: None,
             warn: warn(&[80, 100]),
         },

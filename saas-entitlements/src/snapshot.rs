@@ -11,7 +11,7 @@ use saas_core::{
     subscription::{AccessLevel, Standing},
 };
 
-use crate::{Override, OverrideGrant, layers, resolve::with_limit};
+use crate::{Override, OverrideGrant, layers, resolve::with_limit, terms::Former};
 
 /// A feature that was looked up once: a bit position and the catalogue that it belongs to.
 ///
@@ -59,6 +59,10 @@ pub(crate) struct Facts {
     pub(crate) standing: Standing,
     pub(crate) anchor: Option<DateTime<Utc>>,
     pub(crate) ends_at: Option<DateTime<Utc>>,
+    /// Since when the version that was bought is in force.
+    pub(crate) since: Option<DateTime<Utc>>,
+    /// The plans before it, the latest first.
+    pub(crate) before: Box<[Former]>,
     pub(crate) overrides: Box<[(Target, Override)]>,
 }
 

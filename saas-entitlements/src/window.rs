@@ -116,7 +116,7 @@ fn day(year: i32, month: u32, day: u32) -> DateTime<Utc> {
 mod tests {
     use chrono_tz::{America, Europe, Pacific};
     use proptest::prelude::*;
-    use saas_core::plan::{Limit, Overage, PlanChange};
+    use saas_core::plan::{Limit, OverLimit, Overage, PlanChange};
 
     use super::*;
 
@@ -130,6 +130,7 @@ mod tests {
             overage_max: None,
             rollover: None,
             on_plan_change: PlanChange::Keep,
+            over_limit: OverLimit::Block,
             per_member: None,
             warn: Box::default(),
         }

@@ -74,6 +74,8 @@ impl Derived {
             anchor: self.anchor,
             ends_at: self.ends_at,
             addons: Vec::new(),
+            since: None,
+            before: Vec::new(),
         }
     }
 

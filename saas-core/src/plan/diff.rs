@@ -441,6 +441,7 @@ fn limit(rule: &MeterLimit) -> String {
         overage_max,
         rollover,
         on_plan_change,
+        over_limit,
         per_member,
         warn,
     } = rule;
@@ -459,6 +460,9 @@ fn limit(rule: &MeterLimit) -> String {
     rollover.iter().for_each(|kept| more(format!("{} roll over for {} windows", kept.max, kept.windows)));
     if *on_plan_change != super::PlanChange::Keep {
         more(format!("{} on a change of plan", on_plan_change.as_str()));
+    }
+    if *over_limit != super::OverLimit::Block {
+        more(format!("{over_limit} for who comes with more"));
     }
     per_member.iter().for_each(|max| more(format!("{max} per member")));
     if !warn.is_empty() {

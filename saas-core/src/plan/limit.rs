@@ -144,6 +144,32 @@ impl PlanChange {
     }
 }
 
+/// What a tenant may do that had used more than its new plan allows when it came to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OverLimit {
+    /// No further use; all else stays as it is.
+    Block,
+    /// No further use, and the application is told to let the tenant read and take away, and change nothing.
+    ReadOnly,
+    /// Further use up to the limit of the plan before, for so many days after the change; then none.
+    Grace {
+        /// From 1.
+        days: u16,
+    },
+}
+
+/// Such as `read-only` or `grace for 14 days`.
+impl fmt::Display for OverLimit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Block => f.write_str("blocked"),
+            Self::ReadOnly => f.write_str("read-only"),
+            Self::Grace { days } => write!(f, "grace for {days} days"),
+        }
+    }
+}
+
 /// What is left at the end of a window and may still be used afterwards.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rollover {
@@ -172,6 +198,8 @@ pub struct MeterLimit {
     pub rollover: Option<Rollover>,
     /// What a change of plan does to what was used.
     pub on_plan_change: PlanChange,
+    /// What holds for a tenant that is beyond it when it comes to the plan.
+    pub over_limit: OverLimit,
     /// The most units that one member may use of it in a window, whatever the overage; only where uses add up.
     pub per_member: Option<u64>,
     /// Percentages of the limit whose crossing is announced, ascending, each 1 to 1000 (above 100 only where overage

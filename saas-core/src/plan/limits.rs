@@ -6,7 +6,7 @@ use chrono_tz::Tz;
 use toml::de::DeValue;
 
 use super::{
-    Aggregation, Limit, Meter, MeterId, MeterLimit, Overage, PlanChange, Rollover, Window, WindowAnchor,
+    Aggregation, Limit, Meter, MeterId, MeterLimit, OverLimit, Overage, PlanChange, Rollover, Window, WindowAnchor,
     compile::Names,
     document::{Section, number_within, shorten},
     fault::Faults,
@@ -14,8 +14,11 @@ use super::{
 
 /// The most units that the database can count.
 const MAX_UNITS: u64 = i64::MAX as u64;
-/// The most windows for which units are carried over: two years of days.
-const MAX_ROLLOVER_WINDOWS: u64 = 731;
+/// The most windows for which units are carried over: every use looks at so many ends of windows.
+const MAX_ROLLOVER_WINDOWS: u64 = 100;
+
+/// The most days for which a tenant may stay beyond the limit of its new plan.
+const MAX_GRACE_DAYS: u64 = 366;
 
 const MAX_REMEDY: &str = "write a whole number, or \"unlimited\"";
 
@@ -88,16 +91,31 @@ fn read_limit(section: &mut Section<'_, '_>, meter: Option<&Meter>, faults: &mut
     let warn = read_warn(section, limit, overage, faults);
     let anchor = anchor.map_or(WindowAnchor::Calendar, |anchor| anchor.value);
     let changes = [PlanChange::Keep, PlanChange::Prorate, PlanChange::Reset].map(|change| (change.as_str(), change));
-    let on_plan_change = section.choice(faults, "on_plan_change", &changes).map_or(PlanChange::Keep, |c| c.value);
+    let on_plan_change = section.choice(faults, "on_plan_change", &changes);
+    if let Some(change) = &on_plan_change {
+        let window = window.as_ref().map(|window| window.value);
+        let why = match (change.value, limit, window, meter.map(|meter| meter.aggregation)) {
+            (PlanChange::Prorate | PlanChange::Reset, _, _, Some(Aggregation::Latest)) => {
+                Some("is not \"keep\" for a meter whose level stays when the plan changes")
+            }
+            (PlanChange::Prorate, _, _, Some(Aggregation::Max)) => {
+                Some("is \"prorate\" for a meter of peaks, which have no part")
+            }
+            (PlanChange::Prorate, Some(Limit::Unlimited), _, _) => {
+                Some("is \"prorate\" for an unlimited meter, which has no part")
+            }
+            (PlanChange::Prorate, _, Some(Window::Lifetime), _) => Some("is \"prorate\" for a window that never ends"),
+            (PlanChange::Keep | PlanChange::Prorate | PlanChange::Reset, _, _, _) => None,
+        };
+        if let Some(why) = why {
+            faults.add(change.span.clone(), section.path_of("on_plan_change"), why, "write \"keep\"");
+        }
+    }
+    let on_plan_change = on_plan_change.map_or(PlanChange::Keep, |change| change.value);
+    let over_limit = read_over_limit(section, limit, faults);
     let rollover = read_rollover(section, limit, meter, window.as_ref().map(|window| window.value), faults);
     let per_member = read_per_member(section, meter, faults);
     let overage_max = read_overage_max(section, overage, faults);
-    // Better refused than silently not kept.
-    for (name, given) in [("rollover", rollover.is_some()), ("on_plan_change", on_plan_change != PlanChange::Keep)] {
-        if given {
-            faults.add(section.span(), section.path_of(name), "is not supported by this version", "remove it");
-        }
-    }
     Some(MeterLimit {
         limit: limit?,
         window: window?.value,
@@ -107,6 +125,7 @@ fn read_limit(section: &mut Section<'_, '_>, meter: Option<&Meter>, faults: &mut
         overage_max,
         rollover,
         on_plan_change,
+        over_limit,
         per_member,
         warn,
     })
@@ -140,6 +159,27 @@ fn read_time_zone(section: &mut Section<'_, '_>, window: Option<Window>, faults:
         faults.add(zone.span, section.path_of("time_zone"), why, "remove it");
     }
     zone.value
+}
+
+/// `over_limit = "block"`, `"read_only"` or `{ grace_days = 14 }`
+fn read_over_limit(section: &mut Section<'_, '_>, limit: Option<Limit>, faults: &mut Faults<'_>) -> OverLimit {
+    let Some((span, value)) = section.field("over_limit") else { return OverLimit::Block };
+    if limit == Some(Limit::Unlimited) {
+        let why = "is given for an unlimited meter, which nothing exceeds";
+        faults.add(span, section.path_of("over_limit"), why, "remove it");
+        return OverLimit::Block;
+    }
+    if let DeValue::Table(_) = value {
+        let grace = section.table(faults, "over_limit").and_then(|mut grace| {
+            grace.missing(faults, "grace_days", "say for how many days the plan before goes on");
+            let days = grace.number(faults, "grace_days", 1, MAX_GRACE_DAYS);
+            grace.finish(faults);
+            u16::try_from(days?.value).ok()
+        });
+        return grace.map_or(OverLimit::Block, |days| OverLimit::Grace { days });
+    }
+    let words = [("block", OverLimit::Block), ("read_only", OverLimit::ReadOnly)];
+    section.choice(faults, "over_limit", &words).map_or(OverLimit::Block, |word| word.value)
 }
 
 /// `rollover = { max = 500, windows = 1 }`

@@ -81,6 +81,7 @@ mod grants;
 mod limit;
 mod limits;
 mod meters;
+mod over;
 mod plans;
 mod version;
 
@@ -96,5 +97,6 @@ pub use fault::{CatalogError, CatalogFault};
 pub use feature::{
     Aggregation, Credit, FailPolicy, Feature, FeatureId, FeatureKind, Meter, MeterId, Rollout, StaticValue,
 };
-pub use limit::{Limit, MeterLimit, Overage, PlanChange, Rollover, Window, WindowAnchor};
+pub use limit::{Limit, MeterLimit, OverLimit, Overage, PlanChange, Rollover, Window, WindowAnchor};
+pub use over::{MeterOver, OverLimitReport, OverLimitState, over_limit};
 pub use version::{Plan, PlanVersion, PlanVersionRef, VersionId, VersionState};

@@ -277,6 +277,26 @@ fn the_whole_language_is_read_as_written() {
     assert!(more.grants(feature("beta").id()) && !more.grants(feature("theme").id()));
 }
 
+// f-M9, f-M14, f-E15
+#[test]
+fn what_happens_at_the_end_of_a_window_and_at_a_change_of_plan_is_read() {
+    for (text, change, over, rollover) in [
+        ("", PlanChange::Keep, OverLimit::Block, None),
+        ("on_plan_change = \"reset\"\nover_limit = \"read_only\"", PlanChange::Reset, OverLimit::ReadOnly, None),
+        (
+            "on_plan_change = \"prorate\"\nover_limit = { grace_days = 14 }\nrollover = { max = 5, windows = 2 }",
+            PlanChange::Prorate,
+            OverLimit::Grace { days: 14 },
+            Some(Rollover { max: 5, windows: 2 }),
+        ),
+    ] {
+        let catalog = PlanCatalog::from_toml(&RICH.replacen("on_plan_change = \"keep\"", text, 1)).unwrap();
+        let credits = catalog.meter(&MeterKey::from_static("ai-credits")).unwrap().id();
+        let rule = catalog.version(&PlanKey::from_static("pro"), None).unwrap().limit(credits).unwrap();
+        assert_eq!((rule.on_plan_change, rule.over_limit, rule.rollover), (change, over, rollover));
+    }
+}
+
 #[test]
 fn a_rollout_takes_its_share_and_keeps_whom_it_took() {
     let (beta, other) = (FeatureKey::from_static("beta"), FeatureKey::from_static("other"));
@@ -319,7 +339,6 @@ fn mistakes_in_the_whole_language_are_refused_too() {
             "cost = 40 }, late_hours = 24",
             "is given for a meter that counts in the windows of the one that pays",
         ),
-        ("on_plan_change = \"keep\"", "on_plan_change = \"reset\"", "on_plan_change is not supported by this version"),
         ("on_plan_change = \"keep\"", "per_member = -1", "is -1, which is out of range"),
         // C14
         ("max = 1000\nwindow", "max = 10.5\nwindow", "is a fraction, not a whole number"),
@@ -334,10 +353,24 @@ fn mistakes_in_the_whole_language_are_refused_too() {
             "is given for a meter whose uses do not add up",
         ),
         (
-            "on_plan_change = \"keep\"",
-            "rollover = { max = 5, windows = 1 }",
-            "rollover is not supported by this version",
+            "[addons.more]",
+            "[plans.pro.versions.limits.seats]\nmax = 5\nwindow = \"lifetime\"\noverage = \"block\"\non_plan_change = \"reset\"\n[addons.more]",
+            "seats.on_plan_change is not \"keep\" for a meter whose level stays",
         ),
+        (
+            "window = \"month\"\ntime_zone = \"Europe/Berlin\"",
+            "window = \"lifetime\"\nrollover = { max = 5, windows = 1 }",
+            "rollover is given for a window that never ends",
+        ),
+        (
+            "spend_cap = { unit_price = \"0.03\", max = 1000 }\non_plan_change = \"keep\"\nwarn = [80]",
+            "over_limit = \"block\"\non_plan_change = \"prorate\"\n[plans.pro.versions.limits.users]\nmax = \"unlimited\"\n\
+             window = \"month\"\non_plan_change = \"prorate\"",
+            "users.on_plan_change is \"prorate\" for an unlimited meter",
+        ),
+        ("on_plan_change = \"keep\"", "over_limit = \"shout\"", "is \"shout\", which is none of its values"),
+        ("on_plan_change = \"keep\"", "over_limit = { grace_days = 0 }", "grace_days is 0, which is out of range"),
+        ("on_plan_change = \"keep\"", "over_limit = {}", "over_limit.grace_days is missing"),
         ("state = \"archived\"", "state = \"gone\"", "is \"gone\", which is none of its values"),
         ("version = 2", "version = 2\nstate = \"draft\"", "which has no active version"),
         ("versions.limits.ai-credits", "versions.limits.image", "is paid in `ai-credits`, whose limit it has"),

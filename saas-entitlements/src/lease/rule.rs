@@ -6,7 +6,7 @@ use saas_core::{
     plan::{Aggregation, Overage, Window},
 };
 
-use crate::{Denial, EntitlementsError, Origin, Period, Snapshot, period_at};
+use crate::{Denial, EntitlementsError, Origin, Period, Snapshot, Terms};
 
 const MOST: u64 = i64::MAX.unsigned_abs();
 
@@ -37,7 +37,7 @@ pub(super) fn rule_at(
     if snapshot.access() < declared.min_access() {
         return Ok(Err(Denial::Standing { access: snapshot.access() }));
     }
-    let Some(limit) = snapshot.limit_of(snapshot.catalog.paying(declared.id())) else {
+    let Some(Terms { rule: limit, period }) = snapshot.terms_of(snapshot.catalog.paying(declared.id()), now) else {
         return Ok(Err(Denial::NotIncluded));
     };
     if limit.per_member.is_some() {
@@ -55,7 +55,7 @@ pub(super) fn rule_at(
         counter: snapshot.paying(meter).clone(),
         cost: declared.credit().map_or(1, |credit| credit.cost),
         window: limit.window,
-        period: period_at(&limit, snapshot.anchor(), now),
+        period,
         cap,
         revision: snapshot.revision(),
     }))

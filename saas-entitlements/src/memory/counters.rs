@@ -9,11 +9,14 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use saas_core::{
     CoreError, IdempotencyKey, InvalidInput, Limit, MeterKey, TenantContext, TenantId, UsageGrantId,
+    UsageReservationId,
     plan::{Aggregation, Window},
 };
 
+use super::reservations::{Kept, Parts};
 use crate::{
-    Adjustment, Corrected, CounterStore, Draw, Drawn, EntitlementsError, GRANTS_LISTED, Grant, Ledger, NewGrant, Period,
+    Adjustment, Corrected, CounterStore, Draw, Drawn, EntitlementsError, GRANTS_LISTED, Grant, Ledger, NewGrant,
+    Period, Threshold,
 };
 
 /// Counters in memory. It knows no revisions, so a draw is never outdated, and keeps no audit log.
@@ -21,21 +24,30 @@ use crate::{
 pub struct MemoryCounters(Mutex<Books>);
 
 /// What a key was counted with: amount and item.
-type Prior = (i128, Option<Box<str>>);
+pub(super) type Prior = (i128, Option<Box<str>>);
+
+pub(super) type WindowName = (TenantId, MeterKey, Window, DateTime<Utc>);
 
 #[derive(Debug, Default)]
-struct Books {
-    counted: HashMap<(TenantId, MeterKey, IdempotencyKey), Prior>,
-    windows: HashMap<(TenantId, MeterKey, Window, DateTime<Utc>), Counter>,
-    grants: HashMap<TenantId, Vec<Held>>,
+pub(super) struct Books {
+    pub(super) counted: HashMap<(TenantId, MeterKey, IdempotencyKey), Prior>,
+    pub(super) windows: HashMap<WindowName, Counter>,
+    pub(super) grants: HashMap<TenantId, Vec<Held>>,
+    pub(super) reservations: HashMap<(TenantId, UsageReservationId), Kept>,
 }
 
 #[derive(Debug, Default)]
-struct Counter {
-    used: u64,
-    announced: BTreeSet<(u64, u16)>,
+pub(super) struct Counter {
+    pub(super) used: u64,
+    /// By reservations.
+    pub(super) held: u64,
+    pub(super) announced: BTreeSet<(u64, u16)>,
+    /// Whether what earlier windows left was carried over into it.
+    pub(super) carried_into: bool,
+    /// What it left and is a grant now.
+    pub(super) carried_over: u64,
     items: HashSet<Box<str>>,
-    members: HashMap<Box<str>, u64>,
+    pub(super) members: HashMap<Box<str>, u64>,
     /// Since when the level is the one of `used`.
     level_at: Option<DateTime<Utc>>,
 }
@@ -57,18 +69,35 @@ impl Counter {
             Aggregation::Max => (self.used.max(draw.units), draw.units.saturating_sub(self.used)),
         }
     }
+
+    /// The warnings that a draw is the first to reach, with so much used; a level that fell has taken back some before.
+    pub(super) fn announce(&mut self, draw: &Draw, used: u64) -> Vec<u16> {
+        let limit = match draw.limit {
+            Limit::Unlimited => u64::MAX,
+            Limit::Max(max) => max,
+        };
+        if draw.aggregation == Aggregation::Latest {
+            self.announced.retain(|(_, percent)| Threshold::of(limit, *percent).units <= used);
+        }
+        let first = |percent: &u16| self.announced.insert((limit, *percent));
+        draw.reached(used).into_iter().filter(first).collect()
+    }
 }
 
 #[derive(Debug)]
-struct Held {
-    grant: Grant,
-    revoked: bool,
+pub(super) struct Held {
+    pub(super) grant: Grant,
+    pub(super) revoked: bool,
+    /// By reservations.
+    pub(super) held: u64,
+    /// The window that left it over.
+    pub(super) of: Option<WindowName>,
 }
 
 impl Held {
-    fn left(&self, now: DateTime<Utc>) -> u64 {
+    pub(super) fn left(&self, now: DateTime<Utc>) -> u64 {
         let over = self.revoked || self.grant.expires_at.is_some_and(|end| end <= now);
-        if over { 0 } else { self.grant.units - self.grant.burnt }
+        if over { 0 } else { self.grant.units - self.grant.burnt - self.held }
     }
 }
 
@@ -90,7 +119,7 @@ impl Books {
     }
 
     /// The grants that have units left, as they are burnt.
-    fn burnable(&mut self, tenant: TenantId, meter: &MeterKey, now: DateTime<Utc>) -> Vec<&mut Held> {
+    pub(super) fn burnable(&mut self, tenant: TenantId, meter: &MeterKey, now: DateTime<Utc>) -> Vec<&mut Held> {
         let grants = self.grants.entry(tenant).or_default().iter_mut();
         let mut burnable: Vec<_> = grants.filter(|held| held.grant.meter == *meter && held.left(now) > 0).collect();
         burnable.sort_by_key(|held| {
@@ -108,7 +137,7 @@ impl MemoryCounters {
         Self::default()
     }
 
-    fn books(&self) -> MutexGuard<'_, Books> {
+    pub(super) fn books(&self) -> MutexGuard<'_, Books> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -125,30 +154,14 @@ impl CounterStore for MemoryCounters {
         if books.is_known(ctx, &draw.meter, &draw.key, i128::from(draw.amount), draw.item.as_deref())? {
             return Ok(Drawn::AlreadyCounted);
         }
-        let window = (ctx.tenant(), draw.counter.clone(), draw.window, draw.period.start);
-        let limit = match draw.limit {
-            Limit::Unlimited => u64::MAX,
-            Limit::Max(max) => max,
-        };
+        let window = books.open(ctx.tenant(), draw, now);
         let none = Counter::default();
         let counter = books.windows.get(&window).unwrap_or(&none);
-        let (before, of_member) = (counter.used, counter.of_member(draw.member.as_deref()));
+        let of_member = counter.of_member(draw.member.as_deref());
         let (with, added) = counter.with(draw);
-        let from_plan = added.min(limit.min(draw.cap).saturating_sub(before));
-        let mut grants = books.burnable(ctx.tenant(), &draw.counter, now);
-        if !draw.aggregation.is_additive() {
-            grants.clear();
-        }
-        let mut burnt = 0;
-        let mut burns = Vec::new();
-        for held in &grants {
-            let piece = held.left(now).min(added - from_plan - burnt);
-            burns.push(piece);
-            burnt += piece;
-        }
-        let over = added - from_plan - burnt;
-        let room = (over > draw.cap.saturating_sub(before).saturating_sub(from_plan) && over > 0)
-            .then(|| burnt.saturating_add(draw.cap.saturating_sub(before)));
+        let Parts { before, held, burns, fits } = books.part(ctx.tenant(), draw, added, now);
+        let burnt: u64 = burns.iter().map(|(_, piece)| piece).sum();
+        let room = (!fits).then(|| burnt.saturating_add(draw.cap.saturating_sub(before).saturating_sub(held)));
         let member_room = draw.member_cap.map(|cap| cap.saturating_sub(of_member)).filter(|room| added > *room);
         match (room, member_room) {
             (None, Some(room)) => return Ok(Drawn::MemberRefused { used: of_member, room }),
@@ -156,8 +169,8 @@ impl CounterStore for MemoryCounters {
             (Some(room), _) => return Ok(Drawn::Refused { used: before, room }),
             (None, None) => {}
         }
-        for (held, piece) in grants.iter_mut().zip(burns) {
-            held.grant.burnt += piece;
+        for (grant, piece) in burns {
+            books.change_grant(ctx.tenant(), grant, |held| held.grant.burnt += piece);
         }
         let after = with - burnt;
         let counter = books.windows.entry(window).or_default();
@@ -171,8 +184,7 @@ impl CounterStore for MemoryCounters {
         if let Some(member) = &draw.member {
             *counter.members.entry(member.clone()).or_default() += added;
         }
-        let first = |percent: &u16| counter.announced.insert((limit, *percent));
-        let crossed = draw.reached(after).into_iter().filter(first).collect();
+        let crossed = counter.announce(draw, after);
         let name = (ctx.tenant(), draw.meter.clone(), draw.key.clone());
         books.counted.insert(name, (i128::from(draw.amount), draw.item.clone()));
         Ok(Drawn::Counted { before, after, burnt, crossed })
@@ -229,7 +241,7 @@ impl Ledger for MemoryCounters {
             created_at: now,
             expires_at: new.expires_at,
         };
-        grants.push(Held { grant: grant.clone(), revoked: false });
+        grants.push(Held { grant: grant.clone(), revoked: false, held: 0, of: None });
         Ok(grant)
     }
 
@@ -247,7 +259,7 @@ impl Ledger for MemoryCounters {
         };
         Ok(grants.iter_mut().find(in_force).map(|held| {
             held.revoked = true;
-            held.grant.units - held.grant.burnt
+            held.grant.units - held.grant.burnt - held.held
         }))
     }
 
@@ -291,6 +303,9 @@ impl Ledger for MemoryCounters {
             .ok_or_else(|| InvalidInput::new("correction", "would count more than 2^63-1 units", "correct by less"))?;
         let counter = books.windows.entry(window).or_default();
         counter.used = after;
+        if let Limit::Max(max) = adjustment.limit {
+            counter.announced.extend(adjustment.as_draw().reached(after).into_iter().map(|percent| (max, percent)));
+        }
         if let Some(member) = &adjustment.member {
             let used = counter.members.entry(member.clone()).or_default();
             *used = u64::try_from(i128::from(*used) + change).unwrap_or(0);

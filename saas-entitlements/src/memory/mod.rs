@@ -2,6 +2,7 @@
 
 mod counters;
 mod leases;
+mod reservations;
 #[cfg(feature = "postgres")]
 mod sink;
 mod source;

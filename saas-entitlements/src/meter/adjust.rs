@@ -11,7 +11,7 @@ use saas_core::{
 
 use super::{
     Adjustment, Corrected, Grant, Ledger, NewGrant,
-    decide::{MOST, additive, check_instant, check_item, check_name, declared, rule_at},
+    decide::{MOST, additive, check_instant, check_item, check_name, declared, rule_at, thresholds},
     ledger::checked_reason,
 };
 use crate::{Entitlements, EntitlementsError};
@@ -137,8 +137,22 @@ impl Adjustments {
             return Err(InvalidInput::new("correction", why, "correct it under a plan that has the meter").into());
         };
         let counter = snapshot.paying(&meter).clone();
-        let window = rule.window;
-        let adjustment = Adjustment { meter, counter, amount, units, key, item, member, window, period, at, reason };
+        let (window, limit, thresholds) = (rule.window, rule.limit, thresholds(&rule));
+        let adjustment = Adjustment {
+            meter,
+            counter,
+            amount,
+            units,
+            key,
+            item,
+            member,
+            window,
+            period,
+            limit,
+            thresholds,
+            at,
+            reason,
+        };
         self.ledger.correct(ctx, &adjustment, now).await
     }
 }

@@ -16,9 +16,10 @@ use saas_core::{
 
 pub use self::{
     kinds::{
-        a_level_takes_the_place_of_the_one_before, a_peak_counts_what_it_is_above_the_one_before,
-        an_item_counts_once_in_its_window, contention_counts_each_item_once_and_no_peak_above_the_cap,
-        levels_do_not_overflow, peaks_and_items_are_corrected, random_levels_and_items_keep_to_a_simple_model,
+        a_level_takes_the_place_of_the_one_before, a_level_that_fell_warns_again,
+        a_peak_counts_what_it_is_above_the_one_before, an_item_counts_once_in_its_window,
+        contention_counts_each_item_once_and_no_peak_above_the_cap, levels_do_not_overflow,
+        peaks_and_items_are_corrected, random_levels_and_items_keep_to_a_simple_model,
     },
     members::{
         a_correction_takes_no_more_than_its_member_used, a_member_uses_no_more_than_its_own_limit,
@@ -28,7 +29,7 @@ pub use self::{
 };
 
 use super::{Adjustment, Corrected, Draw, DrawKind, Drawn, GrantSource, Ledger, NewGrant, Threshold};
-use crate::{EntitlementsError, Period};
+use crate::{Carry, Ended, EntitlementsError, Period};
 
 /// A store to be tested, empty, with two tenants at the same revision.
 #[derive(Debug)]
@@ -71,6 +72,7 @@ impl Fixture {
             thresholds: [80, 100]
                 .map(|percent| Threshold { percent, units: (cap * u64::from(percent)).div_ceil(100) })
                 .into(),
+            carry: None,
             revision: self.revision,
         }
     }
@@ -105,6 +107,8 @@ impl Fixture {
             member: None,
             window: Window::Day,
             period: day(0),
+            limit: Limit::Unlimited,
+            thresholds: Box::default(),
             at: start(),
             reason: "a test".to_owned(),
         }
@@ -471,6 +475,31 @@ pub async fn random_operations_keep_to_a_simple_model(fixture: Fixture) {
     assert_eq!(reached, (true, true, true), "the walk came to every part: {model:?}");
 }
 
+/// f-M9: what earlier windows left is there before the first use, once, and no more in all than it may be.
+pub async fn what_is_left_is_carried_over_before_the_first_use(fixture: Fixture) {
+    let ended = |number, until| {
+        let (Period { start, end }, expiry) = (day(number), day(until).end);
+        Ended { start, end: end.unwrap(), limit: 100, expires_at: expiry.unwrap() }
+    };
+    // The window of `start`, and the two before it.
+    let carry = Some(Carry { max: 150, ended: [ended(484, 486), ended(485, 487)].into() });
+    let yesterday = Draw { period: day(485), ..fixture.draw(10, "yesterday", 100) };
+    assert!(counted(fixture.consume(&yesterday).await));
+    let draw = |amount, key: &str| Draw { period: day(486), carry: carry.clone(), ..fixture.draw(amount, key, 100) };
+    let refused = fixture.consume(&draw(251, "too-much")).await.unwrap();
+    assert_eq!(refused, Drawn::Refused { used: 0, room: 250 });
+    assert!(counted(fixture.consume(&draw(120, "some")).await));
+    // It is not made again, and what it was made from is gone from there: of 90, 50 were carried over.
+    let late = Draw { period: day(485), ..fixture.draw(45, "late", 100) };
+    let late = fixture.consume(&late).await.unwrap();
+    assert_eq!(late, Drawn::Counted { before: 10, after: 50, burnt: 5, crossed: vec![] });
+    let all = fixture.consume(&draw(125, "all")).await.unwrap();
+    assert_eq!(all, Drawn::Counted { before: 100, after: 100, burnt: 125, crossed: vec![] });
+    let late = Draw { period: day(485), ..fixture.draw(1, "later", 100) };
+    assert_eq!(fixture.consume(&late).await.unwrap(), Drawn::Refused { used: 50, room: 0 });
+    assert_eq!(fixture.consume(&draw(1, "more")).await.unwrap(), Drawn::Refused { used: 100, room: 0 });
+}
+
 /// What a store has to answer, one unit at a time.
 #[derive(Debug, Clone, Default)]
 struct Model {
@@ -527,8 +556,9 @@ macro_rules! counter_store_conformance {
             another_limit_keeps_the_count_and_warns_for_itself, grants_burn_in_their_order_between_plan_and_overage,
             a_grant_that_is_over_is_not_burnt, a_grant_is_given_once, contention_never_exceeds_plan_and_grants,
             recording_is_not_refused_by_a_limit, a_correction_never_raises_the_quota,
-            random_operations_keep_to_a_simple_model, a_peak_counts_what_it_is_above_the_one_before,
-            an_item_counts_once_in_its_window, a_level_takes_the_place_of_the_one_before,
+            random_operations_keep_to_a_simple_model, what_is_left_is_carried_over_before_the_first_use,
+            a_peak_counts_what_it_is_above_the_one_before, an_item_counts_once_in_its_window,
+            a_level_takes_the_place_of_the_one_before, a_level_that_fell_warns_again,
             contention_counts_each_item_once_and_no_peak_above_the_cap, levels_do_not_overflow,
             peaks_and_items_are_corrected, random_levels_and_items_keep_to_a_simple_model,
             a_member_uses_no_more_than_its_own_limit, what_a_member_used_counts_whenever_its_limit_came,

@@ -8,7 +8,7 @@ use saas_core::{
 };
 
 use super::{Consumption, Denial, Draw, DrawKind, Drawn, LimitOf, Threshold, uses::Use};
-use crate::{EntitlementsError, Origin, Period, Snapshot, period_at};
+use crate::{EntitlementsError, Origin, Period, Snapshot};
 
 /// The most that can be counted in one window.
 pub(super) const MOST: u64 = i64::MAX.unsigned_abs();
@@ -25,7 +25,7 @@ pub(super) enum Verdict {
 /// A draw and the rule it was made from.
 pub(super) struct Ruled {
     pub(super) draw: Draw,
-    rule: MeterLimit,
+    pub(super) rule: MeterLimit,
 }
 
 /// The window that a meter counts in now, and its rule.
@@ -36,11 +36,8 @@ pub(super) fn rule_at(
 ) -> Result<Option<(MeterLimit, Period)>, EntitlementsError> {
     let declared = declared(snapshot, meter)?;
     known(snapshot)?;
-    let rule = snapshot.limit_of(snapshot.catalog.paying(declared.id()));
-    Ok(rule.map(|rule| {
-        let period = period_at(&rule, snapshot.anchor(), now);
-        (rule, period)
-    }))
+    let terms = snapshot.terms_of(snapshot.catalog.paying(declared.id()), now);
+    Ok(terms.map(|terms| (terms.rule, terms.period)))
 }
 
 /// Whether and how a use by `actor` may be drawn.
@@ -75,6 +72,7 @@ pub(super) fn decide(
     };
     let paying = snapshot.catalog.meter_by_id(snapshot.catalog.paying(declared.id())).unwrap_or(declared);
     check_open(paying, period, now)?;
+    let is_over = period.end.is_some_and(|end| end <= now);
     let asked = kind == DrawKind::Consume;
     let member_cap = rule.per_member.filter(|_| asked).map(|units| units.min(MOST));
     if member_cap.is_some() && member.is_none() {
@@ -97,7 +95,9 @@ pub(super) fn decide(
         cap: if asked { cap(&rule) } else { MOST },
         member_cap,
         limit: rule.limit,
-        thresholds: thresholds(&rule),
+        // Nobody acts on the warnings of a window that is over, and what was left before it was carried past it.
+        thresholds: if is_over { Box::default() } else { thresholds(&rule) },
+        carry: if is_over { None } else { snapshot.carry(paying.id(), &rule, period) },
         revision: snapshot.revision(),
     };
     Ok(Verdict::Draw(Box::new(Ruled { draw, rule })))
@@ -236,22 +236,22 @@ pub(super) fn additive(meter: &Declared) -> Result<(), InvalidInput> {
     Err(InvalidInput::new("meter", why, "count with a meter whose aggregation is \"sum\" or \"count\""))
 }
 
-fn thresholds(rule: &MeterLimit) -> Box<[Threshold]> {
+pub(super) fn thresholds(rule: &MeterLimit) -> Box<[Threshold]> {
     let Limit::Max(max) = rule.limit else { return Box::default() };
-    let units = |percent: u16| {
-        let exact = (u128::from(max) * u128::from(percent)).div_ceil(100);
-        u64::try_from(exact).unwrap_or(u64::MAX).max(1)
-    };
-    rule.warn.iter().map(|percent| Threshold { percent: *percent, units: units(*percent) }).collect()
+    rule.warn.iter().map(|percent| Threshold::of(max, *percent)).collect()
 }
 
 /// Whether a plan lets so much more through.
-fn admits(rule: &MeterLimit, used: u64, more: u64) -> bool {
+pub(super) fn admits(rule: &MeterLimit, used: u64, more: u64) -> bool {
     rule.overage != Overage::Block || rule.limit.admits(used, more)
 }
 
 /// The lowest plan above the tenant's that would let the use through.
-fn upgrade(snapshot: &Snapshot, meter: &Declared, fits: impl Fn(&MeterLimit) -> bool) -> Option<PlanVersionRef> {
+pub(super) fn upgrade(
+    snapshot: &Snapshot,
+    meter: &Declared,
+    fits: impl Fn(&MeterLimit) -> bool,
+) -> Option<PlanVersionRef> {
     let rank = snapshot.plan_version()?.rank().checked_add(1)?;
     let paying = snapshot.catalog.paying(meter.id());
     let found = snapshot.catalog.cheapest_where(rank, |version| version.limit(paying).is_some_and(&fits));

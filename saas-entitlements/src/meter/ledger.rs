@@ -2,11 +2,15 @@
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
-use saas_core::{IdempotencyKey, InvalidInput, MeterKey, TenantContext, UsageGrantId, plan::Window};
+use saas_core::{IdempotencyKey, InvalidInput, Limit, MeterKey, TenantContext, UsageGrantId, plan::Window};
 use serde::{Deserialize, Serialize};
 
-use super::{CounterStore, decide::MOST};
+use super::{CounterStore, Threshold, decide::MOST};
+#[cfg(any(feature = "postgres", feature = "testing"))]
+use super::{Draw, DrawKind};
 use crate::{EntitlementsError, Period};
+#[cfg(any(feature = "postgres", feature = "testing"))]
+use saas_core::plan::Aggregation;
 
 /// Where the units of a grant come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -17,6 +21,8 @@ pub enum GrantSource {
     Bought,
     /// An operator gave them.
     Given,
+    /// They were left over at the end of a window. Made by the store, not by [`Adjustments`](crate::Adjustments).
+    Rollover,
 }
 
 impl GrantSource {
@@ -26,6 +32,7 @@ impl GrantSource {
         match self {
             Self::Bought => "bought",
             Self::Given => "given",
+            Self::Rollover => "rollover",
         }
     }
 }
@@ -47,7 +54,7 @@ impl NewGrant {
     /// the purchase is kept.
     ///
     /// # Errors
-    /// When the units are 0 or too many, or the reason is not 1 to 500 characters without control characters.
+    /// When the units are 0 or too many, the source is `Rollover`, or the reason is not 1 to 500 characters without control characters.
     pub fn new(
         id: UsageGrantId,
         meter: MeterKey,
@@ -57,6 +64,10 @@ impl NewGrant {
     ) -> Result<Self, InvalidInput> {
         if !(1..=MOST).contains(&units) {
             return Err(InvalidInput::new("grant", "has 0 units or more than 2^63-1", "give at least one unit"));
+        }
+        if source == GrantSource::Rollover {
+            let why = "says that it was left over, which only the end of a window can say";
+            return Err(InvalidInput::new("grant", why, "name it bought or given"));
         }
         let reason = checked_reason("grant reason", reason.into())?;
         Ok(Self { id, meter, units, source, reason, priority: 0, expires_at: None })
@@ -120,10 +131,42 @@ pub struct Adjustment {
     pub window: Window,
     /// The window it belongs to.
     pub period: Period,
+    /// The limit that the thresholds are percentages of.
+    pub limit: Limit,
+    /// What to announce once in the window for this limit, ascending.
+    pub thresholds: Box<[Threshold]>,
     /// When what it corrects happened.
     pub at: DateTime<Utc>,
     /// Why.
     pub reason: String,
+}
+
+#[cfg(any(feature = "postgres", feature = "testing"))]
+impl Adjustment {
+    /// What stands for it where warnings are given: a use that has happened.
+    pub(crate) fn as_draw(&self) -> Draw {
+        Draw {
+            kind: DrawKind::Record,
+            meter: self.meter.clone(),
+            counter: self.counter.clone(),
+            // A level is not corrected, and nothing else announces by its aggregation.
+            aggregation: Aggregation::Sum,
+            amount: self.amount.unsigned_abs(),
+            units: self.units.unsigned_abs(),
+            key: self.key.clone(),
+            item: self.item.clone(),
+            member: self.member.clone(),
+            at: self.at,
+            window: self.window,
+            period: self.period,
+            cap: MOST,
+            member_cap: None,
+            limit: self.limit,
+            thresholds: self.thresholds.clone(),
+            carry: None,
+            revision: saas_core::Revision::NONE,
+        }
+    }
 }
 
 /// What became of a correction.

@@ -9,7 +9,12 @@ mod adjust;
 #[cfg(feature = "testing")]
 pub mod conformance;
 mod decide;
+mod hold;
 mod ledger;
+mod over;
+mod reserve;
+#[cfg(feature = "testing")]
+pub mod reserve_conformance;
 mod store;
 mod uses;
 
@@ -17,7 +22,9 @@ use std::{fmt, sync::Arc};
 
 pub use adjust::{Adjustments, Correction};
 use chrono::{DateTime, Utc};
+pub use hold::{Hold, Holding, ReservationStore, Settled};
 pub use ledger::{Adjustment, Corrected, GRANTS_LISTED, Grant, GrantSource, Ledger, NewGrant};
+pub use reserve::{Reservation, Reservations, Reserved, Settlement};
 use saas_core::{IdempotencyKey, Limit, MeterKey, PlanVersionRef, TenantContext, subscription::AccessLevel};
 use serde::Serialize;
 pub use store::{CounterStore, Draw, DrawKind, Drawn, Threshold};

@@ -9,7 +9,7 @@ use saas_core::{
     plan::{Aggregation, Window},
 };
 
-use crate::{EntitlementsError, Period};
+use crate::{Carry, EntitlementsError, Period};
 
 /// One use that is to be counted: the decision's inputs, ready-made.
 #[derive(Debug, Clone)]
@@ -48,6 +48,8 @@ pub struct Draw {
     pub limit: Limit,
     /// What to announce once in the window for this limit, ascending.
     pub thresholds: Box<[Threshold]>,
+    /// What may be left of earlier windows and is to be there before the first use of this one.
+    pub carry: Option<Carry>,
     /// The tenant's revision at which cap and window were decided.
     pub revision: Revision,
 }
@@ -80,6 +82,15 @@ pub struct Threshold {
     pub percent: u16,
     /// The same in units: reached when this much is used.
     pub units: u64,
+}
+
+impl Threshold {
+    /// A percentage of a limit, rounded up; what is not used at all reaches none.
+    #[must_use]
+    pub fn of(limit: u64, percent: u16) -> Self {
+        let exact = (u128::from(limit) * u128::from(percent)).div_ceil(100);
+        Self { percent, units: u64::try_from(exact).unwrap_or(u64::MAX).max(1) }
+    }
 }
 
 /// What became of a [`Draw`].
@@ -133,8 +144,10 @@ pub enum Drawn {
 ///   a member used before the first such draw of a window counts.
 /// - *Idempotent*: a repeated `key` of a meter moves nothing and is answered [`Drawn::AlreadyCounted`]; with another
 ///   amount or item it is [`KeyReused`](saas_core::CoreError::KeyReused). A key of a refused draw is free again.
+/// - *Carried over*: before the first use of a window, what is left of those that the draw names is a grant, once for each
+///   of them and no more in all than it says. What was carried over is no longer of the window that left it.
 /// - *Announced once*: each threshold that is reached is in `crossed` of one draw per window and limit, whatever runs at
-///   once and however the limit changes in between.
+///   once and however the limit changes in between. A level that fell below one announces it again.
 /// - *Current*: a store that knows revisions counts only at the draw's own.
 /// - *Fenced*: reads and writes only the context's tenant.
 #[async_trait]

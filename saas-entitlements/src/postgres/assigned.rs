@@ -242,6 +242,12 @@ impl Assignments {
         // First: takes the tenant's row, so that revisions and assignments change in one order.
         let revision = revision::bump_in(connection, tenant).await?;
         let before = find_in(connection, tenant).await?;
+        let default_plan = &self.entitlements.catalog().default_version().reference().plan;
+        let former = before.clone().unwrap_or_else(|| {
+            let version = Some(self.entitlements.catalog().default_version().reference().version);
+            PlanAssignment { version, ..self.unassigned() }
+        });
+        let assignment = assignment.following(&former, default_plan, now);
         sqlx::query(
             "insert into saas.plan_assignment (tenant_id, assigned, assigned_by, assigned_at)
              values ($1, $2, $3, $4)

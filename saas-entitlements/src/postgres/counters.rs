@@ -18,6 +18,7 @@ use saas_core::{
 use serde::{Deserialize, Serialize};
 use sqlx::{PgConnection, Row, postgres::PgRow};
 
+use super::edges;
 use crate::{CounterStore, Draw, Drawn, EntitlementsError, Period};
 
 /// The outbox topic of crossed thresholds; the payload is a [`ThresholdCrossed`].
@@ -66,10 +67,15 @@ impl CounterStore for PostgresCounters {
     ) -> Result<Drawn, EntitlementsError> {
         let call = Call::new(ctx.tenant(), ctx.actor(), draw);
         let rows = self.binding.write_once(ctx, CONSUME, &call.values(draw, now, false)).await?;
-        if let Some(row) = rows.first()
-            && let Some(drawn) = Decided::read(row)?.drawn(draw)?
-        {
-            return Ok(drawn);
+        if let Some(row) = rows.first() {
+            let decided = Decided::read(row)?;
+            // Before the first use under a limit, what was left over has yet to be added.
+            let is_first = decided.relimited && draw.carry.is_some();
+            match decided.drawn(draw)? {
+                Some(Drawn::Refused { .. }) if is_first => {}
+                Some(drawn) => return Ok(drawn),
+                None => {}
+            }
         }
         let mut tx = TenantTx::begin(&*self.binding, ctx).await?;
         let drawn = consume_in(&mut tx, draw, now).await?;
@@ -146,6 +152,7 @@ pub(crate) async fn consume_in(tx: &mut TenantTx, draw: &Draw, now: DateTime<Utc
     /// A missing counter row is made once; a second miss would be somebody deleting them as we go.
     const ATTEMPTS: usize = 2;
     let call = Call::new(tx.tenant(), tx.actor(), draw);
+    edges::carry_over(tx, draw, now).await?;
     for _ in 0..ATTEMPTS {
         let values = call.values(draw, now, true);
         let query = values.into_iter().fold(sqlx::query(CONSUME), |query, value| value.bind_to(query));
@@ -154,12 +161,21 @@ pub(crate) async fn consume_in(tx: &mut TenantTx, draw: &Draw, now: DateTime<Utc
         let Some(drawn) = decided.drawn(draw)? else {
             // Once per window, so also the moment to clear a warning flag that has passed.
             open_window(tx, &draw.counter, draw.window, draw.period).await?;
+            edges::resolve_earlier(tx, draw, now).await?;
             flag_near_limit(tx, now).await?;
             continue;
         };
         let Drawn::Counted { before, after, burnt, .. } = drawn else { return Ok(drawn) };
         let crossed = announce(tx, draw, &decided.due, after, now).await?;
-        if decided.relimited || !crossed.is_empty() {
+        // Only a level falls by a use.
+        let because = match decided.relimited {
+            true => Some(edges::Because::HigherLimit),
+            false => (after < before).then_some(edges::Because::LowerLevel),
+        };
+        if let Some(because) = because {
+            edges::resolve_within(tx, draw, after, because, now).await?;
+        }
+        if because.is_some() || !crossed.is_empty() {
             flag_near_limit(tx, now).await?;
         }
         return Ok(Drawn::Counted { before, after, burnt, crossed });
@@ -326,7 +342,7 @@ pub(super) async fn open_window(
 }
 
 /// Records crossings that are the first of their window and returns those, with a job and an audit row for each.
-async fn announce(
+pub(super) async fn announce(
     tx: &mut TenantTx,
     draw: &Draw,
     due: &[i32],
@@ -340,7 +356,9 @@ async fn announce(
              (tenant_id, meter, window_kind, window_start, limit_units, threshold, window_end, units, at)
          select $1, $2, $3, $4, $9, threshold, $6, $7, $8
          from unnest($5::integer[]) as threshold
-         on conflict (tenant_id, meter, window_kind, window_start, limit_units, threshold) do nothing
+         on conflict (tenant_id, meter, window_kind, window_start, limit_units, threshold) do update
+         set units = excluded.units, at = excluded.at, resolved_at = null
+         where $10 and usage_crossing.resolved_at is not null -- a level that fell can rise again
          returning threshold",
     )
     .bind(tenant.as_uuid())
@@ -352,6 +370,7 @@ async fn announce(
     .bind(stored(after))
     .bind(now)
     .bind(limit)
+    .bind(draw.aggregation == Aggregation::Latest)
     .fetch_all(&mut **tx)
     .await
     .map_err(CoreError::from_database)?;
@@ -378,7 +397,7 @@ async fn announce(
 }
 
 /// Keeps the operators' flag: until when a warning of an open window holds for the limit that was last counted against.
-async fn flag_near_limit(connection: &mut TenantTx, now: DateTime<Utc>) -> Result<(), CoreError> {
+pub(super) async fn flag_near_limit(connection: &mut TenantTx, now: DateTime<Utc>) -> Result<(), CoreError> {
     let tenant = connection.tenant();
     let connection: &mut PgConnection = connection;
     sqlx::query(
@@ -388,7 +407,7 @@ async fn flag_near_limit(connection: &mut TenantTx, now: DateTime<Utc>) -> Resul
              select max(coalesce(x.window_end, 'infinity')) as until
              from saas.usage_crossing x
              join saas.usage_counter c using (tenant_id, meter, window_kind, window_start, limit_units)
-             where x.tenant_id = $1 and (x.window_end is null or x.window_end > $2)
+             where x.tenant_id = $1 and x.resolved_at is null and (x.window_end is null or x.window_end > $2)
          ) near
          where o.tenant_id = $1 and o.near_limit_until is distinct from near.until",
     )
@@ -406,7 +425,7 @@ pub(super) fn stored(units: u64) -> i64 {
 }
 
 /// The limit that warnings belong to; `None` where there is none.
-fn limit_units(draw: &Draw) -> Option<i64> {
+pub(super) fn limit_units(draw: &Draw) -> Option<i64> {
     match draw.limit {
         Limit::Unlimited => None,
         Limit::Max(max) => Some(stored(max)),

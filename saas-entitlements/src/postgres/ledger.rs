@@ -9,7 +9,8 @@ use sqlx::types::Uuid;
 
 use super::{
     PostgresCounters,
-    counters::{open_window, stored, units},
+    counters::{announce, flag_near_limit, open_window, stored, units},
+    edges,
 };
 use crate::{Adjustment, Corrected, EntitlementsError, GRANTS_LISTED, Grant, Ledger, NewGrant};
 
@@ -145,7 +146,7 @@ async fn revoke_in(
         "update saas.usage_grant
          set revoked_at = $3
          where tenant_id = $1 and id = $2 and revoked_at is null and (expires_at is null or expires_at > $3)
-         returning units - burnt",
+         returning units - burnt - held",
     )
     .bind(tenant.as_uuid())
     .bind(id.as_uuid())
@@ -164,7 +165,7 @@ async fn correct_in(
     adjustment: &Adjustment,
     now: DateTime<Utc>,
 ) -> Result<Corrected, EntitlementsError> {
-    let Adjustment { meter, counter, amount, units: change, key, item, member, window, period, at, reason } =
+    let Adjustment { meter, counter, amount, units: change, key, item, member, window, period, at, reason, .. } =
         adjustment;
     let (item, member) = (item.as_deref(), member.as_deref());
     let (tenant, actor) = (tx.tenant(), tx.actor().to_string());
@@ -267,6 +268,17 @@ async fn correct_in(
     .map_err(CoreError::from_database)?;
     if let Some(member) = member.filter(|_| by_member) {
         add_to_member(tx, &window, member, taken).await?;
+    }
+    let (draw, used) = (adjustment.as_draw(), units(after)?);
+    if taken < 0 {
+        edges::resolve_within(tx, &draw, used, edges::Because::Correction, now).await?;
+        flag_near_limit(tx, now).await?;
+    } else if period.end.is_none_or(|end| end > now) {
+        // Nobody acts on the warnings of a window that is over.
+        let reached: Vec<i32> = draw.reached(used).into_iter().map(i32::from).collect();
+        if !announce(tx, &draw, &reached, used, now).await?.is_empty() {
+            flag_near_limit(tx, now).await?;
+        }
     }
     let detail = serde_json::json!({
         "event": id, "amount": amount, "units": taken, "at": at, "window_start": period.start, "reason": reason,

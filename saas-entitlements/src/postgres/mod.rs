@@ -3,6 +3,7 @@
 mod assigned;
 mod cohorts;
 mod counters;
+pub(crate) mod edges;
 mod history;
 mod leases;
 mod ledger;
@@ -10,12 +11,14 @@ mod listener;
 mod moving;
 mod overrides;
 mod poller;
+mod reservations;
 mod source;
 
 pub use assigned::{AssignedPlans, Assignments};
 pub use cohorts::Cohorts;
 pub(crate) use counters::consume_in;
 pub use counters::{PostgresCounters, THRESHOLD_TOPIC, ThresholdCrossed};
+pub use edges::{Because, THRESHOLD_RESOLVED_TOPIC, ThresholdResolved};
 pub use history::History;
 pub use leases::PostgresLeases;
 pub use listener::RevisionListener;

@@ -16,7 +16,7 @@ const AHEAD: u32 = 2;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Retention {
     events: TimeDelta,
-    keys: TimeDelta,
+    pub(super) keys: TimeDelta,
 }
 
 impl Default for Retention {

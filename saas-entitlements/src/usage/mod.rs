@@ -2,7 +2,7 @@
 //!
 //! The events are the truth; counters, roll-ups and exports follow from them. [`UsagePipeline`] is what the application
 //! schedules, as the system role: [`maintain`](UsagePipeline::maintain) once a day,
-//! [`roll_up`](UsagePipeline::roll_up) every minute, [`export`](UsagePipeline::export) as often as its receiver likes.
+//! [`sweep`](UsagePipeline::sweep) and [`roll_up`](UsagePipeline::roll_up) every minute, [`export`](UsagePipeline::export) as often as its receiver likes.
 //! Each can be stopped and started again at any point, and run in several processes at once.
 //!
 //! # How all events are read without missing one
@@ -16,6 +16,7 @@ mod maintain;
 mod rebuild;
 mod roll_up;
 mod series;
+mod sweep;
 mod writer;
 
 pub use export::{Delivery, ExportReport, UsageBatch, UsageExport, UsageKind, UsageRow};
@@ -24,6 +25,7 @@ pub use rebuild::{CounterDrift, DriftCursor, DriftReport, Rebuild};
 pub use roll_up::RolledUp;
 use saas_core::{Actor, SharedClock, SystemPool};
 pub use series::{Bucket, SeriesPoint, SeriesQuery, series_in};
+pub use sweep::Swept;
 pub use writer::{Recorded, Ticket, UsageRecord, UsageWriter, WriterOptions, record_many};
 
 const ACTOR: Actor = Actor::system("usage");

@@ -221,16 +221,21 @@ impl UsagePipeline {
 
 fn drift_of(compared: Compared) -> Result<CounterDrift, CoreError> {
     let (tenant, meter, window, window_start, used, events, held, details, _) = compared;
-    let corrupt = |column| CoreError::Corrupt { table: "saas.usage_counter", column };
-    let window = match window.as_str() {
+    let window = window_of(&window)?;
+    let meter =
+        MeterKey::from_str(&meter).map_err(|_| CoreError::Corrupt { table: "saas.usage_counter", column: "meter" })?;
+    Ok(CounterDrift { tenant: TenantId::from_uuid(tenant), meter, window, window_start, used, events, held, details })
+}
+
+/// A kind of window by its name in the database.
+pub(super) fn window_of(name: &str) -> Result<Window, CoreError> {
+    Ok(match name {
         "hour" => Window::Hour,
         "day" => Window::Day,
         "week" => Window::Week,
         "month" => Window::Month,
         "year" => Window::Year,
         "lifetime" => Window::Lifetime,
-        _ => return Err(corrupt("window_kind")),
-    };
-    let meter = MeterKey::from_str(&meter).map_err(|_| corrupt("meter"))?;
-    Ok(CounterDrift { tenant: TenantId::from_uuid(tenant), meter, window, window_start, used, events, held, details })
+        _ => return Err(CoreError::Corrupt { table: "saas.usage_counter", column: "window_kind" }),
+    })
 }

@@ -13,7 +13,7 @@ use saas_core::{
 use saas_entitlements::{
     Adjustments, Consumption, Corrected, Correction, Entitlements, EntitlementsError, GateOptions, GrantSource,
     LeaseOptions, Leases, LimitOf, Meter, NewGrant, NewOverride, OverrideGrant, Overrides, PostgresCounters,
-    PostgresSource, SCHEMA, Use,
+    PostgresSource, Reservations, SCHEMA, Use,
     memory::MemoryLeases,
     usage::{Bucket, Rebuild, Recorded, SeriesQuery, UsagePipeline, UsageRecord, record_many, series_in},
 };
@@ -210,6 +210,27 @@ async fn what_a_meter_cannot_count_is_refused_with_a_reason() {
     }
     assert_eq!(bench.count("select count(*) from saas.usage_event").await, 0, "nothing was written");
     assert!(meter.consume(acme, &PAGES, 1, &name).await.unwrap().is_granted(), "and the key is free");
+}
+
+#[tokio::test]
+async fn what_is_no_sum_or_limited_per_member_cannot_be_reserved() {
+    let bench = Bench::start().await;
+    let store = Arc::new(PostgresCounters::new(Arc::new(bench.tenants.clone())));
+    let reservations = Reservations::new(bench.gate.clone(), store);
+    let system = RequestContext::new_at(bench.acme.tenant(), Actor::system("test"), bench.database.clock().now());
+    for (ctx, meter, words) in [
+        (&bench.acme, JOBS, "meter does not add up its uses"),
+        (&bench.acme, USERS, "meter does not add up its uses"),
+        (&bench.acme, STORAGE, "meter does not add up its uses"),
+        (&bench.acme, PAGES, "meter is limited per member"),
+        (&system, PAGES, "meter is limited per member"),
+        (&system, SCANS, "meter is limited per member"),
+    ] {
+        let error = reservations.reserve(ctx, &meter, 1, &key("r"), Duration::from_secs(60)).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Invalid);
+        assert!(error.to_string().contains(words), "{meter}: {error}");
+    }
+    assert_eq!(bench.count("select count(*) from saas.usage_reservation").await, 0);
 }
 
 // C2, C15, I3

@@ -6,6 +6,7 @@ mod analytics;
 mod coherence;
 mod counters;
 mod counting;
+mod edges;
 mod laws;
 mod layers;
 mod leases;
@@ -18,6 +19,7 @@ mod receiver;
 #[cfg(feature = "redis")]
 mod redis;
 mod require;
+mod reservations;
 mod stage;
 mod staleness;
 mod usage;

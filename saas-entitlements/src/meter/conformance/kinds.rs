@@ -75,7 +75,7 @@ pub async fn a_level_takes_the_place_of_the_one_before(fixture: Fixture) {
     assert_eq!(used(fixture.level(3, "b", 10, at(5))).await, step(8, 3, &[]));
     assert_eq!(used(fixture.level(9, "c", 10, at(4))).await, step(3, 3, &[]), "of an instant before the last report");
     assert_eq!(used(fixture.level(11, "d", 10, at(6))).await, Drawn::Refused { used: 3, room: 7 });
-    assert_eq!(used(fixture.level(10, "d", 10, at(6))).await, step(3, 10, &[100]), "80 % was announced before");
+    assert_eq!(used(fixture.level(10, "d", 10, at(6))).await, step(3, 10, &[80, 100]), "once more");
     assert_eq!(
         used(fixture.level(7, "e", 5, at(7))).await,
         step(10, 7, &[80, 100]),
@@ -85,8 +85,22 @@ pub async fn a_level_takes_the_place_of_the_one_before(fixture: Fixture) {
     assert_eq!(used(fixture.level(0, "g", 5, at(8))).await, step(7, 0, &[]));
     assert_eq!(used(fixture.level(0, "g", 5, at(8))).await, Drawn::AlreadyCounted);
     let recorded = Draw { cap: i64::MAX.unsigned_abs(), ..fixture.level(50, "h", 5, at(8)) };
-    assert_eq!(used(recorded).await, step(0, 50, &[]), "of two at one instant, the one that comes last");
+    assert_eq!(used(recorded).await, step(0, 50, &[80, 100]), "of two at one instant, the one that comes last");
     assert_eq!(fixture.used(&fixture.tenants[0], day(0)).await, 50);
+}
+
+/// C18: a level comes back to a warning in the one window that it has, and is announced each time; a peak is not.
+pub async fn a_level_that_fell_warns_again(fixture: Fixture) {
+    let used = async |draw: Draw| fixture.consume(&draw).await.unwrap();
+    let level = |units, key, cap| fixture.level(units, key, cap, start());
+    assert_eq!(used(level(8, "a", 10)).await, step(0, 8, &[80]));
+    assert_eq!(used(level(9, "b", 10)).await, step(8, 9, &[]), "it held all the time");
+    assert_eq!(used(level(7, "c", 10)).await, step(9, 7, &[]));
+    assert_eq!(used(level(10, "d", 10)).await, step(7, 10, &[80, 100]));
+    assert_eq!(used(level(9, "e", 10)).await, step(10, 9, &[]));
+    assert_eq!(used(level(10, "f", 10)).await, step(9, 10, &[100]), "only what fell below it");
+    assert_eq!(used(level(10, "g", 100)).await, step(10, 10, &[]));
+    assert_eq!(used(level(10, "h", 10)).await, step(10, 10, &[80, 100]), "a higher limit takes them back, too");
 }
 
 /// C1: at the same time, too, each item counts once, and neither items nor peaks pass the cap.
