@@ -5,10 +5,11 @@ use std::{fmt, sync::Arc};
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use saas_core::{
-    Actor, CoreError, SessionBinding, SharedClock, SystemPool, SystemTx, TenantContext, TenantTx,
+    Actor, CoreError, SessionBinding, SharedClock, SystemPool, SystemTx, TenantContext, TenantId, TenantTx,
     subscription::{PlanAssignment, PlanSource},
 };
 use sha2::{Digest, Sha256};
+use sqlx::PgConnection;
 
 use crate::{
     config::BillingConfig,
@@ -81,13 +82,25 @@ impl Billing {
         let now = self.clock.now();
         let mut tx = SystemTx::begin(&self.system, ctx.actor().clone(), "link a Stripe object to its tenant").await?;
         saas_core::tenant::lock_in(&mut tx, ctx.tenant()).await?;
-        match directory::link(&mut tx, &self.scope, (kind, id), ctx.tenant(), now).await? {
+        self.link_in(&mut tx, (ctx.tenant(), ctx.actor()), (kind, id), now).await?;
+        Ok(tx.commit().await?)
+    }
+
+    /// Links within a transaction that holds the tenant's lock.
+    pub(crate) async fn link_in(
+        &self,
+        connection: &mut PgConnection,
+        (tenant, actor): (TenantId, &Actor),
+        (kind, id): (ObjectKind, &ObjectId),
+        now: DateTime<Utc>,
+    ) -> Result<(), BillingError> {
+        match directory::link(connection, &self.scope, (kind, id), tenant, now).await? {
             Link::Known => return Ok(()),
             Link::Foreign => return Err(BillingError::AlreadyLinked { what: kind.as_str() }),
             Link::New => {}
         }
-        desk::free(&mut tx, &self.scope, id.as_str(), now).await?;
-        fetch::free(&mut tx, &self.scope, id.as_str(), now).await?;
+        desk::free(connection, &self.scope, id.as_str(), now).await?;
+        fetch::free(connection, &self.scope, id.as_str(), now).await?;
         let action = match kind {
             ObjectKind::CheckoutSession => "billing.checkout_opened",
             ObjectKind::Customer
@@ -99,8 +112,8 @@ impl Billing {
             | ObjectKind::CreditNote => "billing.customer_linked",
         };
         let entry = saas_core::audit::Entry::new(action, id);
-        saas_core::audit::record_in(&mut tx, ctx.tenant(), ctx.actor(), entry, now).await?;
-        Ok(tx.commit().await?)
+        saas_core::audit::record_in(connection, tenant, actor, entry, now).await?;
+        Ok(())
     }
 
     /// What follows from the tenant's Stripe objects; empty when there are none.

@@ -5,16 +5,7 @@ use std::time::Duration;
 use chrono::TimeDelta;
 use saas_core::{PlanCatalog, Topic};
 
-use crate::{derive::GracePolicy, object::ObjectId, signature::SigningSecrets};
-
-/// Whether real money is meant.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Mode {
-    /// Stripe's test mode and sandboxes.
-    Test,
-    /// Real money.
-    Live,
-}
+use crate::{derive::GracePolicy, mode::Mode, object::ObjectId, signature::SigningSecrets};
 
 /// The configuration of one webhook endpoint and of what follows from it.
 #[derive(Debug, Clone)]

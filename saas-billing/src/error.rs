@@ -1,8 +1,8 @@
 //! Why a billing operation failed, and what the caller can do about it.
 
-use saas_core::{Cause, CoreError, ErrorKind, InvalidInput};
+use saas_core::{CoreError, ErrorKind, InvalidInput};
 
-use crate::signature::SignatureError;
+use crate::{provider::ProviderError, signature::SignatureError};
 
 /// Why an operation of `saas-billing` failed. Never carries a payload or a secret.
 #[derive(Debug, thiserror::Error)]
@@ -36,12 +36,14 @@ pub enum BillingError {
         /// What to do.
         remedy: &'static str,
     },
-    /// Stripe did not answer, or not in time.
-    #[error("Stripe is unavailable")]
-    Stripe {
-        /// What happened.
-        #[source]
-        cause: Cause,
+    /// Stripe said no, or nothing.
+    #[error(transparent)]
+    Provider(#[from] ProviderError),
+    /// A command to Stripe was refused before, or is over.
+    #[error("the command to Stripe came to nothing ({code}); ask anew")]
+    CommandFailed {
+        /// Why.
+        code: String,
     },
     /// The receipt could not be stored in time; answer 503, Stripe delivers again.
     #[error("the receipt was not stored within {seconds} s")]
@@ -60,9 +62,10 @@ impl BillingError {
     pub const fn kind(&self) -> ErrorKind {
         match self {
             Self::Signature(_) | Self::TooLarge { .. } | Self::Invalid(_) => ErrorKind::Invalid,
-            Self::AlreadyLinked { .. } => ErrorKind::Conflict,
+            Self::AlreadyLinked { .. } | Self::CommandFailed { .. } => ErrorKind::Conflict,
             Self::Misconfigured { .. } => ErrorKind::Misconfigured,
-            Self::Stripe { .. } | Self::TooSlow { .. } => ErrorKind::Unavailable,
+            Self::Provider(why) => why.kind(),
+            Self::TooSlow { .. } => ErrorKind::Unavailable,
             Self::Core(core) => core.kind(),
         }
     }
@@ -76,7 +79,8 @@ impl BillingError {
             Self::Invalid(_) => "invalid_input",
             Self::AlreadyLinked { .. } => "already_linked",
             Self::Misconfigured { .. } => "misconfigured",
-            Self::Stripe { .. } => "stripe_unavailable",
+            Self::Provider(why) => why.code(),
+            Self::CommandFailed { .. } => "command_failed",
             Self::TooSlow { .. } => "too_slow",
             Self::Core(core) => core.code(),
         }
@@ -85,6 +89,9 @@ impl BillingError {
     /// Whether the same call can succeed later.
     #[must_use]
     pub const fn is_retryable(&self) -> bool {
-        self.kind().is_retryable()
+        match self {
+            Self::Provider(why) => why.is_retryable(),
+            other => other.kind().is_retryable(),
+        }
     }
 }

@@ -12,11 +12,11 @@ use crate::{
     error::BillingError,
     event::{AnySnapshot, read_fetched},
     object::ObjectId,
-    port::{Fetched, ObjectSource},
     postgres::{
         fetch::{self, Claimed, End},
         object,
     },
+    provider::{Fetched, ObjectSource},
     settle::{Report, Settled, fetch_origin},
 };
 

@@ -1,8 +1,8 @@
 //! What becomes of a delivery, decided from its envelope alone: pure.
 
 use crate::{
-    config::Mode,
     event::{Content, Envelope},
+    mode::Mode,
     object::{ObjectId, ObjectKind},
 };
 

@@ -62,7 +62,10 @@
 //!    is linked to yet is parked; one that cannot be read or fails too often becomes a dead letter
 //!    ([`Billing::list_stuck`], [`Billing::replay`]).
 //! 3. [`Billing::fetch_pending`]: reads from Stripe what no event tells for certain.
-//! 4. [`PlanSource`](saas_core::subscription::PlanSource): [`Billing`] answers from what was derived; grace runs out at
+//! 4. Writes ([`command`]): a row fixes the idempotency key, whoever asks sends it, the outbox sends it again, and what Stripe
+//!    answers goes through the merge of 2. [`PaymentProvider`] is the port; `StripeApi` (feature `stripe`) and the simulator
+//!    implement it.
+//! 5. [`PlanSource`](saas_core::subscription::PlanSource): [`Billing`] answers from what was derived; grace runs out at
 //!    read time, so no job has to fire.
 //!
 //! What happened to money is written beside that, in the same transaction: [`ledger`] in whole minor units ([`money`]),
@@ -76,6 +79,8 @@
 mod apply;
 #[cfg(feature = "postgres")]
 mod billing;
+#[cfg(feature = "postgres")]
+pub mod command;
 #[cfg(feature = "postgres")]
 mod config;
 #[cfg(feature = "postgres")]
@@ -91,11 +96,13 @@ mod group;
 mod intake;
 pub mod ledger;
 pub mod merge;
+mod mode;
 pub mod money;
 pub mod object;
 mod port;
 #[cfg(feature = "postgres")]
 mod postgres;
+pub mod provider;
 #[cfg(feature = "postgres")]
 mod receipts;
 #[cfg(feature = "postgres")]
@@ -104,6 +111,8 @@ pub mod revenue;
 #[cfg(feature = "postgres")]
 mod settle;
 pub mod signature;
+#[cfg(feature = "stripe")]
+pub mod stripe;
 #[cfg(feature = "testing")]
 pub mod testing;
 
@@ -112,15 +121,17 @@ pub use apply::Applied;
 #[cfg(feature = "postgres")]
 pub use billing::Billing;
 #[cfg(feature = "postgres")]
-pub use config::{BillingConfig, Mode};
+pub use config::BillingConfig;
 #[cfg(feature = "postgres")]
 pub use dependents::LiveBilling;
 pub use derive::GracePolicy;
 pub use error::BillingError;
 #[cfg(feature = "postgres")]
 pub use fetching::FetchPass;
+pub use mode::Mode;
 pub use object::ObjectId;
-pub use port::{Accepted, Fetched, ObjectSource, WebhookProcessor};
+pub use port::{Accepted, WebhookProcessor};
+pub use provider::{Fetched, ObjectSource, PaymentProvider, ProviderError};
 #[cfg(feature = "postgres")]
 pub use receipts::{InboxHealth, Receipt, ReceiptCursor, Stuck};
 #[cfg(feature = "postgres")]
@@ -129,4 +140,4 @@ pub use signature::{SIGNATURE_HEADER, SignatureError, SigningSecrets, StripeSecr
 
 /// The tables of this crate. Migrate [`saas_core::SCHEMA`] first.
 #[cfg(feature = "postgres")]
-pub static SCHEMA: saas_core::Schema = saas_core::schema!("billing": 1 "0001_inbox", 2 "0002_state", 3 "0003_retention", 4 "0004_ledger", 5 "0005_revenue");
+pub static SCHEMA: saas_core::Schema = saas_core::schema!("billing": 1 "0001_inbox", 2 "0002_state", 3 "0003_retention", 4 "0004_ledger", 5 "0005_revenue", 6 "0006_command");

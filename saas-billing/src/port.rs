@@ -1,15 +1,10 @@
-//! The two ports of billing: what a web framework calls, and what reads Stripe.
+//! What a web framework calls.
 
 use std::fmt;
 
 use async_trait::async_trait;
-use chrono::{DateTime, Utc};
-use serde_json::value::RawValue;
 
-use crate::{
-    error::BillingError,
-    object::{ObjectId, ObjectKind},
-};
+use crate::error::BillingError;
 
 /// Accepts webhook deliveries.
 ///
@@ -44,44 +39,4 @@ pub enum Accepted {
     Quarantined,
     /// Rightly signed and not readable. Kept among the dead letters.
     Unreadable,
-}
-
-/// Reads objects from Stripe's API.
-///
-/// # Contract
-/// - *Fresh*: the object is at least as new as the moment the call began.
-/// - *Bounded*: gives up by itself, with a retryable error for timeouts, 429 and 5xx.
-/// - *Expanded*: of a subscription, `discounts` and `items.data.discounts` are whole, down to the coupon. Events hold nothing
-///   but ids there, and revenue counts at list price until the terms are known.
-#[async_trait]
-pub trait ObjectSource: fmt::Debug + Send + Sync + 'static {
-    /// Reads one object.
-    async fn fetch(&self, kind: ObjectKind, id: &ObjectId) -> Result<Fetched, BillingError>;
-}
-
-/// What a read of Stripe's API brought.
-#[derive(Clone)]
-pub enum Fetched {
-    /// The object.
-    Found {
-        /// Its JSON.
-        object: Box<RawValue>,
-        /// An instant of Stripe's clock that is not later than the read; `None` where clocks cannot be compared, as for
-        /// objects of a test clock.
-        as_of: Option<DateTime<Utc>>,
-    },
-    /// Stripe does not know it.
-    Missing,
-}
-
-/// Lengths, never the object.
-impl fmt::Debug for Fetched {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Found { object, as_of } => {
-                f.debug_struct("Found").field("object_bytes", &object.get().len()).field("as_of", as_of).finish()
-            }
-            Self::Missing => f.write_str("Missing"),
-        }
-    }
 }

@@ -16,7 +16,7 @@ use crate::{
     merge::{Fact, Origin},
     object::{CheckoutStatus, ObjectId, ObjectKind},
     postgres::{
-        desk,
+        command, desk,
         directory::{self, Link},
         fetch, object,
     },
@@ -77,6 +77,9 @@ impl Billing {
             return Ok(settled);
         }
         let (kind, id) = (snapshot.kind(), snapshot.id().clone());
+        if snapshot.is_over() {
+            command::close(connection, (tenant, &self.scope), &id).await?;
+        }
         let mut objects = object::load(connection, tenant, self.scope.livemode, &[id.as_str()]).await?;
         let before = objects.find(kind, &id);
         objects.merge(snapshot);

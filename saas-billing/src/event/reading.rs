@@ -9,8 +9,8 @@ use super::{Content, Envelope};
 use crate::{
     merge::{Origin, Snapshot},
     object::{
-        Charge, CheckoutSession, CreditNote, Customer, Dispute, Invoice, ObjectId, ObjectKind, Refund, Subscription,
-        Text, Unreadable,
+        Charge, CheckoutSession, CheckoutStatus, CreditNote, Customer, Dispute, Invoice, ObjectId, ObjectKind, Refund,
+        Subscription, Text, Unreadable,
     },
 };
 
@@ -63,6 +63,23 @@ impl AnySnapshot {
             Self::Refund(snapshot) => &snapshot.value.id,
             Self::Dispute(snapshot) => &snapshot.value.id,
             Self::CreditNote(snapshot) => &snapshot.value.id,
+        }
+    }
+
+    /// Whether it says that what a tenant asked for is over: a page that can no longer be paid, a customer that is deleted.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        match self {
+            Self::Customer(snapshot) => snapshot.value.deleted,
+            Self::CheckoutSession(snapshot) => {
+                matches!(snapshot.value.status, CheckoutStatus::Complete | CheckoutStatus::Expired)
+            }
+            Self::Subscription(_)
+            | Self::Invoice(_)
+            | Self::Charge(_)
+            | Self::Refund(_)
+            | Self::Dispute(_)
+            | Self::CreditNote(_) => false,
         }
     }
 

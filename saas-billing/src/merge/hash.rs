@@ -9,6 +9,12 @@ use sha2::{Digest, Sha256};
 pub struct ContentHash(String);
 
 impl ContentHash {
+    /// The text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
     /// Hashes a value. Equal values have equal hashes.
     #[must_use]
     pub fn of<T: Serialize>(value: &T) -> Self {

@@ -36,6 +36,30 @@ pub(crate) async fn request(
     .map_err(CoreError::from_database)
 }
 
+/// The next number in the row of an object's reads, for an answer that came otherwise: of two reads the later one counts.
+pub(crate) async fn next_sequence(
+    connection: &mut PgConnection,
+    scope: &Scope,
+    (kind, id): (ObjectKind, &ObjectId),
+    now: DateTime<Utc>,
+) -> Result<u64, CoreError> {
+    let sequence: i64 = sqlx::query_scalar(
+        "insert into saas.billing_fetch as known (account, livemode, object_id, kind, reason, state, due_at, sequence)
+         values ($1, $2, $3, $4, 'the answer to a write', 'done', $5, 1)
+         on conflict (account, livemode, object_id) do update set sequence = known.sequence + 1
+         returning sequence",
+    )
+    .bind(&scope.account)
+    .bind(scope.livemode)
+    .bind(id.as_str())
+    .bind(kind.as_str())
+    .bind(now)
+    .fetch_one(connection)
+    .await
+    .map_err(CoreError::from_database)?;
+    u64::try_from(sequence).map_err(|_| CoreError::Corrupt { table: "saas.billing_fetch", column: "sequence" })
+}
+
 /// A fetch in the hands of a worker.
 #[derive(Debug)]
 pub(crate) struct Claimed {

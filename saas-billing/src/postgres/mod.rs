@@ -4,6 +4,7 @@
 //! fetches) by Stripe's account, mode and id. Everything here joins the caller's transaction, except storing a receipt.
 
 pub(crate) mod body;
+pub(crate) mod command;
 pub(crate) mod conflict;
 pub(crate) mod desk;
 pub(crate) mod directory;
@@ -15,7 +16,7 @@ pub(crate) mod receipt;
 pub(crate) mod revenue;
 pub(crate) mod state;
 
-use crate::{config::BillingConfig, config::Mode};
+use crate::{config::BillingConfig, mode::Mode};
 
 /// The account and the mode that an endpoint serves: the first half of every Stripe key.
 #[derive(Debug, Clone, PartialEq, Eq)]

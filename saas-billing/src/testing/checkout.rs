@@ -4,7 +4,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 
 use super::{
     engine::{Engine, later},
-    world::{SimCustomer, SimSession, SimSubscription},
+    world::{Metadata, SimCustomer, SimItem, SimSession, SimSubscription},
 };
 use crate::object::{ObjectId, ObjectKind};
 
@@ -78,10 +78,12 @@ pub(super) fn open(engine: &mut Engine<'_>, request: CheckoutRequest) -> ObjectI
         customer: request.customer,
         subscription: None,
         client_reference_id: request.client_reference_id,
-        price: request.price,
-        quantity: request.quantity,
+        lines: vec![(request.price, Some(request.quantity))],
         trial_days: request.trial_days,
         email: request.email,
+        success_url: "https://app.example.com/billing?session={CHECKOUT_SESSION_ID}".to_owned(),
+        cancel_url: "https://app.example.com/billing".to_owned(),
+        metadata: Metadata::new(),
     };
     engine.world.sessions.insert(id.clone(), session);
     object_id(id)
@@ -95,38 +97,44 @@ pub(super) fn object_id(text: String) -> ObjectId {
     }
 }
 
-pub(super) fn new_customer(engine: &mut Engine<'_>, email: &str) -> String {
+pub(super) fn new_customer(engine: &mut Engine<'_>, email: Option<String>) -> String {
     let id = engine.world.mint("cus");
     let customer = SimCustomer {
         id: id.clone(),
-        email: email.to_owned(),
+        email,
+        name: None,
+        metadata: Metadata::new(),
         created: engine.now,
         deleted: false,
         declines: false,
         has_payment_method: false,
+        balance: 0,
     };
     engine.world.customers.insert(id.clone(), customer);
     id
 }
 
-/// The buyer pays. Everything happens within one second.
-pub(super) fn complete(engine: &mut Engine<'_>, session_id: &str) -> Option<Purchase> {
-    let session = engine.world.sessions.get(session_id).filter(|session| session.status == "open")?.clone();
-    let interval = engine.world.prices.get(&session.price)?.interval.clone();
-    let now: DateTime<Utc> = engine.now;
-    let is_new = session.customer.is_none();
-    let customer = session.customer.clone().unwrap_or_else(|| new_customer(engine, &session.email));
-    engine.world.customers.get_mut(&customer)?.has_payment_method = true;
-    engine.emit(if is_new { "customer.created" } else { "customer.updated" }, ObjectKind::Customer, &customer);
+/// What a subscription begins with.
+pub(super) struct Beginning {
+    pub(super) customer: String,
+    pub(super) lines: Vec<(String, Option<u64>)>,
+    pub(super) trial_days: u32,
+    pub(super) metadata: Metadata,
+}
 
-    let trial_end = (session.trial_days > 0).then(|| now + TimeDelta::days(i64::from(session.trial_days)));
-    let (subscription, item) = (engine.world.mint("sub"), engine.world.mint("si"));
+/// Makes a subscription and its first invoice, and charges that.
+pub(super) fn subscribe(engine: &mut Engine<'_>, beginning: Beginning) -> Option<(String, String)> {
+    let now: DateTime<Utc> = engine.now;
+    let Beginning { customer, lines, trial_days, metadata } = beginning;
+    let interval = engine.world.prices.get(&lines.first()?.0)?.interval.clone();
+    let trial_end = (trial_days > 0).then(|| now + TimeDelta::days(i64::from(trial_days)));
+    let subscription = engine.world.mint("sub");
+    let item = |(price, quantity)| SimItem { id: engine.world.mint("si"), price, quantity };
+    let items = lines.into_iter().map(item).collect();
     let sim = SimSubscription {
         id: subscription.clone(),
-        customer: customer.clone(),
-        item,
-        price: session.price.clone(),
-        quantity: session.quantity,
+        customer,
+        items,
         status: if trial_end.is_some() { "trialing" } else { "incomplete" },
         created: now,
         anchor: trial_end.unwrap_or(now),
@@ -139,23 +147,52 @@ pub(super) fn complete(engine: &mut Engine<'_>, session_id: &str) -> Option<Purc
         ended_at: None,
         latest_invoice: None,
         pause: None,
+        schedule: None,
+        pending: None,
+        carried: Vec::new(),
+        metadata,
     };
     engine.world.subscriptions.insert(subscription.clone(), sim);
     engine.emit("customer.subscription.created", ObjectKind::Subscription, &subscription);
     let invoice = engine.bill(&subscription, "subscription_create")?;
+    if trial_end.is_some()
+        && let Some(first) = engine.world.invoices.get_mut(&invoice)
+    {
+        // A trial's first invoice is over nothing, and paid by that.
+        first.lines.iter_mut().for_each(|line| line.amount = 0);
+    }
     engine.finalize(&invoice);
     if trial_end.is_none() {
-        engine.charge(&invoice);
+        engine.charge_first(&invoice);
     } else if let Some(first) = engine.world.invoices.get_mut(&invoice) {
-        // A trial's first invoice is over nothing, and paid by that.
-        (first.amount, first.status, first.paid_at) = (0, "paid", Some(now));
+        (first.status, first.paid_at) = ("paid", Some(now));
         engine.emit("invoice.paid", ObjectKind::Invoice, &invoice);
     }
     engine.emit("customer.subscription.updated", ObjectKind::Subscription, &subscription);
+    Some((subscription, invoice))
+}
 
+/// The buyer pays. Everything happens within one second.
+pub(super) fn complete(engine: &mut Engine<'_>, session_id: &str) -> Option<Purchase> {
+    let session = engine.world.sessions.get(session_id).filter(|session| session.status == "open")?.clone();
+    let is_known = session.lines.iter().all(|(price, _)| engine.world.prices.contains_key(price));
+    if !is_known || session.lines.is_empty() {
+        return None;
+    }
+    let is_new = session.customer.is_none();
+    let customer = session.customer.clone().unwrap_or_else(|| new_customer(engine, Some(session.email.clone())));
+    engine.world.customers.get_mut(&customer)?.has_payment_method = true;
+    engine.emit(if is_new { "customer.created" } else { "customer.updated" }, ObjectKind::Customer, &customer);
+    let beginning = Beginning {
+        customer: customer.clone(),
+        lines: session.lines,
+        trial_days: session.trial_days,
+        metadata: session.metadata,
+    };
+    let (subscription, invoice) = subscribe(engine, beginning)?;
     let session = engine.world.sessions.get_mut(session_id)?;
     session.status = "complete";
-    session.payment_status = if trial_end.is_some() { "no_payment_required" } else { "paid" };
+    session.payment_status = if session.trial_days > 0 { "no_payment_required" } else { "paid" };
     session.customer = Some(customer.clone());
     session.subscription = Some(subscription.clone());
     engine.emit("checkout.session.completed", ObjectKind::CheckoutSession, session_id);

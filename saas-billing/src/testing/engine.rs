@@ -5,12 +5,15 @@ use serde_json::Value;
 
 use super::{
     payload::{self, NewEvent, PayloadShape},
-    world::{AfterRetries, SimEvent, SimInvoice, SimSubscription, World},
+    world::{AfterRetries, SimEvent, SimInvoice, SimItem, SimLine, SimSubscription, World},
 };
 use crate::object::ObjectKind;
 
 /// Days after the first failure at which Stripe tries again.
 const RETRY_DAYS: [i64; 3] = [3, 5, 7];
+
+/// How long Stripe waits for the first payment.
+const FIRST_PAYMENT: TimeDelta = TimeDelta::hours(23);
 
 /// The rules, at one instant.
 pub(super) struct Engine<'a> {
@@ -19,6 +22,8 @@ pub(super) struct Engine<'a> {
     pub(super) livemode: bool,
     pub(super) after_retries: AfterRetries,
     pub(super) now: DateTime<Utc>,
+    /// The idempotency key of the request that is the cause, as events show it.
+    pub(super) cause: Option<String>,
 }
 
 impl Engine<'_> {
@@ -31,64 +36,68 @@ impl Engine<'_> {
         if is_update && previous.is_none() {
             return;
         }
-        let event_id = self.world.mint("evt");
-        let previous = previous.filter(|_| is_update);
-        let new = NewEvent { id: &event_id, event_type, created: self.now, livemode: self.livemode, object, previous };
-        let event = SimEvent { body: payload::event(self.shape, new), id: event_id, event_type: event_type.to_owned() };
+        self.announce(event_type, object, previous.filter(|_| is_update));
+    }
+
+    /// Writes an event about any object.
+    pub(super) fn announce(&mut self, event_type: &str, object: Value, previous: Option<Value>) {
+        let id = self.world.mint("evt");
+        let (created, livemode, cause) = (self.now, self.livemode, self.cause.as_deref());
+        let new = NewEvent { id: &id, event_type, created, livemode, object, previous, cause };
+        let body = payload::event(self.shape, new);
+        let event = SimEvent { body, id, event_type: event_type.to_owned(), created };
         self.world.events.push(event.clone());
         self.world.queue.push(event);
     }
 
-    /// An object as the API shows it now.
+    /// An object as events show it now.
     pub(super) fn render(&self, kind: ObjectKind, id: &str) -> Option<Value> {
-        let (world, shape, live) = (&self.world, self.shape, self.livemode);
+        self.show(self.shape, kind, id)
+    }
+
+    /// An object in a given shape.
+    pub(super) fn show(&self, shape: PayloadShape, kind: ObjectKind, id: &str) -> Option<Value> {
+        let (world, live) = (&*self.world, self.livemode);
         Some(match kind {
             ObjectKind::Customer => payload::customer(world.customers.get(id)?, live),
-            ObjectKind::CheckoutSession => {
-                let session = world.sessions.get(id)?;
-                payload::session(session, world.prices.get(&session.price)?, live)
-            }
-            ObjectKind::Subscription => {
-                let subscription = world.subscriptions.get(id)?;
-                payload::subscription(shape, subscription, world.prices.get(&subscription.price)?, live)
-            }
-            ObjectKind::Invoice => payload::invoice(shape, world.invoices.get(id)?, live),
+            ObjectKind::CheckoutSession => payload::session(world.sessions.get(id)?, world, live),
+            ObjectKind::Subscription => payload::subscription(shape, world.subscriptions.get(id)?, world, live),
+            ObjectKind::Invoice => payload::invoice(shape, world.invoices.get(id)?, world, live),
             ObjectKind::Charge | ObjectKind::Refund | ObjectKind::Dispute | ObjectKind::CreditNote => return None,
         })
     }
 
     /// The next instant up to `end` at which something happens by itself.
     pub(super) fn next_step(&self, end: DateTime<Utc>) -> Option<DateTime<Utc>> {
-        let subscriptions = self.world.subscriptions.values().filter_map(Self::due);
+        let subscriptions = self.world.subscriptions.values().filter_map(|sub| self.due(sub));
         let invoices = self.world.invoices.values().filter_map(|invoice| invoice.next_step);
         subscriptions.chain(invoices).filter(|at| *at <= end).min()
     }
 
-    fn due(sub: &SimSubscription) -> Option<DateTime<Utc>> {
-        match sub.status {
+    fn due(&self, sub: &SimSubscription) -> Option<DateTime<Utc>> {
+        let own = match sub.status {
             "trialing" if !sub.trial_warned => sub.trial_end.map(|end| end - TimeDelta::days(3)),
             "trialing" => sub.trial_end,
             "active" | "past_due" | "unpaid" => Some(sub.period.1),
-            _ => None,
-        }
+            "incomplete" => return Some(sub.created + FIRST_PAYMENT),
+            _ => return None,
+        };
+        let resumes = sub.pause.as_ref().and_then(|(_, resumes_at)| *resumes_at);
+        let pending = sub.pending.as_ref().map(|pending| pending.expires_at);
+        [own, resumes, pending, self.next_phase(sub)].into_iter().flatten().min()
     }
 
     /// Does what is due now.
     pub(super) fn step(&mut self) {
         let now = self.now;
         let is_due = |at: Option<DateTime<Utc>>| at.is_some_and(|at| at <= now);
-        let due: Vec<String> =
-            self.world.subscriptions.values().filter(|sub| is_due(Self::due(sub))).map(|sub| sub.id.clone()).collect();
+        let due = self.world.subscriptions.values().filter(|sub| is_due(self.due(sub)));
+        let due: Vec<String> = due.map(|sub| sub.id.clone()).collect();
         for id in due {
             self.step_subscription(&id);
         }
-        let due: Vec<(String, bool)> = self
-            .world
-            .invoices
-            .values()
-            .filter(|invoice| is_due(invoice.next_step))
-            .map(|invoice| (invoice.id.clone(), invoice.status == "draft"))
-            .collect();
+        let due = self.world.invoices.values().filter(|invoice| is_due(invoice.next_step));
+        let due: Vec<(String, bool)> = due.map(|invoice| (invoice.id.clone(), invoice.status == "draft")).collect();
         for (id, draft) in due {
             if draft {
                 self.finalize(&id);
@@ -98,13 +107,27 @@ impl Engine<'_> {
     }
 
     fn step_subscription(&mut self, id: &str) {
+        let now = self.now;
+        if self.world.subscriptions.get(id).is_some_and(|sub| sub.status == "incomplete") {
+            return self.expire(id);
+        }
+        self.step_schedule(id);
+        self.step_pending(id);
         let Some(sub) = self.world.subscriptions.get_mut(id) else { return };
+        if sub.pause.as_ref().is_some_and(|(_, resumes_at)| resumes_at.is_some_and(|at| at <= now)) {
+            sub.pause = None;
+            self.emit("customer.subscription.updated", ObjectKind::Subscription, id);
+            return;
+        }
         if sub.status == "trialing" && !sub.trial_warned {
-            sub.trial_warned = true;
-            self.emit("customer.subscription.trial_will_end", ObjectKind::Subscription, id);
+            if sub.trial_end.is_some_and(|end| end - TimeDelta::days(3) <= now) {
+                sub.trial_warned = true;
+                self.emit("customer.subscription.trial_will_end", ObjectKind::Subscription, id);
+            }
         } else if sub.status == "trialing" {
             let payable = self.world.customers.get(&sub.customer).is_some_and(|customer| customer.has_payment_method);
-            if sub.cancel_at_period_end {
+            if sub.trial_end.is_none_or(|end| end > now) {
+            } else if sub.cancel_at_period_end {
                 self.end(id);
             } else if payable {
                 sub.status = "active";
@@ -115,48 +138,113 @@ impl Engine<'_> {
                 sub.status = "paused";
                 self.emit("customer.subscription.updated", ObjectKind::Subscription, id);
             }
+        } else if !matches!(sub.status, "active" | "past_due" | "unpaid") || sub.period.1 > now {
         } else if sub.cancel_at_period_end {
             self.end(id);
         } else {
-            sub.cycle += 1;
+            // An anchor at the end of the period: another interval begins.
+            sub.cycle = if sub.anchor == sub.period.1 { 0 } else { sub.cycle + 1 };
             self.renew(id);
+        }
+    }
+
+    /// The first payment has not come.
+    fn expire(&mut self, id: &str) {
+        let now = self.now;
+        let Some(sub) = self.world.subscriptions.get_mut(id) else { return };
+        (sub.status, sub.ended_at) = ("incomplete_expired", Some(now));
+        let invoice = sub.latest_invoice.clone();
+        self.emit("customer.subscription.updated", ObjectKind::Subscription, id);
+        if let Some(invoice) = invoice {
+            self.close(&invoice, false);
         }
     }
 
     /// Opens the next period with a draft invoice that becomes final an hour later.
     fn renew(&mut self, id: &str) {
-        let Some(next_step) = self.open_period(id) else { return };
-        let invoice = self.bill(id, "subscription_cycle");
-        if let Some(invoice) = invoice {
-            if let Some(invoice) = self.world.invoices.get_mut(&invoice) {
-                invoice.next_step = next_step;
-            }
-            self.emit("customer.subscription.updated", ObjectKind::Subscription, id);
+        // A price that is gone: there is nothing to charge by.
+        let Some(next_step) = self.open_period(id) else { return self.end(id) };
+        let Some(invoice) = self.bill(id, "subscription_cycle") else { return };
+        let paused = self.world.subscriptions.get(id).and_then(|sub| sub.pause.as_ref().map(|pause| pause.0.clone()));
+        if let Some(invoice) = self.world.invoices.get_mut(&invoice) {
+            invoice.next_step = next_step.filter(|_| paused.is_none());
         }
+        match paused.as_deref() {
+            Some("void") => self.close(&invoice, false),
+            Some("mark_uncollectible") => {
+                self.finalize(&invoice);
+                self.close(&invoice, true);
+            }
+            _ => {}
+        }
+        self.emit("customer.subscription.updated", ObjectKind::Subscription, id);
     }
 
     /// Sets the period from the anchor; answers when its invoice becomes final, never while nothing is collected.
     fn open_period(&mut self, id: &str) -> Option<Option<DateTime<Utc>>> {
+        let interval = self.interval_of(id)?;
         let sub = self.world.subscriptions.get_mut(id)?;
-        let interval = self.world.prices.get(&sub.price)?.interval.clone();
         sub.period = (later(sub.anchor, &interval, sub.cycle), later(sub.anchor, &interval, sub.cycle + 1));
         Some((sub.status != "unpaid").then(|| self.now + TimeDelta::hours(1)))
     }
 
-    /// Drafts an invoice for one period.
+    /// The interval of a subscription: all its items share one.
+    pub(super) fn interval_of(&self, id: &str) -> Option<String> {
+        let first = &self.world.subscriptions.get(id)?.items.first()?.price;
+        Some(self.world.prices.get(first)?.interval.clone())
+    }
+
+    /// Drafts an invoice for the present period and for what was carried over.
     pub(super) fn bill(&mut self, subscription: &str, reason: &'static str) -> Option<String> {
+        let lines = self.lines(subscription)?;
+        self.draft(subscription, reason, lines)
+    }
+
+    /// What the present period costs, with what was carried over: what the next invoice will hold.
+    pub(super) fn lines(&self, subscription: &str) -> Option<Vec<SimLine>> {
+        let sub = self.world.subscriptions.get(subscription)?;
+        let mut lines = sub.carried.clone();
+        for item in &sub.items {
+            lines.extend(self.line(sub, item, sub.period));
+        }
+        Some(lines)
+    }
+
+    /// What an item costs for a period. Usage is charged for the period before.
+    pub(super) fn line(
+        &self,
+        sub: &SimSubscription,
+        item: &SimItem,
+        period: (DateTime<Utc>, DateTime<Utc>),
+    ) -> Option<SimLine> {
+        let price = self.world.prices.get(&item.price)?;
+        let quantity = match &price.meter {
+            Some(meter) => {
+                let before = (period.0 - (period.1 - period.0), period.0);
+                Some(self.used(meter, &sub.customer, before))
+            }
+            None => item.quantity,
+        };
+        let amount = price.pricing.amount(quantity.unwrap_or(1));
+        Some(SimLine { price: price.id.clone(), quantity, amount, proration: false, period })
+    }
+
+    /// Drafts an invoice over these lines.
+    pub(super) fn draft(&mut self, subscription: &str, reason: &'static str, lines: Vec<SimLine>) -> Option<String> {
         let id = self.world.mint("in");
         let sub = self.world.subscriptions.get_mut(subscription)?;
-        let price = self.world.prices.get(&sub.price)?;
+        let currency = self.world.prices.get(&sub.items.first()?.price)?.currency.clone();
         sub.latest_invoice = Some(id.clone());
+        sub.carried.clear();
         let invoice = SimInvoice {
             id: id.clone(),
             customer: sub.customer.clone(),
             subscription: sub.id.clone(),
             status: "draft",
             reason,
-            amount: price.unit_amount.saturating_mul(i64::try_from(sub.quantity).unwrap_or(i64::MAX)),
-            currency: price.currency.clone(),
+            lines,
+            from_balance: 0,
+            currency,
             attempts: 0,
             created: self.now,
             finalized_at: None,
@@ -170,10 +258,17 @@ impl Engine<'_> {
         Some(id)
     }
 
+    /// Makes an invoice final: the customer's balance takes part in it.
     pub(super) fn finalize(&mut self, id: &str) {
         let Some(invoice) = self.world.invoices.get_mut(id) else { return };
         invoice.status = "open";
         invoice.finalized_at = Some(self.now);
+        let total = invoice.total();
+        if let Some(customer) = self.world.customers.get_mut(&invoice.customer) {
+            // A credit pays what it can; an invoice over less than nothing becomes credit.
+            invoice.from_balance = if total < 0 { total } else { total.min((-customer.balance).max(0)) };
+            customer.balance = customer.balance.saturating_add(invoice.from_balance);
+        }
         self.emit("invoice.finalized", ObjectKind::Invoice, id);
     }
 
@@ -181,6 +276,9 @@ impl Engine<'_> {
     pub(super) fn charge(&mut self, id: &str) {
         let now = self.now;
         let Some(invoice) = self.world.invoices.get_mut(id).filter(|invoice| invoice.status == "open") else { return };
+        if invoice.due() == 0 {
+            return self.settle(id);
+        }
         invoice.attempts += 1;
         let payer = self.world.customers.get(&invoice.customer);
         if payer.is_some_and(|customer| customer.has_payment_method && !customer.declines) {
@@ -191,11 +289,38 @@ impl Engine<'_> {
         invoice.next_step = retry.map(|days| first + TimeDelta::days(*days));
         let (given_up, subscription) = (invoice.next_step.is_none(), invoice.subscription.clone());
         self.emit("invoice.payment_failed", ObjectKind::Invoice, id);
+        if self.is_pending(id) {
+            // The change waits; what is there already is paid for.
+            if let Some(invoice) = self.world.invoices.get_mut(id) {
+                invoice.next_step = None;
+            }
+            return;
+        }
         if given_up && self.after_retries == AfterRetries::Cancel {
             return self.end(&subscription);
         }
         let unpaid = given_up && self.after_retries == AfterRetries::Unpaid;
         self.set_status(&subscription, if unpaid { "unpaid" } else { "past_due" });
+    }
+
+    /// Charges the first invoice of a subscription: until it is paid, there is none to be behind.
+    pub(super) fn charge_first(&mut self, id: &str) {
+        let Some(invoice) = self.world.invoices.get(id) else { return };
+        let payer = self.world.customers.get(&invoice.customer);
+        if invoice.due() == 0 || payer.is_some_and(|payer| payer.has_payment_method && !payer.declines) {
+            return self.charge(id);
+        }
+        if let Some(invoice) = self.world.invoices.get_mut(id) {
+            invoice.attempts += 1;
+        }
+        self.emit("invoice.payment_failed", ObjectKind::Invoice, id);
+    }
+
+    /// Whether an invoice is what a pending change waits for.
+    fn is_pending(&self, invoice: &str) -> bool {
+        let subscription = self.world.invoices.get(invoice).map(|invoice| &invoice.subscription);
+        let sub = subscription.and_then(|id| self.world.subscriptions.get(id));
+        sub.and_then(|sub| sub.pending.as_ref()).is_some_and(|pending| pending.invoice == invoice)
     }
 
     /// Marks an invoice paid, and the subscription active with it.
@@ -208,12 +333,33 @@ impl Engine<'_> {
         let subscription = invoice.subscription.clone();
         self.emit("invoice.paid", ObjectKind::Invoice, id);
         self.emit("invoice.payment_succeeded", ObjectKind::Invoice, id);
+        if self.is_pending(id) {
+            return self.apply_pending(&subscription);
+        }
         self.set_status(&subscription, "active");
     }
 
-    fn set_status(&mut self, id: &str, status: &'static str) {
+    /// Withdraws an open invoice or a draft, or writes it off.
+    pub(super) fn close(&mut self, id: &str, uncollectible: bool) {
+        let now = self.now;
+        let Some(sim) = self.world.invoices.get_mut(id) else { return };
+        sim.next_step = None;
+        let (status, event, at) = if uncollectible {
+            ("uncollectible", "invoice.marked_uncollectible", &mut sim.uncollectible_at)
+        } else {
+            ("void", "invoice.voided", &mut sim.voided_at)
+        };
+        *at = Some(now);
+        sim.status = status;
+        self.emit(event, ObjectKind::Invoice, id);
+    }
+
+    pub(super) fn set_status(&mut self, id: &str, status: &'static str) {
         let Some(sub) = self.world.subscriptions.get_mut(id).filter(|sub| sub.ended_at.is_none()) else { return };
-        sub.status = status;
+        // A trial stays one, whatever is paid meanwhile.
+        if sub.status != "trialing" || status != "active" {
+            sub.status = status;
+        }
         self.emit("customer.subscription.updated", ObjectKind::Subscription, id);
     }
 

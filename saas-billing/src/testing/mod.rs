@@ -1,19 +1,32 @@
 //! A Stripe to develop and test against: no account, no network, its own clock.
 //!
-//! Owns customers, prices, checkout, subscriptions, invoices, a clock that it advances through renewals, retries and
+//! Owns customers, prices, checkout, subscriptions, invoices, meters, a clock that it advances through renewals, retries and
 //! trials, and the events about all that: correctly signed, pretty-printed, with Stripe's shapes, whole-second `created`
-//! and `previous_attributes`. Promises that the same calls give the same bytes. Deliveries can be shuffled, repeated,
-//! delayed and dropped by a seed. Leaves HTTP to whoever puts a server in front.
+//! and `previous_attributes`. Promises that the same calls give the same bytes. One state has two doors: calls in the
+//! process ([`StripeSimulator`] is a [`PaymentProvider`](crate::PaymentProvider)), and Stripe's API over HTTP
+//! ([`SimulatorServer`]) with pages that a browser can click. Deliveries can be shuffled, repeated, delayed and dropped by a
+//! seed; calls can fail in every way that calls fail ([`Fault`]).
 
+mod api;
+mod change;
 mod chaos;
 mod checkout;
+mod door;
 mod engine;
+mod fault;
+mod hooks;
+mod pages;
 mod payload;
+mod pricing;
+mod server;
 mod simulator;
 mod world;
 
 pub use chaos::Chaos;
 pub use checkout::{CheckoutRequest, Purchase};
+pub use fault::Fault;
+pub use hooks::{Delivered, WebhookSender};
 pub use payload::PayloadShape;
+pub use server::SimulatorServer;
 pub use simulator::{Delivery, StripeSimulator};
 pub use world::AfterRetries;

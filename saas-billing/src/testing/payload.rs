@@ -4,7 +4,10 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use super::world::{SimCustomer, SimInvoice, SimPrice, SimSession, SimSubscription};
+use super::world::{
+    Pricing, SimCustomer, SimInvoice, SimItem, SimLine, SimPrice, SimSchedule, SimSession, SimSubscription, SimTier,
+    World,
+};
 
 /// Which of Stripe's API versions the payloads look like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -62,6 +65,7 @@ pub(super) struct NewEvent<'a> {
     pub(super) livemode: bool,
     pub(super) object: Value,
     pub(super) previous: Option<Value>,
+    pub(super) cause: Option<&'a str>,
 }
 
 pub(super) fn event(shape: PayloadShape, new: NewEvent<'_>) -> Vec<u8> {
@@ -73,7 +77,7 @@ pub(super) fn event(shape: PayloadShape, new: NewEvent<'_>) -> Vec<u8> {
         data: EventData { object: new.object, previous_attributes: new.previous },
         livemode: new.livemode,
         pending_webhooks: 1,
-        request: EventRequest { id: None, idempotency_key: None },
+        request: EventRequest { id: None, idempotency_key: new.cause.map(str::to_owned) },
         event_type: new.event_type,
     };
     serde_json::to_vec_pretty(&body).unwrap_or_default()
@@ -102,67 +106,121 @@ fn seconds(at: Option<DateTime<Utc>>) -> Value {
 pub(super) fn customer(customer: &SimCustomer, livemode: bool) -> Value {
     let method = customer.has_payment_method.then(|| format!("pm_of_{}", customer.id));
     json!({
-        "id": customer.id, "object": "customer", "address": null, "balance": 0,
+        "id": customer.id, "object": "customer", "address": null, "balance": customer.balance,
         "created": customer.created.timestamp(), "currency": null, "customer_account": null, "default_source": null,
         "delinquent": customer.declines, "description": null, "discount": null, "email": customer.email,
         "invoice_prefix": "5C2A90F1",
         "invoice_settings": {
             "custom_fields": null, "default_payment_method": method, "footer": null, "rendering_options": null
         },
-        "livemode": livemode, "metadata": {}, "name": null, "next_invoice_sequence": 1, "phone": null,
+        "livemode": livemode, "metadata": customer.metadata, "name": customer.name, "next_invoice_sequence": 1, "phone": null,
         "preferred_locales": [], "shipping": null, "tax_exempt": "none", "test_clock": null
     })
 }
 
-pub(super) fn session(session: &SimSession, price: &SimPrice, livemode: bool) -> Value {
-    let total = price.unit_amount.saturating_mul(i64::try_from(session.quantity).unwrap_or(i64::MAX));
+pub(super) fn session(session: &SimSession, world: &World, livemode: bool) -> Value {
+    let priced = |(price, quantity): &(String, Option<u64>)| Some((world.prices.get(price)?, quantity.unwrap_or(1)));
+    let priced: Vec<(&SimPrice, u64)> = session.lines.iter().filter_map(priced).collect();
+    let total: i64 =
+        priced.iter().map(|(price, quantity)| price.pricing.amount(*quantity)).fold(0, i64::saturating_add);
+    let currency = priced.first().map(|(price, _)| price.currency.as_str());
+    let address = world.address.as_deref().filter(|_| session.status == "open");
+    let url = address.map(|address| format!("{address}/pay/{}", session.id));
     json!({
         "id": session.id, "object": "checkout.session", "adaptive_pricing": {"enabled": false}, "after_expiration": null,
         "allow_promotion_codes": null, "amount_subtotal": total, "amount_total": total,
         "automatic_tax": {"enabled": false, "liability": null, "provider": null, "status": null},
-        "billing_address_collection": null, "cancel_url": "https://app.example.com/billing",
+        "billing_address_collection": null, "cancel_url": session.cancel_url,
         "client_reference_id": session.client_reference_id, "client_secret": null, "collected_information": null,
-        "consent": null, "consent_collection": null, "created": session.created.timestamp(), "currency": price.currency,
+        "consent": null, "consent_collection": null, "created": session.created.timestamp(), "currency": currency,
         "custom_fields": [], "customer": session.customer, "customer_creation": null,
         "customer_details": {"address": null, "email": session.email, "name": null, "phone": null, "tax_exempt": "none", "tax_ids": []},
         "customer_email": session.email, "discounts": [], "expires_at": session.created.timestamp() + 86_400,
-        "invoice": null, "invoice_creation": null, "livemode": livemode, "locale": null, "metadata": {},
+        "invoice": null, "invoice_creation": null, "livemode": livemode, "locale": null, "metadata": session.metadata,
         "mode": "subscription", "payment_intent": null, "payment_link": null, "payment_method_collection": "always",
         "payment_method_options": {"card": {"request_three_d_secure": "automatic"}}, "payment_method_types": ["card"],
         "payment_status": session.payment_status, "permissions": null, "phone_number_collection": {"enabled": false},
         "recovered_from": null, "saved_payment_method_options": null, "setup_intent": null, "shipping_cost": null,
         "shipping_options": [], "status": session.status, "submit_type": null, "subscription": session.subscription,
-        "success_url": "https://app.example.com/billing?session={CHECKOUT_SESSION_ID}",
-        "total_details": {"amount_discount": 0, "amount_shipping": 0, "amount_tax": 0}, "ui_mode": "hosted", "url": null,
+        "success_url": session.success_url,
+        "total_details": {"amount_discount": 0, "amount_shipping": 0, "amount_tax": 0}, "ui_mode": "hosted", "url": url,
         "wallet_options": null
     })
 }
 
-fn price(price: &SimPrice, livemode: bool) -> Value {
+pub(super) fn price(price: &SimPrice, livemode: bool) -> Value {
+    let usage = if price.meter.is_some() { "metered" } else { "licensed" };
+    let (unit, tiers) = amounts(&price.pricing);
     json!({
-        "id": price.id, "object": "price", "active": true, "billing_scheme": "per_unit", "created": 1_721_948_530,
-        "currency": price.currency, "custom_unit_amount": null, "livemode": livemode, "lookup_key": null, "metadata": {},
-        "nickname": null, "product": format!("prod_of_{}", price.id),
-        "recurring": {"interval": price.interval, "interval_count": 1, "meter": null, "trial_period_days": null, "usage_type": "licensed"},
-        "tax_behavior": "unspecified", "tiers_mode": null, "transform_quantity": null, "type": "recurring",
-        "unit_amount": price.unit_amount, "unit_amount_decimal": price.unit_amount.to_string()
+        "id": price.id, "object": "price", "active": price.active,
+        "billing_scheme": if tiers.is_some() { "tiered" } else { "per_unit" }, "created": 1_721_948_530,
+        "currency": price.currency, "custom_unit_amount": null, "livemode": livemode, "lookup_key": price.lookup_key,
+        "metadata": price.metadata, "nickname": null, "product": price.product,
+        "recurring": {"interval": price.interval, "interval_count": 1, "meter": price.meter, "trial_period_days": null, "usage_type": usage},
+        "tax_behavior": "unspecified", "tiers_mode": tiers.map(|(mode, _)| mode), "transform_quantity": null,
+        "type": "recurring", "unit_amount": unit, "unit_amount_decimal": unit.map(|unit| unit.to_string())
     })
 }
 
-pub(super) fn subscription(shape: PayloadShape, sub: &SimSubscription, of: &SimPrice, livemode: bool) -> Value {
-    let (start, end) = (sub.period.0.timestamp(), sub.period.1.timestamp());
-    let mut item = json!({
-        "id": sub.item, "object": "subscription_item", "billing_thresholds": null, "created": sub.created.timestamp(),
-        "discounts": [], "metadata": {},
-        "plan": {
-            "id": of.id, "object": "plan", "active": true, "amount": of.unit_amount,
-            "amount_decimal": of.unit_amount.to_string(), "billing_scheme": "per_unit", "created": 1_721_948_530,
-            "currency": of.currency, "interval": of.interval, "interval_count": 1, "livemode": livemode, "metadata": {},
-            "meter": null, "nickname": null, "product": format!("prod_of_{}", of.id), "tiers_mode": null,
-            "transform_usage": null, "trial_period_days": null, "usage_type": "licensed"
-        },
-        "price": price(of, livemode), "quantity": sub.quantity, "subscription": sub.id, "tax_rates": []
+/// A price with its tiers, which Stripe shows only when asked to.
+pub(super) fn expanded_price(of: &SimPrice, livemode: bool) -> Value {
+    let mut object = price(of, livemode);
+    if let (_, Some((_, tiers))) = amounts(&of.pricing) {
+        let tier = |(last, unit, flat): &SimTier| json!({"up_to": last, "unit_amount": unit, "flat_amount": flat});
+        object["tiers"] = tiers.iter().map(tier).collect();
+    }
+    object
+}
+
+fn amounts(pricing: &Pricing) -> (Option<i64>, Option<(&'static str, &[SimTier])>) {
+    match pricing {
+        Pricing::Unit(unit) => (Some(*unit), None),
+        Pricing::Graduated(tiers) => (None, Some(("graduated", tiers))),
+        Pricing::Volume(tiers) => (None, Some(("volume", tiers))),
+    }
+}
+
+fn plan(of: &SimPrice, livemode: bool) -> Value {
+    let (unit, tiers) = amounts(&of.pricing);
+    json!({
+        "id": of.id, "object": "plan", "active": of.active, "amount": unit,
+        "amount_decimal": unit.map(|unit| unit.to_string()),
+        "billing_scheme": if tiers.is_some() { "tiered" } else { "per_unit" }, "created": 1_721_948_530,
+        "currency": of.currency, "interval": of.interval, "interval_count": 1, "livemode": livemode, "metadata": {},
+        "meter": of.meter, "nickname": null, "product": of.product, "tiers_mode": tiers.map(|(mode, _)| mode),
+        "transform_usage": null, "trial_period_days": null,
+        "usage_type": if of.meter.is_some() { "metered" } else { "licensed" }
+    })
+}
+
+fn item(sub: &SimSubscription, item: &SimItem, of: &SimPrice, livemode: bool) -> Value {
+    let mut object = json!({
+        "id": item.id, "object": "subscription_item", "billing_thresholds": null, "created": sub.created.timestamp(),
+        "discounts": [], "metadata": {}, "plan": plan(of, livemode), "price": price(of, livemode),
+        "subscription": sub.id, "tax_rates": []
     });
+    if of.meter.is_none() {
+        object["quantity"] = item.quantity.unwrap_or(1).into();
+    }
+    object
+}
+
+pub(super) fn subscription(shape: PayloadShape, sub: &SimSubscription, world: &World, livemode: bool) -> Value {
+    let (start, end) = (sub.period.0.timestamp(), sub.period.1.timestamp());
+    let render = |one: &SimItem| Some(item(sub, one, world.prices.get(&one.price)?, livemode));
+    let mut items: Vec<Value> = sub.items.iter().filter_map(render).collect();
+    let currency =
+        sub.items.first().and_then(|item| world.prices.get(&item.price)).map(|price| price.currency.as_str());
+    let pending = sub.pending.as_ref().map(|pending| {
+        json!({
+            "billing_cycle_anchor": null, "expires_at": pending.expires_at.timestamp(), "trial_end": null,
+            "trial_from_plan": null, "subscription_items": pending.items.iter().filter_map(render).collect::<Vec<_>>()
+        })
+    });
+    let pause = sub
+        .pause
+        .as_ref()
+        .map(|(behavior, resumes_at)| json!({"behavior": behavior, "resumes_at": resumes_at.map(|at| at.timestamp())}));
     let mut object = json!({
         "id": sub.id, "object": "subscription", "application": null, "application_fee_percent": null,
         "automatic_tax": {"disabled_reason": null, "enabled": false, "liability": null},
@@ -171,38 +229,76 @@ pub(super) fn subscription(shape: PayloadShape, sub: &SimSubscription, of: &SimP
         "cancel_at": if sub.cancel_at_period_end { Value::from(end) } else { Value::Null },
         "cancel_at_period_end": sub.cancel_at_period_end, "canceled_at": seconds(sub.canceled_at),
         "cancellation_details": {"comment": null, "feedback": null, "reason": sub.canceled_at.map(|_| "cancellation_requested")},
-        "collection_method": "charge_automatically", "created": sub.created.timestamp(), "currency": of.currency,
+        "collection_method": "charge_automatically", "created": sub.created.timestamp(), "currency": currency,
         "customer": sub.customer, "customer_account": null, "days_until_due": null, "default_payment_method": null,
         "default_source": null, "default_tax_rates": [], "description": null, "discounts": [],
         "ended_at": seconds(sub.ended_at), "invoice_settings": {"account_tax_ids": null, "issuer": {"type": "self"}},
-        "latest_invoice": sub.latest_invoice, "livemode": livemode, "metadata": {},
+        "latest_invoice": sub.latest_invoice, "livemode": livemode, "metadata": sub.metadata,
         "next_pending_invoice_item_invoice": null, "on_behalf_of": null,
-        "pause_collection": sub.pause.map(|behavior| json!({"behavior": behavior, "resumes_at": null})),
+        "pause_collection": pause,
         "payment_settings": {"payment_method_options": null, "payment_method_types": null, "save_default_payment_method": "off"},
-        "pending_invoice_item_interval": null, "pending_setup_intent": null, "pending_update": null, "schedule": null,
+        "pending_invoice_item_interval": null, "pending_setup_intent": null, "pending_update": pending, "schedule": sub.schedule,
         "start_date": sub.created.timestamp(), "status": sub.status, "test_clock": null, "transfer_data": null,
         "trial_end": seconds(sub.trial_end), "trial_settings": {"end_behavior": {"missing_payment_method": "create_invoice"}},
         "trial_start": sub.trial_end.map(|_| sub.created.timestamp())
     });
-    let periods = match shape {
-        PayloadShape::Current => &mut item,
-        PayloadShape::Legacy => &mut object,
+    let put_period = |object: &mut Value| {
+        object["current_period_start"] = start.into();
+        object["current_period_end"] = end.into();
     };
-    periods["current_period_start"] = start.into();
-    periods["current_period_end"] = end.into();
+    match shape {
+        PayloadShape::Current => items.iter_mut().for_each(put_period),
+        PayloadShape::Legacy => put_period(&mut object),
+    }
+    let total = items.len();
     object["items"] = json!({
-        "object": "list", "data": [item], "has_more": false, "total_count": 1,
+        "object": "list", "data": items, "has_more": false, "total_count": total,
         "url": format!("/v1/subscription_items?subscription={}", sub.id)
     });
     object
 }
 
-pub(super) fn invoice(shape: PayloadShape, invoice: &SimInvoice, livemode: bool) -> Value {
+pub(super) fn schedule(schedule: &SimSchedule, livemode: bool) -> Value {
+    let phase = |phase: &super::world::SimPhase| {
+        let items: Vec<Value> =
+            phase.items.iter().map(|(price, quantity)| json!({"price": price, "quantity": quantity})).collect();
+        json!({"start_date": phase.start.timestamp(), "end_date": phase.end.timestamp(), "items": items})
+    };
+    let current = schedule.phases.get(schedule.at).filter(|_| schedule.status == "active");
+    json!({
+        "id": schedule.id, "object": "subscription_schedule", "canceled_at": null, "completed_at": null,
+        "created": schedule.created.timestamp(), "customer": schedule.customer, "end_behavior": "release",
+        "current_phase": current.map(|phase| json!({"start_date": phase.start.timestamp(), "end_date": phase.end.timestamp()})),
+        "livemode": livemode, "metadata": {}, "phases": schedule.phases.iter().map(phase).collect::<Vec<_>>(),
+        "released_at": null, "released_subscription": null, "status": schedule.status,
+        "subscription": schedule.subscription, "test_clock": null
+    })
+}
+
+fn line(n: usize, line: &SimLine, invoice: &SimInvoice, livemode: bool) -> Value {
+    json!({
+        "id": format!("il_{n}_of_{}", invoice.id), "object": "line_item", "amount": line.amount,
+        "currency": invoice.currency, "description": null, "discountable": !line.proration, "discounts": [],
+        "invoice": invoice.id, "livemode": livemode, "metadata": {}, "quantity": line.quantity,
+        "parent": {
+            "type": "subscription_item_details", "invoice_item_details": null,
+            "subscription_item_details": {"proration": line.proration, "subscription": invoice.subscription}
+        },
+        "period": {"start": line.period.0.timestamp(), "end": line.period.1.timestamp()},
+        "pricing": {"type": "price_details", "price_details": {"price": line.price}}, "taxes": []
+    })
+}
+
+pub(super) fn invoice(shape: PayloadShape, invoice: &SimInvoice, world: &World, livemode: bool) -> Value {
     let paid = invoice.status == "paid";
-    let open_amount = if paid { 0 } else { invoice.amount };
+    let (due, total) = (invoice.due(), invoice.total());
+    let open_amount = if paid { 0 } else { due };
+    let page = world.address.as_ref().filter(|_| invoice.finalized_at.is_some());
+    let page = page.map(|address| format!("{address}/invoice/{}", invoice.id));
+    let lines: Vec<Value> = invoice.lines.iter().enumerate().map(|(n, one)| line(n, one, invoice, livemode)).collect();
     let mut object = json!({
         "id": invoice.id, "object": "invoice", "account_country": "DE", "account_name": "Vendor", "account_tax_ids": null,
-        "amount_due": invoice.amount, "amount_overpaid": 0, "amount_paid": invoice.amount - open_amount,
+        "amount_due": due, "amount_overpaid": 0, "amount_paid": due - open_amount,
         "amount_remaining": open_amount, "amount_shipping": 0, "application": null, "attempt_count": invoice.attempts,
         "attempted": invoice.attempts > 0, "auto_advance": !paid,
         "automatic_tax": {"disabled_reason": null, "enabled": false, "liability": null, "provider": null, "status": null},
@@ -210,15 +306,10 @@ pub(super) fn invoice(shape: PayloadShape, invoice: &SimInvoice, livemode: bool)
         "created": invoice.created.timestamp(), "currency": invoice.currency, "custom_fields": null,
         "customer": invoice.customer, "customer_email": null, "customer_name": null, "default_payment_method": null,
         "description": null, "discounts": [], "due_date": null, "effective_at": seconds(invoice.finalized_at),
-        "ending_balance": 0, "footer": null, "hosted_invoice_url": null, "invoice_pdf": null,
+        "ending_balance": 0, "footer": null, "hosted_invoice_url": page, "invoice_pdf": page.as_ref().map(|page| format!("{page}/pdf")),
         "lines": {
-            "object": "list", "has_more": false, "total_count": 1, "url": format!("/v1/invoices/{}/lines", invoice.id),
-            "data": [{
-                "id": format!("il_of_{}", invoice.id), "object": "line_item", "amount": invoice.amount,
-                "currency": invoice.currency, "description": null, "discountable": true, "discounts": [],
-                "invoice": invoice.id, "livemode": livemode, "metadata": {}, "quantity": 1,
-                "period": {"start": invoice.created.timestamp(), "end": invoice.created.timestamp()}, "taxes": []
-            }]
+            "object": "list", "has_more": false, "total_count": lines.len(),
+            "url": format!("/v1/invoices/{}/lines", invoice.id), "data": lines
         },
         "livemode": livemode, "metadata": {},
         "next_payment_attempt": if invoice.status == "open" { seconds(invoice.next_step) } else { Value::Null },
@@ -228,7 +319,7 @@ pub(super) fn invoice(shape: PayloadShape, invoice: &SimInvoice, livemode: bool)
             "finalized_at": seconds(invoice.finalized_at), "marked_uncollectible_at": seconds(invoice.uncollectible_at),
             "paid_at": seconds(invoice.paid_at), "voided_at": seconds(invoice.voided_at)
         },
-        "subtotal": invoice.amount, "test_clock": null, "total": invoice.amount, "webhooks_delivered_at": null
+        "starting_balance": -invoice.from_balance, "subtotal": total, "test_clock": null, "total": total, "webhooks_delivered_at": null
     });
     match shape {
         PayloadShape::Current => {

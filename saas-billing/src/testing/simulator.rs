@@ -5,28 +5,26 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use async_trait::async_trait;
-use chrono::TimeDelta;
+use chrono::{DateTime, TimeDelta, Utc};
 use saas_core::{Clock, InvalidInput, TestClock};
 use secrecy::SecretString;
-use serde_json::{Value, json, value::RawValue};
+use serde_json::{Value, json};
 
 use super::{
+    api::{self, ApiRequest, ApiResponse, Manner},
     chaos::Chaos,
     checkout::{self, CheckoutRequest, Purchase, new_customer, object_id},
     engine::Engine,
+    fault::Fault,
     payload::PayloadShape,
-    world::{AfterRetries, SimEvent, SimPrice, SimSubscription, World},
+    world::{AfterRetries, Metadata, Pricing, SimEvent, SimPrice, SimSubscription, World},
 };
 use crate::{
-    error::BillingError,
     object::{Interval, ObjectId, ObjectKind},
-    port::{Fetched, ObjectSource},
     signature::StripeSecret,
 };
 
 /// A stateful Stripe in the process, in test mode.
-#[derive(Debug)]
 pub struct StripeSimulator {
     secret: StripeSecret,
     clock: TestClock,
@@ -55,6 +53,13 @@ impl fmt::Debug for Delivery {
             .field("event", &self.event)
             .field("event_type", &self.event_type)
             .finish_non_exhaustive()
+    }
+}
+
+/// Not its world: it holds addresses, as the real one does.
+impl fmt::Debug for StripeSimulator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StripeSimulator").field("shape", &self.shape).finish_non_exhaustive()
     }
 }
 
@@ -93,9 +98,14 @@ impl StripeSimulator {
     pub fn create_price(&self, id: &str, unit_amount: i64, currency: &str, interval: &Interval) {
         let price = SimPrice {
             id: id.to_owned(),
-            unit_amount,
+            product: format!("prod_of_{id}"),
+            pricing: Pricing::Unit(unit_amount),
             currency: currency.to_owned(),
             interval: interval.as_str().to_owned(),
+            meter: None,
+            lookup_key: None,
+            active: true,
+            metadata: Metadata::new(),
         };
         self.world().prices.insert(id.to_owned(), price);
     }
@@ -103,7 +113,7 @@ impl StripeSimulator {
     /// Makes a customer, as the API does.
     pub fn create_customer(&self, email: &str) -> ObjectId {
         object_id(self.act(|engine| {
-            let id = new_customer(engine, email);
+            let id = new_customer(engine, Some(email.to_owned()));
             engine.emit("customer.created", ObjectKind::Customer, &id);
             id
         }))
@@ -149,12 +159,20 @@ impl StripeSimulator {
 
     /// Changes the number of units.
     pub fn update_quantity(&self, subscription: &ObjectId, quantity: u64) {
-        self.update(subscription, |sub| sub.quantity = quantity);
+        self.update(subscription, |sub| {
+            if let Some(item) = sub.items.first_mut() {
+                item.quantity = Some(quantity);
+            }
+        });
     }
 
     /// Moves to another price.
     pub fn update_price(&self, subscription: &ObjectId, price: &str) {
-        self.update(subscription, |sub| price.clone_into(&mut sub.price));
+        self.update(subscription, |sub| {
+            if let Some(item) = sub.items.first_mut() {
+                price.clone_into(&mut item.price);
+            }
+        });
     }
 
     /// Ends with the present period, or not after all.
@@ -164,7 +182,7 @@ impl StripeSimulator {
 
     /// Pauses collection (`void`, `keep_as_draft`, `mark_uncollectible`), or resumes it.
     pub fn pause_collection(&self, subscription: &ObjectId, behavior: Option<&'static str>) {
-        self.update(subscription, |sub| sub.pause = behavior);
+        self.update(subscription, |sub| sub.pause = behavior.map(|behavior| (behavior.to_owned(), None)));
     }
 
     /// Ends at once.
@@ -174,19 +192,7 @@ impl StripeSimulator {
 
     /// Withdraws an open invoice, or writes it off.
     pub fn close_invoice(&self, invoice: &ObjectId, uncollectible: bool) {
-        self.act(|engine| {
-            let now = engine.now;
-            let Some(sim) = engine.world.invoices.get_mut(invoice.as_str()) else { return };
-            sim.next_step = None;
-            let (status, event, at) = if uncollectible {
-                ("uncollectible", "invoice.marked_uncollectible", &mut sim.uncollectible_at)
-            } else {
-                ("void", "invoice.voided", &mut sim.voided_at)
-            };
-            *at = Some(now);
-            sim.status = status;
-            engine.emit(event, ObjectKind::Invoice, invoice.as_str());
-        });
+        self.act(|engine| engine.close(invoice.as_str(), uncollectible));
     }
 
     /// Deletes a customer.
@@ -216,7 +222,7 @@ impl StripeSimulator {
                 "related_object": {"id": id, "type": object, "url": format!("/v1/{object}s/{id}")}
             });
             let body = serde_json::to_vec_pretty(&body).unwrap_or_default();
-            let event = SimEvent { id: event, event_type: event_type.to_owned(), body };
+            let event = SimEvent { id: event, event_type: event_type.to_owned(), created: engine.now, body };
             engine.world.events.push(event.clone());
             engine.world.queue.push(event);
         });
@@ -268,6 +274,74 @@ impl StripeSimulator {
         };
     }
 
+    /// The next calls of the API go wrong, one after the other in these ways.
+    pub fn inject(&self, faults: impl IntoIterator<Item = Fault>) {
+        self.world().faults.extend(faults);
+    }
+
+    /// From now on only this API key is accepted; before, every secret key of test mode is.
+    pub fn accept_only(&self, key: &str) {
+        self.world().accepted = Some(key.to_owned());
+    }
+
+    /// Forgets all idempotency keys, as Stripe does after a day.
+    pub fn forget_keys(&self) {
+        self.world().saved.clear();
+    }
+
+    /// Removes a price, as one of another account is not there.
+    pub fn forget_price(&self, id: &str) {
+        self.world().prices.remove(id);
+    }
+
+    /// How many calls of the API there were, whatever became of them.
+    #[must_use]
+    pub fn calls(&self) -> u64 {
+        self.world().calls
+    }
+
+    /// All ids of a kind, in the order in which they were made; customers that are not deleted, subscriptions that have not
+    /// ended.
+    #[must_use]
+    pub fn living(&self, kind: ObjectKind) -> Vec<ObjectId> {
+        let world = self.world();
+        let ids: Vec<String> = match kind {
+            ObjectKind::Customer => {
+                world.customers.values().filter(|one| !one.deleted).map(|one| one.id.clone()).collect()
+            }
+            ObjectKind::CheckoutSession => world.sessions.keys().cloned().collect(),
+            ObjectKind::Subscription => {
+                world.subscriptions.values().filter(|one| one.ended_at.is_none()).map(|one| one.id.clone()).collect()
+            }
+            ObjectKind::Invoice => world.invoices.keys().cloned().collect(),
+            ObjectKind::Charge | ObjectKind::Refund | ObjectKind::Dispute | ObjectKind::CreditNote => Vec::new(),
+        };
+        ids.into_iter().map(object_id).collect()
+    }
+
+    /// The present instant of its clock.
+    #[must_use]
+    pub fn now(&self) -> DateTime<Utc> {
+        self.clock.now()
+    }
+
+    /// Answers one call of the API.
+    pub(super) fn answer(&self, request: &ApiRequest) -> (ApiResponse, Manner) {
+        if request.method == "POST" && request.path.starts_with("/v1/test_helpers/test_clocks/") {
+            if let Some(to) = api::advance_to(request) {
+                self.advance(to - self.clock.now());
+            }
+            let path = request.path.trim_end_matches("/advance").to_owned();
+            let shown = ApiRequest { method: "GET".to_owned(), path, ..request.clone() };
+            return self.act(|engine| api::handle(engine, &shown));
+        }
+        self.act(|engine| api::handle(engine, request))
+    }
+
+    pub(super) fn set_address(&self, address: &str) {
+        self.world().address = Some(address.to_owned());
+    }
+
     /// An object as the API shows it now.
     #[must_use]
     pub fn object(&self, kind: ObjectKind, id: &ObjectId) -> Option<Value> {
@@ -288,7 +362,7 @@ impl StripeSimulator {
         Delivery { event: event.id.clone(), event_type: event.event_type.clone(), body: event.body.clone(), signature }
     }
 
-    fn act<R>(&self, act: impl FnOnce(&mut Engine<'_>) -> R) -> R {
+    pub(super) fn act<R>(&self, act: impl FnOnce(&mut Engine<'_>) -> R) -> R {
         let mut world = self.world();
         act(&mut Engine {
             world: &mut world,
@@ -296,24 +370,11 @@ impl StripeSimulator {
             livemode: self.livemode,
             after_retries: self.after_retries,
             now: self.clock.now(),
+            cause: None,
         })
     }
 
     fn world(&self) -> MutexGuard<'_, World> {
         self.world.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-#[async_trait]
-impl ObjectSource for StripeSimulator {
-    async fn fetch(&self, kind: ObjectKind, id: &ObjectId) -> Result<Fetched, BillingError> {
-        if self.world().unreachable.contains(id.as_str()) {
-            return Err(BillingError::Stripe { cause: "429 from the simulator".into() });
-        }
-        let Some(object) = self.object(kind, id) else { return Ok(Fetched::Missing) };
-        let text =
-            serde_json::to_string_pretty(&object).map_err(|why| BillingError::Stripe { cause: Box::new(why) })?;
-        let object = RawValue::from_string(text).map_err(|why| BillingError::Stripe { cause: Box::new(why) })?;
-        Ok(Fetched::Found { object, as_of: Some(self.clock.now()) })
     }
 }

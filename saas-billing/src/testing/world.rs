@@ -1,9 +1,11 @@
 //! The simulator's state: plain data, nothing decided here.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use chrono::{DateTime, Utc};
 use serde_json::Value;
+
+use super::{api::Saved, fault::Fault};
 
 /// What Stripe does when the last retry has failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -17,23 +19,79 @@ pub enum AfterRetries {
     Cancel,
 }
 
+pub(super) type Metadata = BTreeMap<String, String>;
+
+#[derive(Debug, Clone)]
+pub(super) struct SimProduct {
+    pub(super) id: String,
+    pub(super) name: String,
+    pub(super) created: DateTime<Utc>,
+    pub(super) metadata: Metadata,
+}
+
+/// A tier: last unit, amount per unit, amount for entering it.
+pub(super) type SimTier = (Option<u64>, i64, i64);
+
+#[derive(Debug, Clone)]
+pub(super) enum Pricing {
+    Unit(i64),
+    Graduated(Vec<SimTier>),
+    Volume(Vec<SimTier>),
+}
+
 #[derive(Debug, Clone)]
 pub(super) struct SimPrice {
     pub(super) id: String,
-    pub(super) unit_amount: i64,
+    pub(super) product: String,
+    pub(super) pricing: Pricing,
     pub(super) currency: String,
     pub(super) interval: String,
+    /// The meter whose total is charged.
+    pub(super) meter: Option<String>,
+    pub(super) lookup_key: Option<String>,
+    pub(super) active: bool,
+    pub(super) metadata: Metadata,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct SimFeature {
+    pub(super) id: String,
+    pub(super) lookup_key: String,
+    pub(super) name: String,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct SimMeter {
+    pub(super) id: String,
+    pub(super) name: String,
+    pub(super) event_name: String,
+    pub(super) formula: String,
+    pub(super) created: DateTime<Utc>,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct SimReading {
+    pub(super) event_name: String,
+    pub(super) customer: String,
+    pub(super) value: u64,
+    pub(super) at: DateTime<Utc>,
+    pub(super) received: DateTime<Utc>,
+    pub(super) identifier: String,
 }
 
 #[derive(Debug, Clone)]
 pub(super) struct SimCustomer {
     pub(super) id: String,
-    pub(super) email: String,
+    pub(super) email: Option<String>,
+    pub(super) name: Option<String>,
+    pub(super) metadata: Metadata,
     pub(super) created: DateTime<Utc>,
     pub(super) deleted: bool,
     /// Charges fail until it is false again.
     pub(super) declines: bool,
     pub(super) has_payment_method: bool,
+    /// Minor units that the customer owes beside invoices; negative for credit.
+    pub(super) balance: i64,
 }
 
 #[derive(Debug, Clone)]
@@ -45,19 +103,42 @@ pub(super) struct SimSession {
     pub(super) customer: Option<String>,
     pub(super) subscription: Option<String>,
     pub(super) client_reference_id: Option<String>,
-    pub(super) price: String,
-    pub(super) quantity: u64,
+    /// Price and number of units.
+    pub(super) lines: Vec<(String, Option<u64>)>,
     pub(super) trial_days: u32,
     pub(super) email: String,
+    pub(super) success_url: String,
+    pub(super) cancel_url: String,
+    pub(super) metadata: Metadata,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct SimPortal {
+    pub(super) created: DateTime<Utc>,
+    pub(super) customer: String,
+    pub(super) return_url: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct SimItem {
+    pub(super) id: String,
+    pub(super) price: String,
+    pub(super) quantity: Option<u64>,
+}
+
+/// A change that waits for its payment.
+#[derive(Debug, Clone)]
+pub(super) struct SimPending {
+    pub(super) items: Vec<SimItem>,
+    pub(super) invoice: String,
+    pub(super) expires_at: DateTime<Utc>,
 }
 
 #[derive(Debug, Clone)]
 pub(super) struct SimSubscription {
     pub(super) id: String,
     pub(super) customer: String,
-    pub(super) item: String,
-    pub(super) price: String,
-    pub(super) quantity: u64,
+    pub(super) items: Vec<SimItem>,
     pub(super) status: &'static str,
     pub(super) created: DateTime<Utc>,
     /// The instant whose day of the month every renewal keeps.
@@ -71,7 +152,40 @@ pub(super) struct SimSubscription {
     pub(super) canceled_at: Option<DateTime<Utc>>,
     pub(super) ended_at: Option<DateTime<Utc>>,
     pub(super) latest_invoice: Option<String>,
-    pub(super) pause: Option<&'static str>,
+    pub(super) pause: Option<(String, Option<DateTime<Utc>>)>,
+    pub(super) schedule: Option<String>,
+    pub(super) pending: Option<SimPending>,
+    /// Lines for the next invoice.
+    pub(super) carried: Vec<SimLine>,
+    pub(super) metadata: Metadata,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct SimPhase {
+    pub(super) start: DateTime<Utc>,
+    pub(super) end: DateTime<Utc>,
+    pub(super) items: Vec<(String, Option<u64>)>,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct SimSchedule {
+    pub(super) id: String,
+    pub(super) created: DateTime<Utc>,
+    pub(super) customer: String,
+    pub(super) subscription: String,
+    pub(super) status: &'static str,
+    pub(super) phases: Vec<SimPhase>,
+    /// The phase that was begun last.
+    pub(super) at: usize,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct SimLine {
+    pub(super) price: String,
+    pub(super) quantity: Option<u64>,
+    pub(super) amount: i64,
+    pub(super) proration: bool,
+    pub(super) period: (DateTime<Utc>, DateTime<Utc>),
 }
 
 #[derive(Debug, Clone)]
@@ -81,7 +195,9 @@ pub(super) struct SimInvoice {
     pub(super) subscription: String,
     pub(super) status: &'static str,
     pub(super) reason: &'static str,
-    pub(super) amount: i64,
+    pub(super) lines: Vec<SimLine>,
+    /// What the customer's balance took from it (positive) or added to it (negative).
+    pub(super) from_balance: i64,
     pub(super) currency: String,
     pub(super) attempts: u32,
     pub(super) created: DateTime<Utc>,
@@ -93,21 +209,41 @@ pub(super) struct SimInvoice {
     pub(super) next_step: Option<DateTime<Utc>>,
 }
 
+impl SimInvoice {
+    /// What all lines come to.
+    pub(super) fn total(&self) -> i64 {
+        self.lines.iter().map(|line| line.amount).fold(0, i64::saturating_add)
+    }
+
+    /// What is left to pay.
+    pub(super) fn due(&self) -> i64 {
+        self.total().saturating_sub(self.from_balance).max(0)
+    }
+}
+
 /// An event as it was rendered, once; every delivery has these bytes.
 #[derive(Debug, Clone)]
 pub(super) struct SimEvent {
     pub(super) id: String,
     pub(super) event_type: String,
+    pub(super) created: DateTime<Utc>,
     pub(super) body: Vec<u8>,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct World {
+    pub(super) products: BTreeMap<String, SimProduct>,
     pub(super) prices: BTreeMap<String, SimPrice>,
+    pub(super) features: BTreeMap<String, SimFeature>,
+    pub(super) meters: BTreeMap<String, SimMeter>,
+    pub(super) readings: Vec<SimReading>,
     pub(super) customers: BTreeMap<String, SimCustomer>,
     pub(super) sessions: BTreeMap<String, SimSession>,
+    pub(super) portals: BTreeMap<String, SimPortal>,
     pub(super) subscriptions: BTreeMap<String, SimSubscription>,
+    pub(super) schedules: BTreeMap<String, SimSchedule>,
     pub(super) invoices: BTreeMap<String, SimInvoice>,
+    pub(super) test_clocks: BTreeMap<String, DateTime<Utc>>,
     /// Everything that ever happened, for `events.list`.
     pub(super) events: Vec<SimEvent>,
     /// What is still to be delivered.
@@ -116,6 +252,16 @@ pub(super) struct World {
     pub(super) shown: BTreeMap<String, Value>,
     /// Objects that cannot be read for now.
     pub(super) unreachable: BTreeSet<String>,
+    /// Answers under their idempotency keys.
+    pub(super) saved: BTreeMap<String, Saved>,
+    /// What goes wrong with the next calls.
+    pub(super) faults: VecDeque<Fault>,
+    /// The only API key that is accepted; any of test mode if `None`.
+    pub(super) accepted: Option<String>,
+    /// Calls of the API that were answered or meant to be.
+    pub(super) calls: u64,
+    /// Where its own pages are, once a server is in front.
+    pub(super) address: Option<String>,
     pub(super) minted: u64,
 }
 

@@ -8,7 +8,7 @@ use std::sync::{
 use async_trait::async_trait;
 use chrono::TimeDelta;
 use saas_billing::{
-    BillingError, FetchPass, Fetched, ObjectId, ObjectSource,
+    FetchPass, Fetched, ObjectId, ObjectSource, ProviderError,
     object::ObjectKind,
     testing::{CheckoutRequest, Delivery, StripeSimulator},
 };
@@ -115,7 +115,7 @@ struct Slow {
 
 #[async_trait]
 impl ObjectSource for Slow {
-    async fn fetch(&self, kind: ObjectKind, id: &ObjectId) -> Result<Fetched, BillingError> {
+    async fn fetch(&self, kind: ObjectKind, id: &ObjectId) -> Result<Fetched, ProviderError> {
         let read = self.stripe.fetch(kind, id).await;
         if self.first.swap(false, Ordering::SeqCst) {
             self.asked.notify_one();

@@ -182,7 +182,7 @@ struct OneCharge(String);
 
 #[async_trait::async_trait]
 impl ObjectSource for OneCharge {
-    async fn fetch(&self, kind: ObjectKind, id: &ObjectId) -> Result<Fetched, BillingError> {
+    async fn fetch(&self, kind: ObjectKind, id: &ObjectId) -> Result<Fetched, saas_billing::ProviderError> {
         if kind != ObjectKind::Charge || id.as_str() != "ch_1" {
             return Ok(Fetched::Missing);
         }

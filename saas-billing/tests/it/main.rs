@@ -1,8 +1,10 @@
 //! Billing on a real PostgreSQL, against the Stripe simulator.
 
-#![expect(clippy::unwrap_used, reason = "a test's helpers fail the test")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test's helpers fail the test")]
 
 mod apply;
+mod calls;
+mod command;
 mod crash;
 mod dependents;
 mod fence;
@@ -10,6 +12,9 @@ mod fetch;
 mod intake;
 mod ledger;
 mod orders;
+mod proration;
+mod provider;
 mod revenue;
 mod shop;
+mod simulator;
 mod story;

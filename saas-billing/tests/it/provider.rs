@@ -1,0 +1,64 @@
+//! The promises of the provider: of the simulator in the process, of the adapter over HTTP, and, where a key of a test
+//! account is given, of Stripe itself.
+
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+use saas_billing::{
+    payment_provider_conformance,
+    provider::conformance::Fixture,
+    stripe::{ApiKey, Retries, StripeApi, StripeConfig},
+    testing::{SimulatorServer, StripeSimulator},
+};
+use saas_core::{Clock as _, TestClock};
+use std::time::Duration;
+
+pub(crate) const KEY: &str = "sk_test_0123456789abcdef";
+
+pub(crate) fn simulator() -> (Arc<StripeSimulator>, TestClock) {
+    let clock = TestClock::starting("2027-01-31T10:00:00Z");
+    (Arc::new(StripeSimulator::new("whsec_test_0123456789abcdef", clock.clone()).unwrap()), clock)
+}
+
+/// An adapter that calls the server, without the pauses that Stripe would need.
+pub(crate) fn adapter(server: &SimulatorServer) -> StripeConfig {
+    let key = ApiKey::new(KEY.to_owned().into()).unwrap();
+    let retries = Retries { tries: 3, base: Duration::ZERO, cap: Duration::ZERO };
+    StripeConfig::new(key).with_address(server.address().clone()).with_retries(retries).with_calls_per_second(100_000)
+}
+
+async fn in_the_process() -> Option<Fixture> {
+    let (simulator, clock) = simulator();
+    Some(Fixture::new(simulator, "run", clock.now(), ()))
+}
+
+async fn over_http() -> Option<Fixture> {
+    let (simulator, clock) = simulator();
+    let server = SimulatorServer::start(simulator).await.unwrap();
+    let stripe = StripeApi::new(adapter(&server)).unwrap();
+    Some(Fixture::new(Arc::new(stripe), "run", clock.now(), server))
+}
+
+async fn in_the_old_shape() -> Option<Fixture> {
+    let (simulator, clock) = simulator();
+    let server = SimulatorServer::start(simulator).await.unwrap();
+    let stripe = StripeApi::new(adapter(&server).with_version("2024-06-20")).unwrap();
+    Some(Fixture::new(Arc::new(stripe), "run", clock.now(), server))
+}
+
+/// Stripe itself: `STRIPE_SECRET_KEY` of a test account, and the feature `stripe-rustls-ring`. Without the key there is
+/// nothing to test.
+async fn at_stripe() -> Option<Fixture> {
+    let key = std::env::var("STRIPE_SECRET_KEY").ok()?;
+    let key = ApiKey::new(key.into()).unwrap();
+    assert_eq!(key.mode(), saas_billing::Mode::Test, "the suite makes objects: never in live mode");
+    let now: DateTime<Utc> = saas_core::SystemClock.now();
+    let stripe = StripeApi::new(StripeConfig::new(key)).unwrap();
+    let run = format!("t{}", saas_core::JobId::mint_at(now).as_uuid().simple());
+    Some(Fixture::new(Arc::new(stripe), run, now, ()))
+}
+
+payment_provider_conformance!(the_simulator, in_the_process);
+payment_provider_conformance!(the_adapter_over_http, over_http);
+payment_provider_conformance!(the_adapter_of_an_older_version, in_the_old_shape);
+payment_provider_conformance!(stripe_itself, at_stripe);
