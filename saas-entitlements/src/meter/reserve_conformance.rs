@@ -1,5 +1,5 @@
 //! What every [`ReservationStore`] must do, as tests that any implementation runs with
-//! [`reservation_conformance!`](crate::reservation_conformance).
+//! [`reservation_conformance!`](macro@crate::reservation_conformance).
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "these are tests: a panic is how they report")]
 
