@@ -21,10 +21,14 @@ use super::{HttpAnswer, HttpPost};
 const KEPT: usize = 1_024;
 
 /// Posts over hyper. [`new`](Self::new) speaks plain HTTP, to a relay or a proxy that adds TLS;
-/// [`with_connector`](Self::with_connector) takes the application's own TLS:
-/// ```ignore
-/// let https = hyper_rustls::HttpsConnectorBuilder::new().with_native_roots()?.https_only().enable_http1().build();
-/// let http = HyperPost::with_connector(https);
+/// [`with_connector`](Self::with_connector) takes the application's own TLS, such as the `HttpsConnector` of `hyper-rustls`:
+/// ```
+/// use hyper_util::client::legacy::connect::HttpConnector;
+/// use saas_entitlements::analytics::client::HyperPost;
+///
+/// let connector = HttpConnector::new(); // or one that adds TLS
+/// let http = HyperPost::with_connector(connector);
+/// # drop(http);
 /// ```
 pub struct HyperPost<C = HttpConnector> {
     client: Client<C, Full<Bytes>>,

@@ -25,11 +25,23 @@ pub struct HttpAnswer {
 /// - *Any status is an answer*; an error is that there was none. The request may have arrived all the same.
 /// - *Discreet*: neither the body nor the address is logged; the body holds the key.
 ///
-/// Over `reqwest`, with the application's TLS:
-/// ```ignore
-/// let answer = self.0.post(url).header("content-type", "application/json").body(body).send().await?;
-/// let retry_after = answer.headers().get("retry-after").and_then(|value| value.to_str().ok()).map(str::to_owned);
-/// Ok(HttpAnswer { status: answer.status().as_u16(), retry_after, body: answer.bytes().await?.to_vec() })
+/// Over the client that the application has:
+/// ```
+/// use saas_core::Cause;
+/// use saas_entitlements::analytics::{HttpAnswer, HttpPost};
+///
+/// #[derive(Debug)]
+/// struct Client; // a `reqwest::Client`, say
+///
+/// #[async_trait::async_trait]
+/// impl HttpPost for Client {
+///     async fn post(&self, url: &str, body: Vec<u8>) -> Result<HttpAnswer, Cause> {
+///         // self.0.post(url).header("content-type", "application/json").body(body).send().await?
+///         let (status, retry_after) = (200, None);
+///         # drop((url, body));
+///         Ok(HttpAnswer { status, retry_after, body: Vec::new() })
+///     }
+/// }
 /// ```
 #[async_trait]
 pub trait HttpPost: fmt::Debug + Send + Sync + 'static {
