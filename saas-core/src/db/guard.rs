@@ -19,7 +19,7 @@ use sqlx::{
 };
 use sqlx_core::{sql_str::SqlSafeStr, transaction::TransactionManager};
 
-use super::{Place, once::Once, served::Served};
+use super::{Place, once::Once, place::Access, served::Served};
 use crate::CoreError;
 
 /// One open transaction on one pooled connection.
@@ -81,6 +81,7 @@ impl Guard {
     pub(super) async fn once(
         place: &Place,
         begin: &str,
+        access: Access,
         once: &Once,
         failed: fn(sqlx::Error) -> CoreError,
     ) -> Result<Vec<PgRow>, CoreError> {
@@ -89,11 +90,14 @@ impl Guard {
         let served = place.served();
         let nonce = next_nonce();
         let (prepare, execute) = (once.prepare(IS_CLEAN), once.execute(nonce));
-        let (first, end) = match (place.forgets_statements(), &served) {
-            (true, _) => (format!("{begin}; {prepare}"), "commit".to_owned()),
-            (false, Some(_)) => (begin.to_owned(), "commit".to_owned()),
-            // The check that the release would make rides along: it saves a round trip.
-            (false, None) => (begin.to_owned(), format!("commit; {}", once.check())),
+        let (first, end) = match (place.forgets_statements(), &served, access) {
+            (true, _, _) => (format!("{begin}; {prepare}"), "commit".to_owned()),
+            // The check that the release would make rides along: it saves a round trip. Beside a flush to disk it is little;
+            // whoever reads would wait for it.
+            (false, None, Access::Write) => (begin.to_owned(), format!("commit; {}", once.check())),
+            (false, Some(_), Access::Write) | (false, _, Access::Read | Access::Snapshot) => {
+                (begin.to_owned(), "commit".to_owned())
+            }
         };
         let mut guard = Self { connection: Some(connection), suspect: true, proven: false, served };
         let answered = guard.ask_once(format!("{first}; {execute}; {end}"), nonce).await;

@@ -156,7 +156,7 @@ pub(super) async fn run(
         Access::Read | Access::Snapshot => CoreError::from_database,
     };
     let begin = place.begin(ctx, access);
-    Guard::once(place, &begin, once, failed).await
+    Guard::once(place, &begin, access, once, failed).await
 }
 
 #[cfg(test)]
