@@ -81,7 +81,8 @@ impl Unleash {
             })
         };
         let features: Vec<_> = (0..FEATURES).map(feature).collect();
-        client.memoize(serde_json::from_value(serde_json::json!({ "version": 2, "features": features }))?)?;
+        let features = serde_json::from_value(serde_json::json!({ "version": 2, "features": features }))?;
+        client.memoize(features).map_err(|error| anyhow::anyhow!(error))?;
         let context =
             |plan| Context { properties: [("plan".to_owned(), format!("p{plan}"))].into(), ..Context::default() };
         Ok(Self { client, contexts: (0..PLANS).map(context).collect() })
