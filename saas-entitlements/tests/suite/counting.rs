@@ -18,7 +18,7 @@ use saas_entitlements::{
     usage::{Bucket, Rebuild, Recorded, SeriesQuery, UsagePipeline, UsageRecord, record_many, series_in},
 };
 
-use crate::stage::cancel_after;
+use crate::stage::{cancel_after, flights_at_rest};
 
 const JOBS: MeterKey = MeterKey::from_static("jobs");
 const USERS: MeterKey = MeterKey::from_static("users");
@@ -414,12 +414,10 @@ async fn a_use_of_any_kind_takes_one_round_trip() {
         Use::new(STORAGE, 9, &name),
         Use::new(PAGES, 1, &name).with_member("bob"),
     ] {
-        while bench.tenants.pool().num_idle() == 0 {
-            tokio::task::yield_now().await;
-        }
-        let before = bench.network.flights();
+        let before = flights_at_rest(&bench.tenants, &bench.network).await;
         assert!(bench.meter.consume_use(&bench.acme, &of).await.unwrap().is_granted());
-        assert_eq!(bench.network.flights() - before, 1, "{of:?}");
+        let flights = flights_at_rest(&bench.tenants, &bench.network).await - before;
+        assert_eq!(flights, 2, "one of its own, and the pool's own ping on the release: {of:?}");
     }
 }
 

@@ -13,7 +13,8 @@ use std::{
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use saas_core::{
-    Clock, CoreError, FeatureKey, PlanCatalog, PlanKey, Revision, TenantId, TestClock, subscription::PlanAssignment,
+    Clock, CoreError, FeatureKey, PlanCatalog, PlanKey, Revision, TenantId, TenantPool, TestClock,
+    subscription::PlanAssignment, testing::Proxy,
 };
 use saas_entitlements::{
     Entitlements, EntitlementsError, GateOptions, SnapshotSource, TenantState, memory::MemorySource,
@@ -178,6 +179,15 @@ impl Stage {
     pub(crate) fn change(&self, tenant: TenantId, to: &str) -> Revision {
         self.source.tenants.put_plan(tenant, plan(to))
     }
+}
+
+/// Round trips so far, once every connection is back in its pool: a release that is under way makes one more.
+pub(crate) async fn flights_at_rest(tenants: &TenantPool, network: &Proxy) -> u64 {
+    let pool = tenants.pool();
+    while pool.num_idle() < usize::try_from(pool.size()).unwrap() {
+        tokio::task::yield_now().await;
+    }
+    network.flights()
 }
 
 /// Polls a future at most `polls` times, then drops it.
