@@ -103,8 +103,10 @@ async fn provision(owner: &mut PgConnection) -> Result<Vec<RequestContext>, Fail
 const POINT: &str = "select amount from public.item where tenant_id = $1 and id = $2";
 
 /// Milliseconds of one unit, begun when what the one before left to the background is done: none pays for another.
-async fn timed<T>(unit: impl Future<Output = Result<T, Failure>>) -> Result<f64, Failure> {
-    tokio::time::sleep(Duration::from_millis(2)).await;
+async fn timed<T>(pools: [&PgPool; 2], unit: impl Future<Output = Result<T, Failure>>) -> Result<f64, Failure> {
+    while pools.iter().any(|pool| pool.num_idle() < pool.size() as usize) {
+        tokio::task::yield_now().await;
+    }
     let begin = Instant::now();
     unit.await?;
     Ok(begin.elapsed().as_secs_f64() * 1000.0)
@@ -131,18 +133,19 @@ async fn flights(owner: &mut PgConnection, login: &PgConnectOptions, ctx: &Reque
         let tenants = TenantPool::open(advised.clone(), &[&SCHEMA]).await?;
         proxy.delay(delay);
         let mut all = vec![Vec::new(); 6];
+        let pools = [&advised, &defaults];
         for round in 0..250 {
             let figures = [
-                timed(plain(&advised, tenant)).await?,
-                timed(async { Ok(tenants.write(ctx, async |tx| unit(tx, tenant).await).await?) }).await?,
-                timed(async { Ok(tenants.read(ctx, async |tx| unit(tx, tenant).await).await?) }).await?,
-                timed(async {
+                timed(pools, plain(&advised, tenant)).await?,
+                timed(pools, async { Ok(tenants.write(ctx, async |tx| unit(tx, tenant).await).await?) }).await?,
+                timed(pools, async { Ok(tenants.read(ctx, async |tx| unit(tx, tenant).await).await?) }).await?,
+                timed(pools, async {
                     let values = [Literal::Uuid(tenant), Literal::Integer(7)];
                     Ok(tenants.read_once(ctx, POINT, &values).await?)
                 })
                 .await?,
-                timed(classic(&defaults, tenant)).await?,
-                timed(untenanted(&advised, tenant)).await?,
+                timed(pools, classic(&defaults, tenant)).await?,
+                timed(pools, untenanted(&advised, tenant)).await?,
             ];
             if round >= 50 {
                 all.iter_mut().zip(figures).for_each(|(all, figure)| all.push(figure));
