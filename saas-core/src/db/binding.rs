@@ -41,7 +41,7 @@ impl SessionBinding for Arc<dyn SessionBinding> {
 
 /// Whose the server's sessions are, from which follows what a transaction may find there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Sessions {
+pub(crate) enum Sessions {
     /// A session belongs to its connection.
     Own,
     /// A pooler hands sessions from client to client, with the statements that the last one prepared.
@@ -132,7 +132,7 @@ async fn examine(pool: &PgPool, sessions: Sessions, login: Login, schemas: &[&Sc
         Sessions::Own => "begin read only",
         Sessions::Shared => "begin read only; deallocate all",
     };
-    let mut guard = Guard::begin(pool, begin).await?;
+    let mut guard = Guard::begin(pool, sessions, begin).await?;
     check::login(guard.connection_mut(), login).await?;
     migrate::verify(guard.connection_mut(), schemas).await?;
     guard.rollback().await

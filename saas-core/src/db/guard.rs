@@ -19,7 +19,7 @@ use sqlx::{
 };
 use sqlx_core::{sql_str::SqlSafeStr, transaction::TransactionManager};
 
-use super::{Place, once::Once, place::Access, served::Served};
+use super::{Place, binding::Sessions, once::Once, place::Access, served::Served};
 use crate::CoreError;
 
 /// One open transaction on one pooled connection.
@@ -30,15 +30,16 @@ pub(crate) struct Guard {
     suspect: bool,
     /// It has proven to be clean already, in the last message.
     proven: bool,
+    sessions: Sessions,
     served: Option<Served>,
 }
 
 impl Guard {
     /// Takes a connection and opens a transaction with `begin`, which may hold several statements, in one round trip.
     #[expect(clippy::disallowed_methods, reason = "the one place that takes connections")]
-    pub(crate) async fn begin(pool: &PgPool, begin: impl SqlSafeStr) -> Result<Self, CoreError> {
+    pub(crate) async fn begin(pool: &PgPool, sessions: Sessions, begin: impl SqlSafeStr) -> Result<Self, CoreError> {
         let connection = pool.acquire().await.map_err(CoreError::from_database)?;
-        let mut guard = Self { connection: Some(connection), suspect: true, proven: false, served: None };
+        let mut guard = Self { connection: Some(connection), suspect: true, proven: false, sessions, served: None };
         PgTransactionManager::begin(guard.connection_mut(), Some(begin.into_sql_str()))
             .await
             .map_err(CoreError::from_database)?;
@@ -48,7 +49,7 @@ impl Guard {
 
     /// As [`begin`](Self::begin), at a place. A session that has served enough schemas is closed when it is released.
     pub(super) async fn begin_at(place: &Place, begin: impl SqlSafeStr) -> Result<Self, CoreError> {
-        let mut guard = Self::begin(&place.pool, begin).await?;
+        let mut guard = Self::begin(&place.pool, place.sessions, begin).await?;
         guard.served = place.served();
         Ok(guard)
     }
@@ -85,26 +86,24 @@ impl Guard {
         once: &Once,
         failed: fn(sqlx::Error) -> CoreError,
     ) -> Result<Vec<PgRow>, CoreError> {
-        const NOT_PREPARED: &str = "26000";
         let connection = place.pool.acquire().await.map_err(CoreError::from_database)?;
         let served = place.served();
         let nonce = next_nonce();
-        let (prepare, execute) = (once.prepare(IS_CLEAN), once.execute(nonce));
-        let (first, end) = match (place.forgets_statements(), &served, access) {
-            (true, _, _) => (format!("{begin}; {prepare}"), "commit".to_owned()),
+        let (prepare, execute) = (once.prepare(), once.execute(nonce));
+        let (first, end) = match (place.sessions, &served, access) {
+            (Sessions::Shared, _, _) => (format!("{begin}; {prepare}"), "commit".to_owned()),
             // The check that the release would make rides along: it saves a round trip. Beside a flush to disk it is little;
-            // whoever reads would wait for it.
-            (false, None, Access::Write) => (begin.to_owned(), format!("commit; {}", once.check())),
-            (false, Some(_), Access::Write) | (false, _, Access::Read | Access::Snapshot) => {
+            // whoever reads would wait for it. The nonce is the echo's alone.
+            (Sessions::Own, None, Access::Write) => (begin.to_owned(), format!("commit; {}", check(0))),
+            (Sessions::Own, Some(_), Access::Write) | (Sessions::Own, _, Access::Read | Access::Snapshot) => {
                 (begin.to_owned(), "commit".to_owned())
             }
         };
-        let mut guard = Self { connection: Some(connection), suspect: true, proven: false, served };
+        let mut guard =
+            Self { connection: Some(connection), suspect: true, proven: false, sessions: place.sessions, served };
         let answered = guard.ask_once(format!("{first}; {execute}; {end}"), nonce).await;
         let rows = match answered {
-            Err(error)
-                if error.as_database_error().is_some_and(|e| e.code().is_some_and(|code| code == NOT_PREPARED)) =>
-            {
+            Err(error) if is_not_prepared(&error) => {
                 guard.ask_once(format!("rollback; {begin}; {prepare}; {execute}; {end}"), nonce).await
             }
             answered => answered,
@@ -117,7 +116,7 @@ impl Guard {
     }
 
     /// The rows of the statement before the echo, when that answers the nonce. A check after the commit may prove the
-    /// connection clean; what goes wrong with it changes nothing that is stored.
+    /// connection clean; what goes wrong with it, such as a session that has not prepared it, changes nothing that is stored.
     async fn ask_once(&mut self, message: String, nonce: u64) -> Result<Option<Vec<PgRow>>, sqlx::Error> {
         let mut done: Vec<Vec<PgRow>> = Vec::new();
         let mut rows = Vec::new();
@@ -182,7 +181,8 @@ impl Drop for Guard {
             (false, Ok(runtime)) => {
                 // Ends the transaction, or the empty one after a commit. Queued: sent with the next question.
                 PgTransactionManager::start_rollback(&mut connection);
-                runtime.spawn(Release { connection, clean: false, served: self.served.take() }.go());
+                let (sessions, served) = (self.sessions, self.served.take());
+                runtime.spawn(Release { connection, clean: false, sessions, served }.go());
             }
             (true, _) | (_, Err(_)) => connection.close_on_drop(),
         }
@@ -193,6 +193,7 @@ impl Drop for Guard {
 struct Release {
     connection: PoolConnection<Postgres>,
     clean: bool,
+    sessions: Sessions,
     served: Option<Served>,
 }
 
@@ -201,8 +202,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 impl Release {
     async fn go(mut self) {
-        self.clean =
-            tokio::time::timeout(PATIENCE, is_clean(&mut self.connection, self.served.as_ref())).await.unwrap_or(false);
+        let checked = is_clean(&mut self.connection, self.sessions, self.served.as_ref());
+        self.clean = tokio::time::timeout(PATIENCE, checked).await.unwrap_or(false);
     }
 }
 
@@ -219,16 +220,45 @@ impl Drop for Release {
 ///
 /// Over the simple protocol: only there do `transaction_timestamp()` and `statement_timestamp()` agree exactly when no
 /// transaction is open. Settings that a statement without `local` made stay; those are the application's own affair.
-async fn is_clean(connection: &mut PgConnection, served: Option<&Served>) -> bool {
+async fn is_clean(connection: &mut PgConnection, sessions: Sessions, served: Option<&Served>) -> bool {
     let nonce = next_nonce();
-    let count = served.map_or_else(|| "0".to_owned(), Served::count);
-    let question = with_nonce("select ", nonce, &format!("{IS_CLEAN}, {count}"));
-    let row = sqlx::raw_sql(question).fetch_one(connection).await;
+    let row = match (sessions, served) {
+        (Sessions::Own, None) => {
+            let checked = ask(connection, check(nonce)).await;
+            match checked {
+                Err(error) if is_not_prepared(&error) => {
+                    let prepare = format!("prepare {CHECK} (bigint) as select $1{IS_CLEAN}");
+                    ask(connection, format!("{prepare}; {}", check(nonce))).await
+                }
+                checked => checked,
+            }
+        }
+        (Sessions::Own, Some(served)) => {
+            ask(connection, format!("select {nonce}::bigint{IS_CLEAN}, {}", served.count())).await
+        }
+        (Sessions::Shared, _) => ask(connection, format!("select {nonce}::bigint{IS_CLEAN}")).await,
+    };
     row.is_ok_and(|row| {
         answers(Some(&row), nonce)
             && is_proven(Some(&row))
             && served.is_none_or(|served| row.try_get(3).is_ok_and(|count| served.allows(count)))
     })
+}
+
+#[expect(clippy::disallowed_types, reason = "literals of this module, a number, and a schema's mark")]
+async fn ask(connection: &mut PgConnection, question: String) -> Result<PgRow, sqlx::Error> {
+    sqlx::raw_sql(sqlx::AssertSqlSafe(question)).fetch_one(connection).await
+}
+
+/// The check, as a session of our own has it prepared: to plan it each time took longer than to make it.
+const CHECK: &str = "saas_is_clean";
+
+fn check(nonce: u64) -> String {
+    format!("execute {CHECK} ({nonce})")
+}
+
+fn is_not_prepared(error: &sqlx::Error) -> bool {
+    error.as_database_error().is_some_and(|error| error.code().is_some_and(|code| code == "26000"))
 }
 
 /// What follows a number in the select list of the check.

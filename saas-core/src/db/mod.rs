@@ -15,6 +15,7 @@ mod served;
 mod tx;
 mod work;
 
+pub(crate) use binding::Sessions;
 pub(crate) use guard::Guard;
 
 pub use binding::{SessionBinding, SystemPool, TenantPool, pool_options};

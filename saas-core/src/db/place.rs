@@ -11,7 +11,7 @@ use crate::{Actor, InvalidInput, RoleName, TenantContext, TenantId};
 #[derive(Clone)]
 pub struct Place {
     pub(super) pool: PgPool,
-    sessions: Sessions,
+    pub(super) sessions: Sessions,
     schema: Option<SchemaName>,
     schemas_per_connection: NonZeroU32,
     generation: Option<Generation>,
@@ -101,11 +101,6 @@ impl Place {
     pub fn holding(mut self, what: impl Any + Send + Sync) -> Self {
         self.held = Some(Arc::new(what));
         self
-    }
-
-    /// Whether a session may have lost by now what it prepared.
-    pub(super) fn forgets_statements(&self) -> bool {
-        self.sessions == Sessions::Shared
     }
 
     /// What a session has to remember of a transaction here.

@@ -142,7 +142,7 @@ impl SystemTx {
             Sessions::Own => "begin; set local saas.system = 'on'",
             Sessions::Shared => "begin; deallocate all; set local saas.system = 'on'",
         };
-        let guard = Guard::begin(pool.pool(), begin).await?;
+        let guard = Guard::begin(pool.pool(), pool.sessions, begin).await?;
         Ok(Self { guard, actor })
     }
 
