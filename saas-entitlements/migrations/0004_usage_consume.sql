@@ -30,17 +30,11 @@ declare
     burn_units bigint[] := '{}';
     piece bigint;
     member_room bigint;
+    rare boolean;
 begin
     select t.revision into usage_consume.revision from saas.tenant t where t.id = of_tenant;
     if not found then
         outcome := 'no tenant';
-        return next;
-        return;
-    end if;
-    select k.amount, k.item into prior, prior_item from saas.usage_key k
-    where k.tenant_id = of_tenant and k.meter = of_meter and k.key = with_key;
-    if found then
-        outcome := 'known';
         return next;
         return;
     end if;
@@ -145,12 +139,16 @@ begin
                 and (x.resolved_at is null or aggregation <> 'latest')
           );
     end if;
-    if not whole and (relimited or due <> '{}' or added < 0 and exists (
+    rare := relimited or due <> '{}';
+    if added < 0 and not rare then
         -- A level that falls takes back its warnings.
-        select from saas.usage_crossing x
-        where x.tenant_id = of_tenant and x.meter = of_counter and x.window_kind = in_window and x.window_start = from_start
-          and x.resolved_at is null
-    )) then
+        rare := exists (
+            select from saas.usage_crossing x
+            where x.tenant_id = of_tenant and x.meter = of_counter and x.window_kind = in_window and x.window_start = from_start
+              and x.resolved_at is null
+        );
+    end if;
+    if rare and not whole then
         outcome := 'slow';
         return next;
         return;
@@ -191,6 +189,96 @@ begin
     end if;
     outcome := 'counted';
     return next;
+end $$;
+
+-- Uses of one tenant that differ in nothing but what is an array here, in the order in which they came. Where all of them are
+-- of the common kind, they are written together. Otherwise usage_consume decides about one after the other, each of which sees
+-- those before it.
+create function saas.usage_consume_together(
+    of_kind text, of_tenant uuid, at_revision bigint, of_meter text, of_counter text, in_window text,
+    from_start timestamptz, up_to bigint, of_limit bigint, marks integer[], mark_units bigint[], aggregation text,
+    member_up_to bigint, keys text[], event_ids uuid[], amounts bigint[], of_units bigint[], actors text[],
+    moments timestamptz[], items text[], members text[], times timestamptz[]
+) returns table (n bigint, outcome text, revision bigint, before bigint, after bigint, prior bigint, prior_item text,
+    relimited boolean, due integer[], burnt bigint, room bigint, member_before bigint)
+language plpgsql
+-- The lengths of arrays would have it planned anew each time.
+set plan_cache_mode = force_generic_plan
+as $$
+declare
+    counter record;
+    total numeric;
+    common boolean;
+begin
+    select t.revision = at_revision and aggregation = 'sum' and member_up_to is null into common
+    from saas.tenant t where t.id = of_tenant;
+    if common then
+        select greatest(c.used, 0) as used, c.held, c.carried, c.limit_units, c.by_member into counter
+        from saas.usage_counter c
+        where c.tenant_id = of_tenant and c.meter = of_counter and c.window_kind = in_window and c.window_start = from_start
+        for no key update;
+        -- A window that has its counter, under the limit of the use before.
+        common := found and not counter.by_member and counter.limit_units is not distinct from of_limit;
+    end if;
+    if common then
+        -- Room in the plan itself.
+        select sum(u.units) into total from unnest(of_units) as u (units);
+        common := total + counter.used + counter.held + counter.carried <= least(coalesce(of_limit, up_to), up_to);
+    end if;
+    if common and mark_units[1] <= counter.used + total then
+        -- No new warning.
+        common := not exists (
+            select from unnest(marks, mark_units) as m (mark, units)
+            where m.units <= counter.used + total
+              and not exists (
+                  select from saas.usage_crossing x
+                  where x.tenant_id = of_tenant and x.meter = of_counter and x.window_kind = in_window
+                    and x.window_start = from_start and x.limit_units = of_limit and x.threshold = m.mark
+              )
+        );
+    end if;
+    if common then
+        begin
+            insert into saas.usage_key (tenant_id, meter, key, amount, event_id, at)
+            select of_tenant, of_meter, i.key, i.amount, i.event, i.moment
+            from unnest(keys, event_ids, amounts, moments) as i (key, event, amount, moment)
+            on conflict (tenant_id, meter, key) do nothing;
+            get diagnostics n = row_count;
+            if n < cardinality(keys) then
+                raise unique_violation;
+            end if;
+            insert into saas.usage_event
+                (tenant_id, id, recorded_at, meter, counter, kind, amount, units, window_kind, window_start, at, key,
+                 member, actor)
+            select of_tenant, i.event, i.moment, of_meter, of_counter, of_kind, i.amount, i.units, in_window, from_start,
+                   i.at, i.key, nullif(i.member, ''), i.actor
+            from unnest(keys, event_ids, amounts, of_units, actors, moments, members, times)
+                     as i (key, event, amount, units, actor, moment, member, at);
+            update saas.usage_counter c set used = counter.used + total::bigint
+            where c.tenant_id = of_tenant and c.meter = of_counter and c.window_kind = in_window
+              and c.window_start = from_start;
+        exception when unique_violation then
+            -- A key that is known, or two of the same. Nothing of this block is stored.
+            common := false;
+        end;
+    end if;
+    if common then
+        return query
+            select u.n, 'counted', at_revision, counter.used + (sum(u.units) over so_far - u.units)::bigint,
+                   counter.used + (sum(u.units) over so_far)::bigint, null::bigint, null::text, false, '{}'::integer[],
+                   0::bigint, null::bigint, null::bigint
+            from unnest(of_units) with ordinality as u (units, n)
+            window so_far as (order by u.n);
+    else
+        return query
+            select i.n, c.*
+            from unnest(keys, event_ids, amounts, of_units, actors, moments, items, members, times)
+                     with ordinality as i (key, event, amount, units, actor, moment, item, member, at, n)
+            cross join lateral saas.usage_consume(
+                of_kind, of_tenant, at_revision, of_meter, of_counter, i.key, i.event, i.amount, i.units, in_window,
+                from_start, up_to, of_limit, marks, mark_units, i.actor, i.moment, false, aggregation,
+                nullif(i.item, ''), nullif(i.member, ''), member_up_to, i.at) c;
+    end if;
 end $$;
 
 -- Begins to keep what each member used of a window, or begins again, from its events on. The caller holds the lock of the

@@ -71,7 +71,7 @@ impl CounterStore for PostgresCounters {
         now: DateTime<Utc>,
     ) -> Result<Drawn, EntitlementsError> {
         let one = Use { draw: draw.clone(), actor: ctx.actor().to_string(), now };
-        let decided = self.group.join(&ctx.tenant(), one).await?;
+        let decided = self.group.join(&(ctx.tenant(), draw.meter.clone()), one).await?;
         // Before the first use under a limit, what was left over has yet to be added.
         let is_first = decided.relimited && draw.carry.is_some();
         match decided.drawn(draw)? {
@@ -233,15 +233,39 @@ impl Call {
             Literal::Timestamp(now),
             Literal::Boolean(whole),
             Literal::Text(draw.kind.as_str()),
-            Literal::Text(match draw.aggregation {
-                Aggregation::Sum | Aggregation::Count => "sum",
-                peculiar @ (Aggregation::Max | Aggregation::Unique | Aggregation::Latest) => peculiar.as_str(),
-            }),
+            Literal::Text(aggregation(draw)),
             Literal::Text(draw.item.as_deref().unwrap_or_default()),
             Literal::Text(draw.member.as_deref().unwrap_or_default()),
             Literal::Integer(draw.member_cap.map_or(-1, stored)),
             Literal::Timestamp(draw.at),
         ]
+    }
+
+    /// What uses have in common that are decided in the same way.
+    pub(super) fn common<'a>(&'a self, draw: &'a Draw) -> [Literal<'a>; 13] {
+        [
+            Literal::Text(draw.kind.as_str()),
+            Literal::Uuid(self.tenant.as_uuid()),
+            Literal::Integer(stored(draw.revision.get())),
+            Literal::Text(draw.meter.as_str()),
+            Literal::Text(draw.counter.as_str()),
+            Literal::Text(draw.window.as_str()),
+            Literal::Timestamp(draw.period.start),
+            Literal::Integer(stored(draw.cap)),
+            Literal::Integer(limit_units(draw).unwrap_or(-1)),
+            Literal::Text(&self.marks),
+            Literal::Text(&self.mark_units),
+            Literal::Text(aggregation(draw)),
+            Literal::Integer(draw.member_cap.map_or(-1, stored)),
+        ]
+    }
+}
+
+/// How a use becomes units, in the words of `saas.usage_consume`.
+const fn aggregation(draw: &Draw) -> &'static str {
+    match draw.aggregation {
+        Aggregation::Sum | Aggregation::Count => "sum",
+        peculiar @ (Aggregation::Max | Aggregation::Unique | Aggregation::Latest) => peculiar.as_str(),
     }
 }
 

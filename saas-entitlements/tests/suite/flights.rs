@@ -148,3 +148,61 @@ async fn a_use_that_the_database_refuses_fails_alone() {
     assert_eq!(bad.unwrap_err().kind(), ErrorKind::Conflict);
     assert!(matches!(better.unwrap(), Consumption::Granted { left: Limit::Max(997), .. }));
 }
+
+// C1, C2, C18: whatever a flight is made of, its tenant ends up as one whose uses went one after the other.
+#[tokio::test]
+async fn flights_count_as_the_same_uses_one_by_one_would() {
+    let app = App::start().await;
+    let (crowd, queue) = (app.database.create_tenant("crowd").await, app.database.create_tenant("queue").await);
+    let mut random = fastrand::Rng::with_seed(11);
+    for ctx in [&crowd, &queue] {
+        assert!(app.r#use(ctx, 1, "opens-the-window").await.is_granted());
+    }
+    for round in 0..40 {
+        // Some repeat others, also those of earlier rounds; the last rounds do not fit, and none reaches 1,000.
+        let keys: Vec<String> = (0..12).map(|_| format!("key-{}", random.u32(0..(round + 1) * 20))).collect();
+        let amounts: Vec<u64> = keys.iter().map(|key| 7 + key.bytes().map(u64::from).sum::<u64>() % 3 * 7).collect();
+        let uses: Vec<_> = keys.iter().zip(&amounts).map(|(key, amount)| (&crowd, *amount, key.as_str())).collect();
+        let crowded = app.at_once(&uses).await;
+        let mut queued = Vec::new();
+        for (key, amount) in keys.iter().zip(&amounts) {
+            queued.push(app.meter.consume(&queue, &CALLS, *amount, &key.parse().unwrap()).await);
+        }
+        // Who reaches a warning lets the others of its flight go first, so what is left for whom may differ.
+        let kinds = |answers: &[Result<Consumption, EntitlementsError>]| -> Vec<String> {
+            let kind = |answer: &Result<Consumption, EntitlementsError>| match answer {
+                Ok(Consumption::Granted { .. }) => "granted".to_owned(),
+                Ok(Consumption::Exhausted { .. }) => "exhausted".to_owned(),
+                answer => format!("{answer:?}"),
+            };
+            answers.iter().map(kind).collect()
+        };
+        assert_eq!(kinds(&crowded), kinds(&queued), "round {round}");
+    }
+    let exhausted = app.r#use(&queue, 1_000, "too-much").await;
+    assert!(matches!(exhausted, Consumption::Exhausted { left: 5, .. }), "both sides of the limit: {exhausted:?}");
+    let differences = app
+        .count(
+            "with of as (
+                 select t.slug, e.meter, e.counter, e.kind, e.amount, e.units, e.window_kind, e.window_start, e.at, e.key,
+                        e.actor = 'user:' || e.member as by_whom, e.item, k.amount as known, k.item as known_item, c.used, c.burnt, c.limit_units
+                 from saas.usage_event e
+                 join saas.tenant t on t.id = e.tenant_id
+                 join saas.usage_key k on k.tenant_id = e.tenant_id and k.meter = e.meter and k.key = e.key
+                      and k.event_id = e.id
+                 join saas.usage_counter c on c.tenant_id = e.tenant_id
+             )
+             select count(*) from (
+                 (select to_jsonb(of) - 'slug' from of where slug = 'crowd'
+                  except all select to_jsonb(of) - 'slug' from of where slug = 'queue')
+                 union all
+                 (select to_jsonb(of) - 'slug' from of where slug = 'queue'
+                  except all select to_jsonb(of) - 'slug' from of where slug = 'crowd')
+             ) differing",
+        )
+        .await;
+    assert_eq!(differences, 0);
+    let flights = app.transactions().await;
+    let uses = app.count("select count(*) from saas.usage_event").await;
+    assert!(flights * 5 < uses * 4, "{flights} transactions for {uses} uses: the crowd shared some");
+}
