@@ -87,6 +87,9 @@ impl Billing {
         let after = objects.find(kind, &id).filter(|after| before.as_ref() != Some(after));
         let still_ambiguous = objects.is_uncertain(&id);
         let derived = derive(&objects, &self.config.catalog);
+        if let Some(AnyMerged::Subscription(merged)) = after.as_ref().filter(|_| !still_ambiguous) {
+            self.note_subscription(connection, tenant, merged.value(), now).await?;
+        }
         let facts = match &after {
             Some(after) => {
                 let facts = self.write_object(connection, tenant, (kind, &id), after, now).await?;

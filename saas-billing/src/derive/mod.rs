@@ -10,12 +10,13 @@ mod plan;
 
 pub use dunning::GracePolicy;
 pub use objects::{AnyMerged, TenantObjects};
+pub(crate) use plan::plan_item;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, Utc};
 use saas_core::{
-    PlanCatalog, PlanKey, PlanVersionRef,
+    AddOnKey, PlanCatalog, PlanKey, PlanVersionRef,
     subscription::{AccessLevel, PlanAssignment},
 };
 use serde::{Deserialize, Serialize};
@@ -38,6 +39,9 @@ pub struct Derived {
     pub status: Option<SubscriptionStatus>,
     /// Units of the plan's item.
     pub seats: Option<u64>,
+    /// What was bought beside the plan, and how many of each.
+    #[serde(default)]
+    pub addons: BTreeMap<AddOnKey, u32>,
     /// The present period of the plan's item.
     pub period: Option<Period>,
     /// What periods count from; the start of the present one where Stripe does not say.
@@ -73,7 +77,7 @@ impl Derived {
             standing: policy.standing(self.unpaid_since, self.suspended_since, now),
             anchor: self.anchor,
             ends_at: self.ends_at,
-            addons: Vec::new(),
+            addons: self.addons.iter().map(|(addon, quantity)| (addon.clone(), *quantity)).collect(),
             since: None,
             before: Vec::new(),
         }
@@ -113,8 +117,8 @@ impl Derived {
     /// Whether the answer to "which plan, and is it paid" is the same.
     #[must_use]
     pub fn answers_like(&self, other: &Self) -> bool {
-        (&self.plan, self.anchor, self.ends_at, self.unpaid_since, self.suspended_since)
-            == (&other.plan, other.anchor, other.ends_at, other.unpaid_since, other.suspended_since)
+        (&self.plan, &self.addons, self.anchor, self.ends_at, self.unpaid_since, self.suspended_since)
+            == (&other.plan, &other.addons, other.anchor, other.ends_at, other.unpaid_since, other.suspended_since)
     }
 }
 
@@ -203,6 +207,7 @@ pub fn derive(objects: &TenantObjects, catalog: &PlanCatalog) -> Derived {
     let Some((_, best, choice)) = choices.max_by(|a, b| a.0.cmp(&b.0)) else { return derived };
     let subscription = best.value();
     derived.plan = choice.plan;
+    derived.addons = plan::addons(subscription, catalog);
     derived.seats = choice.item.and_then(|item| item.quantity);
     derived.period = choice.item.and_then(|item| item.period);
     derived.anchor = subscription.anchor.or(derived.period.map(|period| period.start));

@@ -13,6 +13,7 @@ pub(crate) mod ledger;
 pub(crate) mod ledger_read;
 pub(crate) mod object;
 pub(crate) mod receipt;
+pub(crate) mod request;
 pub(crate) mod revenue;
 pub(crate) mod state;
 

@@ -16,8 +16,8 @@ use std::fmt;
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 pub use command::{
-    Aggregation, Cancellation, Command, ItemChange, MeterReading, NewCheckout, NewCustomer, NewFeature, NewMeter,
-    NewPortal, NewPrice, NewProduct, NewSubscription, OnFailedPayment, Phase, PricedBy, Proration, SubscriptionChange,
+    Aggregation, Cancellation, Command, CustomerUpdate, ItemChange, MeterReading, NewCheckout, NewCustomer, NewFeature, NewMeter,
+    NewPortal, NewPrice, NewProduct, NewSubscription, OnFailedPayment, Phase, PostalAddress, PricedBy, Proration, SubscriptionChange,
     Tier, TrialPayment, WebAddress,
 };
 pub use error::ProviderError;

@@ -84,6 +84,8 @@ pub(super) struct SimCustomer {
     pub(super) id: String,
     pub(super) email: Option<String>,
     pub(super) name: Option<String>,
+    /// Its parts by name.
+    pub(super) address: Option<BTreeMap<String, String>>,
     pub(super) metadata: Metadata,
     pub(super) created: DateTime<Utc>,
     pub(super) deleted: bool,
