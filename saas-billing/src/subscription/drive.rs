@@ -163,53 +163,68 @@ impl Billing {
                 Progress::Failed(code) => return Err(BillingError::CommandFailed { code: code.clone() }),
                 Progress::Pending(goal) => goal,
             };
-            if let Some(command) = request.command
-                && let Err(why) = self.send(provider, tenant, command).await
-            {
-                let code = match &why {
-                    BillingError::CommandFailed { code } => code.clone(),
-                    BillingError::Provider(refused) if is_final(refused) => refused.code().to_owned(),
-                    _ => return Err(why),
-                };
-                self.give_up_request(tenant, id, &code).await?;
-                return Err(why);
-            }
-            let next = match self.next_step(provider, tenant, &request, goal).await {
-                Ok(next) => next,
-                Err(why) if request.command.is_none() => {
+            let refused = match request.command {
+                Some(command) => self.refusal(provider, tenant, command).await?,
+                None => None,
+            };
+            // A step that was refused was not done; or it was, and its first answer was lost. A look tells.
+            let done = &request.steps[..request.steps.len() - usize::from(refused.is_some())];
+            let next = self.next_step(provider, tenant, (&request, goal), done).await;
+            match (next, refused) {
+                (Ok(Next::Stop(change)), _) => self.conclude_request(tenant, &request, &change).await?,
+                (Ok(Next::Do(what, command)), _) if !request.steps.iter().any(|step| step == what) => {
+                    self.ask_step(tenant, &request, what, command).await?;
+                }
+                // Stripe will not do it, or the subscription forbids it by now.
+                (Ok(Next::Do(..)), Some((code, why))) => {
+                    self.give_up_request(tenant, id, &code).await?;
+                    return Err(why);
+                }
+                // It was done, and somebody has undone it.
+                (Ok(Next::Do(..)), None) => self.give_up_request(tenant, id, "changed_meanwhile").await?,
+                (Err(why), _) if request.command.is_none() => {
                     // Nothing was sent: nothing is left behind, and the key is free.
                     self.withdraw_request(tenant, id, why.code()).await?;
                     return Err(why);
                 }
-                Err(why) if why.is_retryable() => return Err(why),
-                Err(why) => {
-                    self.give_up_request(tenant, id, why.code()).await?;
+                (Err(why), refused) if is_over(&why) => {
+                    let (code, why) = refused.unwrap_or_else(|| (why.code().to_owned(), why));
+                    self.give_up_request(tenant, id, &code).await?;
                     return Err(why);
                 }
-            };
-            match next {
-                Next::Stop(change) => self.conclude_request(tenant, &request, &change).await?,
-                Next::Do(what, _) if request.steps.iter().any(|step| step == what) => {
-                    self.give_up_request(tenant, id, "changed_meanwhile").await?;
-                }
-                Next::Do(what, command) => self.ask_step(tenant, &request, what, command).await?,
+                (Err(why), _) => return Err(why),
             }
         }
         Err(ProviderError::RateLimited { retry_after: None }.into())
+    }
+
+    /// Sends a step; says whether, and how, Stripe has refused it for good.
+    async fn refusal(
+        &self,
+        provider: &dyn PaymentProvider,
+        tenant: TenantId,
+        command: JobId,
+    ) -> Result<Option<(String, BillingError)>, BillingError> {
+        match self.send(provider, tenant, command).await {
+            Ok(_) => Ok(None),
+            Err(BillingError::CommandFailed { code }) => Ok(Some((code.clone(), BillingError::CommandFailed { code }))),
+            Err(BillingError::Provider(why)) if is_final(&why) => Ok(Some((why.code().to_owned(), why.into()))),
+            Err(why) => Err(why),
+        }
     }
 
     async fn next_step(
         &self,
         provider: &dyn PaymentProvider,
         tenant: TenantId,
-        request: &Requested,
-        goal: &Goal,
+        (request, goal): (&Requested, &Goal),
+        done: &[String],
     ) -> Result<Next, BillingError> {
         if let Goal::Details { update } = goal {
-            return Ok(goal::details(update, &request.steps));
+            return Ok(goal::details(update, done));
         }
         let seen = self.look(provider, tenant, &request.object).await?;
-        goal::next(goal, &seen, &self.config.catalog, &request.steps)
+        goal::next(goal, &seen, &self.config.catalog, done)
     }
 
     /// What Stripe has now, merged.
@@ -314,6 +329,15 @@ impl Billing {
             record_end(&mut tx, tenant, ("billing.request_withdrawn", id, code), &ACTOR, now).await?;
         }
         Ok(tx.commit().await?)
+    }
+}
+
+/// Whether it will be the same however often it is tried.
+const fn is_over(why: &BillingError) -> bool {
+    match why {
+        BillingError::StateForbids { .. } | BillingError::Invalid(_) => true,
+        BillingError::Provider(refused) => is_final(refused),
+        _ => false,
     }
 }
 

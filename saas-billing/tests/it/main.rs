@@ -2,8 +2,10 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test's helpers fail the test")]
 
+mod account;
 mod apply;
 mod calls;
+mod changes;
 mod command;
 mod crash;
 mod dependents;
@@ -17,4 +19,6 @@ mod provider;
 mod revenue;
 mod shop;
 mod simulator;
+mod stops;
 mod story;
+mod till;

@@ -123,7 +123,7 @@ type Outcome = Result<Value, ApiError>;
 /// Answers one request, or says how it fails to.
 pub(super) fn handle(engine: &mut Engine<'_>, request: &ApiRequest) -> (ApiResponse, Manner) {
     engine.world.calls += 1;
-    let fault = engine.world.faults.pop_front();
+    let fault = engine.world.faults.pop_front().flatten();
     let unbegun = |status: u16, kind, code, retry_after| {
         let error = ApiError::new(status, kind, code, "injected");
         (ApiResponse { retry_after, ..answer(status, &error.body()) }, Manner::Whole)
