@@ -109,6 +109,8 @@ mod receipts;
 mod rederive;
 pub mod revenue;
 #[cfg(feature = "postgres")]
+mod seat;
+#[cfg(feature = "postgres")]
 mod settle;
 pub mod signature;
 #[cfg(feature = "stripe")]
@@ -138,8 +140,10 @@ pub use provider::{Fetched, ObjectSource, PaymentProvider, ProviderError};
 pub use receipts::{InboxHealth, Receipt, ReceiptCursor, Stuck};
 #[cfg(feature = "postgres")]
 pub use rederive::{RederiveCursor, Rederived};
+#[cfg(feature = "postgres")]
+pub use seat::{Occupancy, OverviewMembers, Seat, SeatPolicy, SeatRepair, SeatReport, Seats};
 pub use signature::{SIGNATURE_HEADER, SignatureError, SigningSecrets, StripeSecret};
 
 /// The tables of this crate. Migrate [`saas_core::SCHEMA`] first.
 #[cfg(feature = "postgres")]
-pub static SCHEMA: saas_core::Schema = saas_core::schema!("billing": 1 "0001_inbox", 2 "0002_state", 3 "0003_retention", 4 "0004_ledger", 5 "0005_revenue", 6 "0006_command", 7 "0007_request");
+pub static SCHEMA: saas_core::Schema = saas_core::schema!("billing": 1 "0001_inbox", 2 "0002_state", 3 "0003_retention", 4 "0004_ledger", 5 "0005_revenue", 6 "0006_command", 7 "0007_request", 8 "0008_seat_trial");

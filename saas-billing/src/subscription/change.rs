@@ -10,7 +10,9 @@ use crate::{
     billing::Billing,
     derive::plan_item,
     error::BillingError,
+    merge::ContentHash,
     object::{ObjectId, Subscription},
+    postgres::request::Requested,
     provider::{OnFailedPayment, PaymentProvider, Proration},
 };
 
@@ -118,6 +120,11 @@ impl PlanChange {
     /// When it holds, for a subscription.
     pub(super) fn when_for(&self, subscription: &Subscription, catalog: &PlanCatalog) -> When {
         self.when.unwrap_or_else(|| direction(&self.edit, subscription, catalog))
+    }
+
+    /// Whether a request on record is this change.
+    pub(crate) fn is_of(&self, when: When, request: &Requested) -> bool {
+        request.fingerprint == ContentHash::of(&self.goal(when)).as_str()
     }
 
     pub(super) fn goal(&self, when: When) -> Goal {

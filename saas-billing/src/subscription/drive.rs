@@ -129,7 +129,7 @@ impl Billing {
     }
 
     /// The request that came with a key before.
-    pub(super) async fn known_request(
+    pub(crate) async fn known_request(
         &self,
         ctx: &dyn TenantContext,
         key: &IdempotencyKey,
@@ -139,7 +139,7 @@ impl Billing {
     }
 
     /// The tenant's subscription, as Stripe has it now.
-    pub(super) async fn subscription_of(
+    pub(crate) async fn subscription_of(
         &self,
         provider: &dyn PaymentProvider,
         ctx: &dyn TenantContext,
