@@ -81,10 +81,9 @@ impl BillingError {
     pub const fn kind(&self) -> ErrorKind {
         match self {
             Self::Signature(_) | Self::TooLarge { .. } | Self::Invalid(_) => ErrorKind::Invalid,
-            Self::AlreadyLinked { .. }
-            | Self::CommandFailed { .. }
-            | Self::StateForbids { .. }
-            | Self::TrialUsed => ErrorKind::Conflict,
+            Self::AlreadyLinked { .. } | Self::CommandFailed { .. } | Self::StateForbids { .. } | Self::TrialUsed => {
+                ErrorKind::Conflict
+            }
             Self::NoSubscription | Self::NoCustomer => ErrorKind::NotFound,
             Self::Misconfigured { .. } => ErrorKind::Misconfigured,
             Self::Provider(why) => why.kind(),

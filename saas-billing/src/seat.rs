@@ -177,9 +177,10 @@ impl Billing {
     ) -> Result<Seat, BillingError> {
         check_holder(holder)?;
         let now = self.clock.now();
-        let until = now.checked_add_signed(lasting).filter(|until| *until > now).ok_or_else(|| {
-            InvalidInput::new("the time of a promise", "is none, or without end", "pass a few days")
-        })?;
+        let until = now
+            .checked_add_signed(lasting)
+            .filter(|until| *until > now)
+            .ok_or_else(|| InvalidInput::new("the time of a promise", "is none, or without end", "pass a few days"))?;
         let tenant = ctx.tenant();
         tenant::lock_in(connection, tenant).await?;
         let seats = self.count_seats(connection, tenant, holder).await?;
@@ -251,7 +252,7 @@ impl Billing {
             let Seat::Full(seats) = seat else { return Ok(seat) };
             let wanted = seats.used().saturating_add(1);
             let step = IdempotencyKey::try_from(format!("{key}-{wanted}"))?;
-            match self.set_seats(provider, ctx, wanted, &step).await? {
+            match self.put_seats(provider, ctx, (wanted, PlanChange::to_at_least), &step).await? {
                 Change::Made | Change::Already => {}
                 Change::Scheduled { .. } | Change::AwaitingPayment { .. } | Change::RolledBack => return Ok(seat),
             }
@@ -271,6 +272,16 @@ impl Billing {
         quantity: u64,
         key: &IdempotencyKey,
     ) -> Result<Change, BillingError> {
+        self.put_seats(provider, ctx, (quantity, PlanChange::to_quantity), key).await
+    }
+
+    async fn put_seats(
+        &self,
+        provider: &dyn PaymentProvider,
+        ctx: &dyn TenantContext,
+        (quantity, to): (u64, fn(u64) -> PlanChange),
+        key: &IdempotencyKey,
+    ) -> Result<Change, BillingError> {
         let (seats, derived) = (self.seats(ctx).await?, self.derived(ctx).await?);
         let known = self.known_request(ctx, key).await?;
         if known.is_none() && quantity < seats.used() {
@@ -280,7 +291,7 @@ impl Billing {
         }
         let policy = self.seat_policy(derived.plan.as_ref().map(|plan| &plan.plan));
         let is_more = seats.bought.is_none_or(|bought| quantity > bought);
-        let change = |proration| PlanChange::to_quantity(quantity).with_when(When::Now).with_proration(proration);
+        let change = |proration| to(quantity).with_when(When::Now).with_proration(proration);
         // A repeat is the request that it repeats, whatever has been bought by then.
         let asked = [policy.more, policy.fewer].map(change);
         let same = |change: &&PlanChange| known.as_ref().is_some_and(|known| change.is_of(When::Now, known));
@@ -306,15 +317,16 @@ impl Billing {
         seats.bought = plan_item(&seen.subscription, &self.config.catalog).and_then(|item| item.quantity);
         let bought = seats.bought.unwrap_or_else(|| seats.used());
         let (missing, unused) = (seats.used().saturating_sub(bought), bought.saturating_sub(seats.used()));
-        let wanted = match repair {
-            SeatRepair::Report => None,
-            SeatRepair::Buy { most } => Some(seats.used()).filter(|_| (1..=most.get()).contains(&missing)),
-            SeatRepair::Follow { most } => {
-                Some(seats.used().max(1)).filter(|wanted| (1..=most.get()).contains(&wanted.abs_diff(bought)))
-            }
+        let wanted = seats.used().max(1);
+        let (to, most): (fn(u64) -> PlanChange, u64) = match repair {
+            SeatRepair::Report => (PlanChange::to_quantity, 0),
+            SeatRepair::Buy { most } if missing > 0 => (PlanChange::to_at_least, most.get()),
+            SeatRepair::Buy { .. } => (PlanChange::to_at_least, 0),
+            SeatRepair::Follow { most } => (PlanChange::to_quantity, most.get()),
         };
-        let change = match wanted.filter(|_| seats.bought.is_some()) {
-            Some(wanted) => Some(self.set_seats(provider, ctx, wanted, key).await?),
+        let within = (1..=most).contains(&wanted.abs_diff(bought));
+        let change = match seats.bought.filter(|_| within) {
+            Some(_) => Some(self.put_seats(provider, ctx, (wanted, to), key).await?),
             None => None,
         };
         Ok(SeatReport { seats, missing, unused, change })

@@ -41,18 +41,8 @@ pub(crate) struct Requested {
     pub(crate) steps: Vec<String>,
 }
 
-type Row = (
-    Uuid,
-    String,
-    String,
-    String,
-    String,
-    Option<Vec<u8>>,
-    Option<Uuid>,
-    Vec<String>,
-    Option<Value>,
-    Option<String>,
-);
+type Row =
+    (Uuid, String, String, String, String, Option<Vec<u8>>, Option<Uuid>, Vec<String>, Option<Value>, Option<String>);
 
 impl TryFrom<Row> for Requested {
     type Error = CoreError;

@@ -59,15 +59,13 @@ pub(crate) async fn count_others(
         .execute(&mut *connection)
         .await
         .map_err(CoreError::from_database)?;
-    sqlx::query_scalar(
-        "select count(*) from saas.billing_seat where tenant_id = $1 and livemode = $2 and holder <> $3",
-    )
-    .bind(tenant.as_uuid())
-    .bind(scope.livemode)
-    .bind(holder)
-    .fetch_one(connection)
-    .await
-    .map_err(CoreError::from_database)
+    sqlx::query_scalar("select count(*) from saas.billing_seat where tenant_id = $1 and livemode = $2 and holder <> $3")
+        .bind(tenant.as_uuid())
+        .bind(scope.livemode)
+        .bind(holder)
+        .fetch_one(connection)
+        .await
+        .map_err(CoreError::from_database)
 }
 
 /// The members that the operators' list counts.

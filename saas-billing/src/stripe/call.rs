@@ -6,9 +6,9 @@ use super::form::{Form, escape};
 use crate::{
     object::{InvoiceStatus, ObjectId, ObjectKind},
     provider::{
-        Aggregation, Cancellation, Command, CustomerUpdate, ItemChange, MeterReading, NewCheckout, NewCustomer, NewPrice,
-        NewSubscription, OnFailedPayment, PageLimit, Phase, PricedBy, Proration, Query, SubscriptionChange, Tier,
-        TrialPayment,
+        Aggregation, Cancellation, Command, CustomerUpdate, ItemChange, MeterReading, NewCheckout, NewCustomer,
+        NewPrice, NewSubscription, OnFailedPayment, PageLimit, Phase, PricedBy, Proration, Query, SubscriptionChange,
+        Tier, TrialPayment,
     },
 };
 

@@ -73,6 +73,11 @@ impl PlanChange {
         Self::of(Edit { quantity: Some(quantity), ..Edit::default() })
     }
 
+    /// To so many units of the plan, unless there are more.
+    pub(crate) fn to_at_least(quantity: u64) -> Self {
+        Self::of(Edit { quantity: Some(quantity), at_least: true, ..Edit::default() })
+    }
+
     /// To so many of an add-on, by its price; to none of it with 0.
     pub fn to_addon(price: ObjectId, quantity: u64) -> Self {
         Self::of(Edit { addons: vec![(price, quantity)], ..Edit::default() })

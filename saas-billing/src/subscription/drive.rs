@@ -2,7 +2,8 @@
 
 use chrono::{DateTime, Utc};
 use saas_core::{
-    Actor, CoreError, IdempotencyKey, InvalidInput, JobId, SystemTx, TenantContext, TenantId, TenantTx, audit, outbox, tenant,
+    Actor, CoreError, IdempotencyKey, InvalidInput, JobId, SystemTx, TenantContext, TenantId, TenantTx, audit, outbox,
+    tenant,
 };
 use serde_json::json;
 

@@ -19,6 +19,9 @@ pub(crate) struct Edit {
     pub(crate) price: Option<ObjectId>,
     /// How many of it.
     pub(crate) quantity: Option<u64>,
+    /// More than that are as good: who buys one for himself takes nobody else's away.
+    #[serde(default)]
+    pub(crate) at_least: bool,
     /// How many of each add-on's price; none of it for 0.
     pub(crate) addons: Vec<(ObjectId, u64)>,
 }
@@ -75,10 +78,13 @@ impl Edit {
         match plan_item(subscription, catalog) {
             Some(item) => {
                 let price = self.price.clone().filter(|price| *price != item.price.id);
-                let quantity = self.quantity.filter(|quantity| Some(*quantity) != item.quantity);
+                let quantity = self.quantity.filter(|quantity| match item.quantity {
+                    Some(present) if self.at_least => present < *quantity,
+                    present => present != Some(*quantity),
+                });
                 if price.is_some() || quantity.is_some() {
                     // Another price would begin with one of it.
-                    let quantity = self.quantity.or(item.quantity);
+                    let quantity = quantity.or(item.quantity);
                     changes.push(ItemChange::Set { item: item.id.clone(), price, quantity });
                 }
             }
@@ -105,11 +111,8 @@ impl Edit {
 
     /// The items that there are then, by price.
     pub(super) fn target(&self, subscription: &Subscription, catalog: &PlanCatalog) -> Vec<(ObjectId, Option<u64>)> {
-        let mut items: Vec<(ObjectId, ObjectId, Option<u64>)> = subscription
-            .items
-            .iter()
-            .map(|item| (item.id.clone(), item.price.id.clone(), item.quantity))
-            .collect();
+        let mut items: Vec<(ObjectId, ObjectId, Option<u64>)> =
+            subscription.items.iter().map(|item| (item.id.clone(), item.price.id.clone(), item.quantity)).collect();
         let mut added = Vec::new();
         for change in self.changes(subscription, catalog) {
             match change {

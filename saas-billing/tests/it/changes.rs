@@ -1,13 +1,13 @@
 //! Changes of plan, seats and add-ons: previewed, made, scheduled, paid late or never, twice at once, and killed half-way.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use chrono::TimeDelta;
 use saas_billing::{
-    BillingError, ProviderError,
+    BillingError, PaymentProvider as _, ProviderError,
     object::ObjectKind,
-    provider::OnFailedPayment,
+    provider::{OnFailedPayment, PageLimit, Query},
     subscription::{Change, PlanChange, When},
     testing::{CheckoutRequest, Fault},
 };
@@ -30,9 +30,7 @@ fn to(price: &str) -> PlanChange {
 
 /// What must be equal between a preview and the invoice that follows.
 fn billed(invoice: &Value) -> (i64, i64, Vec<(i64, String)>) {
-    let line = |line: &Value| {
-        (line["amount"].as_i64().unwrap(), text(&line["pricing"]["price_details"]["price"]))
-    };
+    let line = |line: &Value| (line["amount"].as_i64().unwrap(), text(&line["pricing"]["price_details"]["price"]));
     let lines = invoice["lines"]["data"].as_array().unwrap().iter().map(line).collect();
     (invoice["total"].as_i64().unwrap(), invoice["amount_due"].as_i64().unwrap(), lines)
 }
@@ -225,36 +223,32 @@ async fn whatever_stripe_does_at_whichever_call_the_end_is_one_of_the_two_and_ch
     ];
     for (from, price) in [("price_pro", "price_team"), ("price_team", "price_pro")] {
         for fault in faults {
-            let mut calls = 0;
-            loop {
-                let shop = Shop::open().await;
-                let (ctx, purchase) = shop.buyer_of("acme", CheckoutRequest::new(from)).await;
+            let shop = Shop::open().await;
+            let (mut calls, mut met) = (0, true);
+            while met {
+                let (ctx, purchase) = shop.buyer_of(&format!("tenant-{calls}"), CheckoutRequest::new(from)).await;
                 shop.deliver_all().await;
                 shop.stripe.advance(TimeDelta::days(3));
                 shop.stripe.inject_after(calls, [fault]);
                 let provider = shop.stripe.as_ref();
                 let change = to(price);
                 let first = shop.billing.change_plan(provider, &ctx, &change, &key("k")).await;
-                let met = shop.stripe.heal() == 0;
+                met = shop.stripe.heal() == 0;
                 while !shop.worker().await.is_idle() {}
                 let last = shop.billing.change_plan(provider, &ctx, &change, &key("k")).await;
                 let place = format!("{fault:?} at call {calls} to {price}: {first:?}, {last:?}");
-                let last = last.unwrap_or_else(|_| panic!("{place}"));
-                match price {
-                    "price_team" => assert_eq!(last, Change::Made, "{place}"),
-                    _ => assert!(matches!(last, Change::Scheduled { .. }), "{place}"),
+                match last {
+                    Ok(Change::Made) if price == "price_team" => {}
+                    Ok(Change::Scheduled { .. }) if price == "price_pro" => {}
+                    _ => panic!("{place}"),
                 }
-                shop.deliver_all().await;
-                let invoices = shop.stripe.living(ObjectKind::Invoice).len();
+                let query = Query::Invoices { customer: Some(purchase.customer.clone()), status: None };
+                let invoices = provider.list(&query, None, PageLimit::MAX).await.unwrap().objects.len();
                 assert_eq!(invoices, if price == "price_team" { 2 } else { 1 }, "{place}");
                 shop.stripe.advance(TimeDelta::days(31));
-                shop.deliver_all().await;
                 let now = shop.stripe.object(ObjectKind::Subscription, &purchase.subscription).unwrap();
                 assert_eq!(now["items"]["data"][0]["price"]["id"], price, "{place}");
-                if !met {
-                    break;
-                }
-                calls += 1;
+                calls += usize::from(met);
             }
             assert!(calls >= 3, "{fault:?} met only {calls} calls");
         }
@@ -305,12 +299,6 @@ async fn two_different_changes_at_once_end_as_one_of_them_and_one_preview_wins()
     let till = Arc::new(Till::open("price_pro", 1).await);
     till.shop.stripe.advance(TimeDelta::days(3));
     let wishes = [to("price_team").with_quantity(3), to("price_team_year").with_quantity(7)];
-    let mut ends = BTreeSet::new();
-    for wish in &wishes {
-        let item = wish.clone();
-        ends.insert(format!("{item:?}").contains("year"));
-    }
-    assert_eq!(ends.len(), 2);
     let mut asking = tokio::task::JoinSet::new();
     for n in 0..8_usize {
         let (till, wish) = (Arc::clone(&till), wishes[n % 2].clone());

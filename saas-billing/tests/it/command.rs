@@ -329,7 +329,10 @@ async fn a_caller_that_goes_away_at_any_step_leaves_one_customer_and_one_page() 
 }
 
 /// Polls so many times and drops the future then; says whether it ended by itself.
-pub(crate) async fn ends_within<T>(polls: usize, mut future: std::pin::Pin<Box<dyn Future<Output = T> + Send + '_>>) -> bool {
+pub(crate) async fn ends_within<T>(
+    polls: usize,
+    mut future: std::pin::Pin<Box<dyn Future<Output = T> + Send + '_>>,
+) -> bool {
     let mut left = polls;
     std::future::poll_fn(move |context| {
         left -= 1;

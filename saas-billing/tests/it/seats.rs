@@ -5,14 +5,10 @@ use std::{num::NonZeroU64, sync::Arc};
 use async_trait::async_trait;
 use chrono::TimeDelta;
 use saas_billing::{
-    BillingError, Occupancy, Seat, SeatPolicy, SeatRepair, Seats,
-    provider::Proration,
-    subscription::Change,
+    BillingError, Occupancy, Seat, SeatPolicy, SeatRepair, Seats, provider::Proration, subscription::Change,
     testing::CheckoutRequest,
 };
-use saas_core::{
-    CoreError, ErrorKind, PlanKey, RequestContext, SystemTx, TenantContext as _, TenantId, TenantTx,
-};
+use saas_core::{CoreError, ErrorKind, PlanKey, RequestContext, SystemTx, TenantContext as _, TenantId, TenantTx};
 use sqlx::PgConnection;
 
 use crate::{
