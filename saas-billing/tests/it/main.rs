@@ -16,6 +16,7 @@ mod ledger;
 mod orders;
 mod proration;
 mod provider;
+mod reconcile;
 mod revenue;
 mod seats;
 mod shop;
