@@ -16,6 +16,8 @@ mod goal;
 mod preview;
 mod schedule;
 mod stop;
+#[cfg(test)]
+mod tests;
 mod waiting;
 
 pub use account::{BillingDetails, InvoicePage, InvoiceSummary, Portal};

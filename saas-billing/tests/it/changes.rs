@@ -1,6 +1,6 @@
 //! Changes of plan, seats and add-ons: previewed, made, scheduled, paid late or never, twice at once, and killed half-way.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use chrono::TimeDelta;
@@ -8,6 +8,7 @@ use saas_billing::{
     BillingError, PaymentProvider as _, ProviderError,
     object::ObjectKind,
     provider::{OnFailedPayment, PageLimit, Query},
+    stripe::StripeApi,
     subscription::{Change, PlanChange, When},
     testing::{CheckoutRequest, Fault},
 };
@@ -20,6 +21,7 @@ use serde_json::Value;
 
 use crate::{
     command::ends_within,
+    provider::adapter,
     shop::{Shop, id},
     till::{Till, key, text},
 };
@@ -252,6 +254,26 @@ async fn whatever_stripe_does_at_whichever_call_the_end_is_one_of_the_two_and_ch
             }
             assert!(calls >= 3, "{fault:?} met only {calls} calls");
         }
+    }
+}
+
+// W22: late, never, cut off, too many, busy
+#[tokio::test]
+async fn an_answer_that_comes_late_or_never_is_asked_for_under_the_same_key() {
+    for fault in [Fault::Silent, Fault::Stuck, Fault::CutAfter, Fault::KeyInUse, Fault::RateLimited(0)] {
+        let till = Till::open("price_pro", 1).await;
+        let patience = adapter(&till.server).with_timeouts(Duration::from_millis(1_500), Duration::from_secs(60));
+        let stripe = StripeApi::new(patience).unwrap();
+        till.shop.stripe.advance(TimeDelta::days(3));
+        // After the looks that come before the write.
+        till.shop.stripe.inject_after(2, [fault]);
+        let change = to("price_team");
+        let made = till.shop.billing.change_plan(&stripe, &till.ctx, &change, &key("k")).await.unwrap();
+        assert_eq!((made, till.shop.stripe.heal()), (Change::Made, 0), "{fault:?}");
+        assert_eq!(till.shop.stripe.living(ObjectKind::Invoice).len(), 2, "{fault:?}: charged once");
+        assert_eq!(till.plan().await, "team", "{fault:?}");
+        till.settle().await;
+        assert_eq!(till.plan().await, "team", "{fault:?}");
     }
 }
 

@@ -40,7 +40,7 @@ state = "archived"
 prices = ["price_old"]
 [[plans.old.versions]]
 version = 2
-prices = ["price_new"]
+prices = ["price_old_2"]
 [addons.more]
 mode = "stack"
 max_quantity = 3

@@ -22,7 +22,7 @@ pub(crate) struct Till {
     pub(crate) stripe: StripeApi,
     pub(crate) ctx: RequestContext,
     pub(crate) purchase: Purchase,
-    _server: SimulatorServer,
+    pub(crate) server: SimulatorServer,
 }
 
 pub(crate) fn key(text: &str) -> IdempotencyKey {
@@ -44,7 +44,7 @@ impl Till {
         shop.deliver_all().await;
         let server = SimulatorServer::start(Arc::clone(&shop.stripe)).await.unwrap();
         let stripe = StripeApi::new(adapter(&server)).unwrap();
-        Self { shop, stripe, ctx, purchase, _server: server }
+        Self { shop, stripe, ctx, purchase, server }
     }
 
     pub(crate) async fn change(&self, change: &PlanChange, text: &str) -> Result<Change, BillingError> {
