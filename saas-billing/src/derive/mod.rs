@@ -10,6 +10,7 @@ mod plan;
 
 pub use dunning::GracePolicy;
 pub use objects::{AnyMerged, TenantObjects};
+#[cfg(feature = "postgres")]
 pub(crate) use plan::plan_item;
 
 use std::collections::{BTreeMap, BTreeSet};
