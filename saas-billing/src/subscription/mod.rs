@@ -1,6 +1,6 @@
 //! What an application does with a tenant's subscription: other plans, other seats, add-ons, an end, a pause.
 //!
-//! A call says how things shall be. It becomes a row before anything is sent ([`Billing::change_plan`] and the others take
+//! A call says how things shall be. It becomes a row before anything is sent ([`Billing::change_plan`](crate::Billing::change_plan) and the others take
 //! the caller's key), and is driven there step by step: look at what Stripe has, do one write, look again. Whoever finds a
 //! request under way finishes it before asking for something else, so two calls at once end as one after the other, each as a
 //! whole; after a crash the outbox goes on. What the tenant may do follows from what Stripe confirms, never from a request.
