@@ -201,6 +201,10 @@ impl Billing {
 
 #[async_trait]
 impl WebhookProcessor for Billing {
+    fn body_limit(&self) -> usize {
+        self.config.body_limit
+    }
+
     #[tracing::instrument(name = "saas.billing.webhook.receive", level = "debug", skip_all, fields(bytes = body.len()))]
     async fn process(&self, body: &[u8], signature: &str) -> Result<Accepted, BillingError> {
         if body.len() > self.config.body_limit {
