@@ -249,7 +249,11 @@ impl AnyMerged {
         match self {
             Self::Customer(_) => true,
             Self::CheckoutSession(merged) => merged.resolve().ambiguous,
-            Self::Subscription(merged) => !merged.value().is_final() || merged.resolve().ambiguous,
+            // One that is over says which plan the tenant had before, and until when.
+            Self::Subscription(merged) => {
+                let started = || merged.history().facts().any(|(fact, _)| *fact == Fact::SubscriptionStarted);
+                !merged.value().is_final() || merged.resolve().ambiguous || started()
+            }
             Self::Invoice(merged) => is_current_invoice(merged),
             Self::Charge(merged) => merged.resolve().ambiguous,
             Self::Refund(merged) => merged.resolve().ambiguous,
