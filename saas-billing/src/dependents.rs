@@ -22,8 +22,7 @@ impl Dependents for LiveBilling {
             "select kind, object_id, status
              from saas.billing_object
              where tenant_id = $1 and is_current
-               and ((kind = 'subscription' and status not in ('canceled', 'incomplete_expired'))
-                    or (kind = 'invoice' and status in ('draft', 'open')))
+               and (kind = 'subscription' or (kind = 'invoice' and status in ('draft', 'open')))
              order by kind desc, object_id
              limit $2",
         )
