@@ -113,7 +113,7 @@ pub use postgres::{
 pub use require::{FeatureRequired, UpgradeLink};
 pub use resolve::resolve;
 pub use snapshot::{FeatureHandle, Origin, Snapshot};
-pub use source::{SnapshotSource, TenantState};
+pub use source::{Dated, SnapshotSource, TenantState};
 pub use terms::{Carry, Ended, Terms};
 pub use window::{Period, period_at};
 

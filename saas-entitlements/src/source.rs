@@ -32,4 +32,20 @@ pub struct TenantState {
 pub trait SnapshotSource: fmt::Debug + Send + Sync + 'static {
     /// The tenant's state at `now`; `None` for a tenant that does not exist.
     async fn load(&self, tenant: TenantId, now: DateTime<Utc>) -> Result<Option<TenantState>, EntitlementsError>;
+
+    /// The same, with the time of the clock that all processes share, read on the way: the gate holds its own to it
+    /// ([`GateOptions::with_max_skew`](crate::GateOptions::with_max_skew)). Without such a clock, as here, the gate goes by
+    /// its own. What wraps a source passes it on.
+    async fn load_dated(&self, tenant: TenantId, now: DateTime<Utc>) -> Result<Dated, EntitlementsError> {
+        Ok(Dated { state: self.load(tenant, now).await?, read_at: None })
+    }
+}
+
+/// What was read, and when by the clock of where it was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Dated {
+    /// The tenant's state; `None` for a tenant that does not exist.
+    pub state: Option<TenantState>,
+    /// The source's time, at an instant within the read; `None` where it has no clock, or did not say.
+    pub read_at: Option<DateTime<Utc>>,
 }

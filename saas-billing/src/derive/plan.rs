@@ -43,6 +43,6 @@ pub(super) fn choose<'a>(
     Choice { rank: plan.as_ref().map_or(0, |plan| rank(catalog, plan)), plan, item: subscription.items.first() }
 }
 
-fn rank(catalog: &PlanCatalog, plan: &PlanVersionRef) -> u32 {
+pub(super) fn rank(catalog: &PlanCatalog, plan: &PlanVersionRef) -> u32 {
     catalog.plan(&plan.plan).map_or(0, |plan| plan.rank())
 }

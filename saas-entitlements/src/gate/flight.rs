@@ -14,7 +14,7 @@ use super::{
     stats::count,
 };
 use crate::{
-    EntitlementsError,
+    Dated, EntitlementsError,
     resolve::resolve,
     snapshot::{Origin, ShelfLife, Snapshot},
 };
@@ -61,7 +61,14 @@ impl Core {
             let permit = self.permits.acquire().await.map_err(closed)?;
             let began = self.begin(tenant);
             count(&self.counters.loads);
-            let state = self.source.load(tenant, began.read_at).await?;
+            let asked = self.clock.own_time();
+            let Dated { state, read_at } = self.source.load_dated(tenant, began.read_at).await?;
+            if let (Some(asked), Some(told)) = (asked, read_at)
+                && self.clock.compare(asked, told)
+            {
+                // What was read is what held at another time than was meant.
+                continue;
+            }
             let mut snapshot = match state {
                 Some(state) => resolve(&self.catalog, tenant, state, began.read_at)?,
                 None => Snapshot::unknown(&self.catalog, tenant, began.read_at),

@@ -224,9 +224,10 @@ impl Inner {
     }
 
     async fn consume(&self, tenant: TenantId, meter: &MeterKey, amount: u64) -> Result<LeasedUse, EntitlementsError> {
-        let now = self.entitlements.core.clock.now();
         for _ in 0..ATTEMPTS {
             let snapshot = self.entitlements.snapshot(tenant).await;
+            // After it: the first load may have found the clock to be wrong.
+            let now = self.entitlements.core.clock.now();
             check(&snapshot, meter, amount)?;
             let rule = match rule_at(&snapshot, meter, now)? {
                 Ok(rule) => rule,

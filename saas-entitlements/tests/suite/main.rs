@@ -21,6 +21,7 @@ mod receiver;
 mod redis;
 mod require;
 mod reservations;
+mod skew;
 mod stage;
 mod staleness;
 mod usage;
