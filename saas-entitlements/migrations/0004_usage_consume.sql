@@ -32,7 +32,7 @@ declare
     member_room bigint;
     rare boolean;
 begin
-    select t.revision into usage_consume.revision from saas.tenant t where t.id = of_tenant;
+    select t.revision into usage_consume.revision from saas.tenant t where t.id = of_tenant for key share;
     if not found then
         outcome := 'no tenant';
         return next;
@@ -211,7 +211,8 @@ declare
     common boolean;
 begin
     select t.revision = at_revision and aggregation = 'sum' and member_up_to is null into common
-    from saas.tenant t where t.id = of_tenant;
+    from saas.tenant t where t.id = of_tenant
+    for key share;
     if common then
         select greatest(c.used, 0) as used, c.held, c.carried, c.limit_units, c.by_member into counter
         from saas.usage_counter c

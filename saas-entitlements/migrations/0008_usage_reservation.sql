@@ -237,6 +237,7 @@ declare
     rest bigint;
     others bigint;
 begin
+    perform from saas.tenant t where t.id = of_tenant for key share;
     select r.* into hold from saas.usage_reservation r where r.tenant_id = of_tenant and r.id = of_reservation;
     if not found then
         outcome := 'unknown';

@@ -14,7 +14,7 @@ declare
     outstanding bigint;
     next_mark bigint;
 begin
-    perform from saas.tenant t where t.id = of_tenant and t.revision = at_revision;
+    perform from saas.tenant t where t.id = of_tenant and t.revision = at_revision for key share;
     if not found then
         outcome := 'outdated';
         return next;
@@ -87,6 +87,7 @@ declare
     within bigint;
     given bigint := 0;
 begin
+    perform from saas.tenant t where t.id = of_tenant for key share;
     select l.* into lease from saas.usage_lease l where l.tenant_id = of_tenant and l.id = of_lease;
     if not found then
         outcome := 'unknown';

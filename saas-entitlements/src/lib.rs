@@ -130,4 +130,5 @@ pub static SCHEMA: saas_core::Schema = saas_core::schema!("entitlements":
     8 "0008_usage_reservation",
     9 "0009_usage_edges",
     10 "0010_usage_tier",
+    11 "0011_usage_record",
 );

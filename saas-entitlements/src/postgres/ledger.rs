@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use saas_core::{
-    CoreError, InvalidInput, MeterKey, TenantContext, TenantTx, UsageEventId, UsageGrantId, audit, plan::Window,
+    CoreError, InvalidInput, MeterKey, TenantContext, TenantTx, UsageEventId, UsageGrantId, audit, plan::Window, tenant,
 };
 use sqlx::types::Uuid;
 
@@ -169,6 +169,7 @@ async fn correct_in(
         adjustment;
     let (item, member) = (item.as_deref(), member.as_deref());
     let (tenant, actor) = (tx.tenant(), tx.actor().to_string());
+    tenant::hold_in(tx, tenant).await?;
     open_window(tx, counter, *window, *period).await?;
     // As for a use: first the counter, then the key.
     let (before, held, by_member): (i64, i64, bool) = sqlx::query_as(
