@@ -90,6 +90,9 @@ create table saas.usage_counter (
     by_member     boolean not null default false,
     -- when its end was dealt with: warnings taken back, what is left carried over
     closed_at     timestamptz,
+    -- beyond so much the tenant may only read: a use or a correction that crosses it raises the tenant's revision, so that
+    -- every gate hears of it. Set by who asks; null: nobody does.
+    over_above    bigint,
     -- somebody was refused while units were held: holders that are idle give theirs back
     wanted_at     timestamptz,
     primary key (tenant_id, meter, window_kind, window_start)

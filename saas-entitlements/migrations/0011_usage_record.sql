@@ -20,6 +20,7 @@ declare
     counted integer[];
     fresh integer;
     by_member boolean;
+    turned uuid[];
     gone uuid;
 begin
     perform from saas.tenant t where t.id = any (tenants) order by t.id for key share;
@@ -65,17 +66,25 @@ begin
         select places[c.n] as place, sum(of_units[c.n]) as units
         from unnest(counted) as c (n)
         group by 1
-    ), added as (
-        insert into saas.usage_counter as c (tenant_id, meter, window_kind, window_start, window_end, used)
-        select tenants[s.place], counters[s.place], window_kinds[s.place], starts[s.place], max(ends[s.place]),
-               sum(s.units)::bigint
+    ), input as (
+        select tenants[s.place] as tenant, counters[s.place] as counter, window_kinds[s.place] as window_kind,
+               starts[s.place] as start, max(ends[s.place]) as ended, sum(s.units)::bigint as units
         from sums s
         group by 1, 2, 3, 4
+    ), added as (
+        insert into saas.usage_counter as c (tenant_id, meter, window_kind, window_start, window_end, used)
+        select i.tenant, i.counter, i.window_kind, i.start, i.ended, i.units
+        from input i
         order by 1, 2, 3, 4
         on conflict (tenant_id, meter, window_kind, window_start) do update set used = c.used + excluded.used
-        returning c.by_member
+        returning c.tenant_id, c.meter, c.window_kind, c.window_start, c.used, c.by_member, c.over_above
     )
-    select bool_or(a.by_member) into by_member from added a;
+    select bool_or(a.by_member),
+           array_agg(distinct a.tenant_id) filter (where a.used > a.over_above and a.used - i.units <= a.over_above)
+    into by_member, turned
+    from added a
+    join input i on i.tenant = a.tenant_id and i.counter = a.meter and i.window_kind = a.window_kind and i.start = a.window_start;
+    perform saas.bump_revision(u.tenant) from unnest(turned) as u (tenant);
     if by_member then
         insert into saas.usage_member as m (tenant_id, meter, window_kind, window_start, member, used)
         select tenants[places[u.n]], counters[places[u.n]], window_kinds[places[u.n]], starts[places[u.n]], members[u.n],

@@ -4,9 +4,9 @@ use std::fmt;
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
-use saas_core::{Revision, TenantId, subscription::PlanAssignment};
+use saas_core::{MeterKey, Revision, TenantId, plan::Window, subscription::PlanAssignment};
 
-use crate::{EntitlementsError, Override};
+use crate::{EntitlementsError, Override, Period};
 
 /// Everything that decides what one tenant may do, as stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,6 +21,20 @@ pub struct TenantState {
     pub cohorts: Vec<Box<str>>,
 }
 
+/// A window of a meter whose usage decides whether its tenant may only read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Watched {
+    /// The meter that counts.
+    pub meter: MeterKey,
+    /// The kind of the window.
+    pub window: Window,
+    /// The window.
+    pub period: Period,
+    /// The most that may be used of it.
+    pub most: u64,
+}
+
 /// Reads what decides about a tenant.
 ///
 /// # Contract
@@ -32,4 +46,18 @@ pub struct TenantState {
 pub trait SnapshotSource: fmt::Debug + Send + Sync + 'static {
     /// The tenant's state at `now`; `None` for a tenant that does not exist.
     async fn load(&self, tenant: TenantId, now: DateTime<Utc>) -> Result<Option<TenantState>, EntitlementsError>;
+
+    /// How much is used of each of these windows, in their order. Asked after [`load`](Self::load), and only about a tenant
+    /// that came from another plan to one with a limit whose `over_limit` lets it only read. From then on, a change after which
+    /// one of them is beyond its `most`, or no longer, raises the tenant's revision.
+    ///
+    /// `None`, as here, from a source that does not know what is used: no tenant is then restricted for it.
+    async fn watch(
+        &self,
+        _tenant: TenantId,
+        _windows: &[Watched],
+        _now: DateTime<Utc>,
+    ) -> Result<Option<Vec<u64>>, EntitlementsError> {
+        Ok(None)
+    }
 }
