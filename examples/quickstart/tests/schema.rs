@@ -47,7 +47,6 @@ const NOT_A_STATEMENT: &[&str] = &[
     "select coalesce(max(version), 0) from saas._migrations_", // a piece of `schema!`
     "select saas.fence('{",                                    // a remedy, to be read
     "select version, description, installed_on, execution_time from _sqlx_migrations", // a table of the application
-    "select {nonce}::bigint",                                  // a format of the check of a connection
     "select 1; commit",                                        // two statements in one message
 ];
 
