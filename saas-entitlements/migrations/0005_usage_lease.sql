@@ -19,6 +19,7 @@ begin
     ) then
         return 0;
     end if;
+    perform from saas.tenant t where t.id = of_tenant for key share;
     with overdue as (
         update saas.usage_lease l
         set stranded = l.lent - l.spent - l.returned, ended_at = clock_timestamp()
@@ -57,6 +58,7 @@ declare
     used_now bigint;
     back bigint := 0;
 begin
+    perform from saas.tenant t where t.id = of_tenant for key share;
     select l.* into lease from saas.usage_lease l where l.tenant_id = of_tenant and l.id = of_lease;
     if not found then
         outcome := 'fenced';
@@ -127,7 +129,7 @@ begin
         perform from saas.usage_lease_report(of_tenant, former, former_number, former_spent, true, life_ms, former_event,
                                              by_actor, moment);
     end if;
-    select t.revision into usage_lease_borrow.revision from saas.tenant t where t.id = of_tenant;
+    select t.revision into usage_lease_borrow.revision from saas.tenant t where t.id = of_tenant for key share;
     if not found then
         outcome := 'no tenant';
         return next;
@@ -206,6 +208,7 @@ declare
     overdue record;
     total bigint := 0;
 begin
+    perform from saas.tenant t where t.id = of_tenant for key share;
     for overdue in
         select l.counter, l.window_kind, l.window_start from saas.usage_lease l
         where l.tenant_id = of_tenant and l.ended_at is null and l.expires_at <= clock_timestamp()

@@ -70,7 +70,7 @@ impl Core {
                 continue;
             }
             let mut snapshot = match state {
-                Some(state) => resolve(&self.catalog, tenant, state, began.read_at)?,
+                Some(state) => self.with_usage(resolve(&self.catalog, tenant, state, began.read_at)?).await?,
                 None => Snapshot::unknown(&self.catalog, tenant, began.read_at),
             };
             snapshot.life = match snapshot.origin {
@@ -89,6 +89,16 @@ impl Core {
             tokio::time::sleep(std::time::Duration::from_millis(pause)).await;
             pause = (pause * 2).min(LAST_PAUSE_MS);
         }
+    }
+
+    /// Of most tenants no usage is read.
+    async fn with_usage(&self, snapshot: Snapshot) -> Result<Snapshot, EntitlementsError> {
+        let watched = snapshot.watched();
+        if watched.is_empty() {
+            return Ok(snapshot);
+        }
+        let used = self.source.watch(snapshot.tenant, &watched, snapshot.at).await?;
+        Ok(snapshot.with_usage(&used.unwrap_or_default()))
     }
 
     /// What is known as a load begins, and how long its result may live: counted from here, since the state is as of now.

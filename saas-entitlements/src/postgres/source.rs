@@ -11,7 +11,7 @@ use saas_core::{
 use sqlx::types::Json;
 use uuid::Uuid;
 
-use crate::{Dated, EntitlementsError, Override, OverrideGrant, SnapshotSource, TenantState};
+use crate::{Dated, EntitlementsError, Override, OverrideGrant, SnapshotSource, TenantState, Watched};
 
 /// Reads what decides about a tenant from PostgreSQL and the source of plans.
 #[derive(Debug, Clone)]
@@ -83,6 +83,28 @@ impl SnapshotSource for PostgresSource {
             assignment.standing = Standing::Suspended { since };
         }
         Ok(Dated { state: Some(TenantState { revision, assignment, overrides, cohorts }), read_at })
+    }
+
+    async fn watch(
+        &self,
+        tenant: TenantId,
+        windows: &[Watched],
+        now: DateTime<Utc>,
+    ) -> Result<Option<Vec<u64>>, EntitlementsError> {
+        let ctx = RequestContext::new_at(tenant, Actor::system("entitlements"), now);
+        let mut tx = TenantTx::begin(&*self.binding, &ctx).await?;
+        let used: Vec<i64> = sqlx::query_scalar("select saas.usage_watch($1, $2, $3, $4, $5)")
+            .bind(tenant.as_uuid())
+            .bind(windows.iter().map(|watched| watched.meter.as_str()).collect::<Vec<_>>())
+            .bind(windows.iter().map(|watched| watched.window.as_str()).collect::<Vec<_>>())
+            .bind(windows.iter().map(|watched| watched.period.start).collect::<Vec<_>>())
+            .bind(windows.iter().map(|watched| i64::try_from(watched.most).unwrap_or(i64::MAX)).collect::<Vec<_>>())
+            .fetch_one(&mut *tx)
+            .await
+            .map_err(CoreError::from_database)?;
+        tx.commit().await?;
+        let corrupt = |_| CoreError::Corrupt { table: "saas.usage_counter", column: "used" };
+        Ok(Some(used.into_iter().map(|used| u64::try_from(used).map_err(corrupt)).collect::<Result<_, _>>()?))
     }
 }
 

@@ -13,6 +13,7 @@ mod layers;
 mod leases;
 mod metering;
 mod outage;
+mod over;
 mod plans;
 mod postgres;
 mod processes;
