@@ -3,7 +3,7 @@
 use std::{
     fmt,
     sync::{
-        Arc, Mutex, PoisonError, Weak,
+        Arc, Mutex, OnceLock, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
     },
     time::Instant,
@@ -12,15 +12,17 @@ use std::{
 use arc_swap::ArcSwap;
 use chrono::{DateTime, Utc};
 use hashbrown::HashMap;
-use saas_core::{Actor, LeaseToken, MeterKey, RequestContext, TenantContext, TenantId, plan::Aggregation};
+use saas_core::{
+    Actor, IdempotencyKey, LeaseToken, MeterKey, RequestContext, TenantContext, TenantId, plan::Aggregation,
+};
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::{
     Ask, Borrowed, LeaseOptions, LeaseStore, Report, Reported,
-    cell::{Cell, Cells, Held, State},
-    rule::{Rule, check, rule_at},
+    cell::{Cell, Cells, Ending, Held, State},
+    rule::{Rule, Way, way_of},
 };
-use crate::{Denial, Entitlements, EntitlementsError};
+use crate::{Consumption, Denial, Entitlements, EntitlementsError, Meter};
 
 /// How often a use is decided again because the tenant's revision moved in between.
 const ATTEMPTS: usize = 4;
@@ -79,6 +81,8 @@ struct Inner {
     entitlements: Entitlements,
     store: Arc<dyn LeaseStore>,
     options: LeaseOptions,
+    /// Counts what cannot be lent.
+    direct: OnceLock<Meter>,
     shards: Box<[ArcSwap<Map>]>,
     /// Whoever changes a map.
     writer: Mutex<()>,
@@ -97,9 +101,18 @@ impl Leases {
     pub fn new(entitlements: Entitlements, store: Arc<dyn LeaseStore>, options: LeaseOptions) -> Self {
         let shards = (0..SHARDS).map(|_| ArcSwap::from_pointee(Map::default())).collect();
         let (ticking, closed) = (AtomicBool::new(false), AtomicBool::new(false));
-        Self {
-            inner: Arc::new(Inner { entitlements, store, options, shards, writer: Mutex::new(()), ticking, closed }),
-        }
+        let (direct, writer) = (OnceLock::new(), Mutex::new(()));
+        Self { inner: Arc::new(Inner { entitlements, store, options, direct, shards, writer, ticking, closed }) }
+    }
+
+    /// Counts through `meter` what cannot be lent, so that callers need not know which meters can: peaks and levels, and what
+    /// the plan limits for each member. Each such use is a call of [`Meter::consume`] with a key of its own.
+    ///
+    /// The first meter that is given stays.
+    #[must_use]
+    pub fn with_meter(self, meter: Meter) -> Self {
+        let _ = self.inner.direct.set(meter);
+        self
     }
 
     /// Uses `amount` units, all or nothing.
@@ -110,7 +123,8 @@ impl Leases {
     ///
     /// # Errors
     /// - [`Invalid`](saas_core::ErrorKind::Invalid): the amount is 0, too large, or not 1 for a meter that counts uses; the
-    ///   meter is unknown, not a sum, or limited per member.
+    ///   meter is unknown; or it is not a sum or limited per member, and there is no [`Meter`] for those
+    ///   ([`with_meter`](Self::with_meter)), or that one refuses it.
     /// - [`NotFound`](saas_core::ErrorKind::NotFound): no such tenant.
     /// - [`Unavailable`](saas_core::ErrorKind::Unavailable): nothing is left in memory and the store cannot be asked; or there
     ///   is no tokio runtime.
@@ -124,7 +138,7 @@ impl Leases {
         if self.try_consume(ctx.tenant(), meter, amount) {
             return Ok(LeasedUse::Granted);
         }
-        let decided = self.decide(ctx.tenant(), meter, amount)?.await;
+        let decided = self.decide(ctx, meter, amount)?.await;
         decided.unwrap_or(Err(EntitlementsError::Unavailable { cause: None }))
     }
 
@@ -134,7 +148,7 @@ impl Leases {
     #[inline(never)]
     fn decide(
         &self,
-        tenant: TenantId,
+        ctx: &dyn TenantContext,
         meter: &MeterKey,
         amount: u64,
     ) -> Result<JoinHandle<Result<LeasedUse, EntitlementsError>>, EntitlementsError> {
@@ -145,7 +159,13 @@ impl Leases {
             drop(runtime.spawn(keep_reporting(Arc::downgrade(&self.inner))));
         }
         let (inner, meter) = (Arc::clone(&self.inner), meter.clone());
-        Ok(runtime.spawn(async move { inner.consume(tenant, &meter, amount).await }))
+        let now = inner.entitlements.core.clock.now();
+        let caller = RequestContext::new_at(ctx.tenant(), ctx.actor().clone(), now).with_request(ctx.request());
+        let caller = match ctx.role() {
+            Some(role) => caller.with_role(role.clone()),
+            None => caller,
+        };
+        Ok(runtime.spawn(async move { inner.consume(&caller, &meter, amount).await }))
     }
 
     /// Uses `amount` units if so many are in memory: no lock, no allocation, no I/O. `false` says nothing about the limit.
@@ -203,14 +223,22 @@ impl Inner {
         &self.shards[usize::from(last) % SHARDS]
     }
 
-    async fn consume(&self, tenant: TenantId, meter: &MeterKey, amount: u64) -> Result<LeasedUse, EntitlementsError> {
-        let now = self.entitlements.core.clock.now();
+    async fn consume(
+        &self,
+        ctx: &RequestContext,
+        meter: &MeterKey,
+        amount: u64,
+    ) -> Result<LeasedUse, EntitlementsError> {
+        let (tenant, now) = (ctx.tenant(), self.entitlements.core.clock.now());
         for _ in 0..ATTEMPTS {
             let snapshot = self.entitlements.snapshot(tenant).await;
-            check(&snapshot, meter, amount)?;
-            let rule = match rule_at(&snapshot, meter, now)? {
-                Ok(rule) => rule,
-                Err(why) => return Ok(LeasedUse::Denied(why)),
+            let rule = match way_of(&snapshot, meter, amount, now)? {
+                Way::Lent(rule) => Arc::new(rule),
+                Way::Denied(why) => return Ok(LeasedUse::Denied(why)),
+                Way::Direct(why) => {
+                    let direct = self.direct.get().ok_or(why)?;
+                    return consume_directly(direct, ctx, meter, amount, now).await;
+                }
             };
             let cell = self.cell(tenant, meter, rule.cost, now);
             let mut state = cell.state.lock().await;
@@ -227,17 +255,20 @@ impl Inner {
                     let (limit, resets_at) = (rule.cap, rule.period.end);
                     return Ok(LeasedUse::Exhausted { limit, used, held, resets_at });
                 }
+                // What was left of it counts as used, and is not used: the next try borrows anew.
+                Borrowed::Fenced => {}
                 Borrowed::Outdated { revision } => self.entitlements.hear(tenant, revision),
             }
         }
         Err(EntitlementsError::Unavailable { cause: None })
     }
 
+    /// Tops up what is held, or borrows anew. The use is paid with what was left, and the rest of it is counted at once.
     async fn borrow(
         &self,
         cell: &Cell,
         state: &mut State,
-        rule: &Rule,
+        rule: &Arc<Rule>,
         amount: u64,
         now: DateTime<Utc>,
     ) -> Result<Borrowed, EntitlementsError> {
@@ -248,48 +279,81 @@ impl Inner {
             state.size = size.clamp(self.options.smallest, self.options.largest);
         }
         state.idle = 0;
-        let former = cell.drain(state, self.options.life);
+        if state.held.as_ref().is_some_and(|held| held.rule != *rule) {
+            cell.end(state, self.options.life);
+            self.send_endings(cell, state, now).await?;
+        }
+        let rest = cell.take_rest();
+        let (lease, number, spent) = match &mut state.held {
+            Some(held) => {
+                held.reports += 1;
+                (held.lease, held.reports, held.lent)
+            }
+            None => (LeaseToken::mint_at(now), 0, 0),
+        };
+        // Checked: it is at most `i64::MAX`.
+        let need = amount.saturating_mul(rule.cost).saturating_sub(rest);
         let lends = !self.closed.load(Ordering::Relaxed);
         let ask = Ask {
-            lease: LeaseToken::mint_at(now),
-            holder: self.options.holder.clone(),
-            meter: cell.meter().clone(),
-            counter: rule.counter.clone(),
+            draw: rule.draw(need, IdempotencyKey::try_from(format!("{lease}:{number}"))?, now),
             cost: rule.cost,
-            window: rule.window,
-            period: rule.period,
-            cap: rule.cap,
+            lease,
+            number,
+            spent,
+            holder: self.options.holder.clone(),
             exposed: rule.cap / self.options.exposed_share,
-            // Checked: it is at most `i64::MAX`.
-            need: amount.saturating_mul(rule.cost),
             want: if lends { state.size.saturating_mul(rule.cost) } else { 0 },
             life: self.options.life,
-            revision: rule.revision,
-            settle: former,
         };
-        let borrowed = match self.store.borrow(&cell.ctx, &ask, now).await {
-            Ok(borrowed) => borrowed,
-            Err(error) => {
-                // Both may have happened. What is not known to be lent is not used.
-                let unknown = Report { lease: ask.lease, number: 1, spent: 0, ending: true, life: self.options.life };
-                state.endings.extend(ask.settle.into_iter().chain([unknown]));
-                return Err(error);
+        match self.store.borrow(&cell.ctx, &ask, now).await {
+            Ok(lent @ Borrowed::Lent { units, used, relimited }) => {
+                match &mut state.held {
+                    Some(held) => {
+                        held.lent += units;
+                        (held.reported, held.since, held.lent_at) = (spent, asked, asked);
+                    }
+                    None if units > 0 => {
+                        let (rule, reports, reported) = (Arc::clone(rule), 0, 0);
+                        let (since, lent_at) = (asked, asked);
+                        state.held = Some(Held { lease, lent: units, rule, reports, reported, since, lent_at });
+                    }
+                    None => {}
+                }
+                cell.add(units);
+                if relimited || used >= state.due_from(rule) {
+                    self.announce(cell, state, rule, used, now).await;
+                }
+                Ok(lent)
             }
-        };
-        if let Borrowed::Lent { units: lent @ 1.. } = borrowed {
-            let held = Held {
-                lease: ask.lease,
-                lent,
-                rule: rule.clone(),
-                reports: 0,
-                reported: 0,
-                since: asked,
-                lent_at: asked,
-            };
-            state.held = Some(held);
-            cell.fill(lent);
+            Ok(not @ (Borrowed::Refused { .. } | Borrowed::Outdated { .. })) => {
+                cell.add(rest);
+                Ok(not)
+            }
+            Ok(Borrowed::Fenced) => {
+                state.held = None;
+                Ok(Borrowed::Fenced)
+            }
+            Err(error) => {
+                // It may have happened. What is not known to be lent is not used, and goes back with the last report; what was
+                // said to be spent may be known, so it stays spent.
+                cell.end(state, self.options.life);
+                if number == 0 {
+                    let report = Report { lease, number: 1, spent: 0, ending: true, life: self.options.life };
+                    state.endings.push(Ending { report, rule: Arc::clone(rule), due_from: u64::MAX });
+                }
+                Err(error)
+            }
         }
-        Ok(borrowed)
+    }
+
+    /// Lets the store say what is reached. What fails is tried again by whoever counts next: the use is counted already.
+    async fn announce(&self, cell: &Cell, state: &mut State, rule: &Arc<Rule>, used: u64, now: DateTime<Utc>) {
+        if let Err(error) = announce(&*self.store, cell, rule, now).await {
+            tracing::warn!(target: "saas.entitlements.lease.announce", error = &error as &dyn std::error::Error, "a threshold could not be announced; trying again with the next report");
+            state.told = Some((Arc::clone(rule), 0));
+            return;
+        }
+        state.told = Some((Arc::clone(rule), rule.next_threshold(used)));
     }
 
     /// Reports every lease; answers with the first failure.
@@ -316,8 +380,7 @@ impl Inner {
         let state = &mut *guard;
         let now = self.entitlements.core.clock.now();
         if state.held.is_some() && self.must_end(cell, state, now).await {
-            let last = cell.drain(state, self.options.life);
-            state.endings.extend(last);
+            cell.end(state, self.options.life);
         }
         self.send_endings(cell, state, now).await?;
         let Some(held) = &mut state.held else {
@@ -337,16 +400,22 @@ impl Inner {
         held.reports += 1;
         let report = Report { lease: held.lease, number: held.reports, spent, ending: false, life: self.options.life };
         match self.store.report(&cell.ctx, &report, now).await? {
-            Reported::Kept { wanted } => {
+            Reported::Kept { wanted, used } => {
                 (held.since, held.reported) = (asked, spent);
+                let rule = Arc::clone(&held.rule);
+                if used >= state.due_from(&rule) {
+                    self.announce(cell, state, &rule, used, now).await;
+                }
                 if wanted {
-                    let last = cell.drain(state, self.options.life);
-                    state.endings.extend(last);
+                    cell.end(state, self.options.life);
                     self.send_endings(cell, state, now).await?;
                 }
             }
             // What it still had counts as used, and is not used.
-            Reported::Fenced | Reported::Settled => drop(cell.drain(state, self.options.life)),
+            Reported::Fenced | Reported::Settled { .. } => {
+                cell.take_rest();
+                state.held = None;
+            }
         }
         Ok(())
     }
@@ -361,19 +430,17 @@ impl Inner {
             return true;
         }
         let snapshot = self.entitlements.snapshot(cell.ctx.tenant()).await;
-        match rule_at(&snapshot, cell.meter(), now) {
-            Ok(Ok(rule)) => rule != held.rule,
-            Ok(Err(_)) => true,
+        match way_of(&snapshot, cell.meter(), 1, now) {
+            Ok(Way::Lent(rule)) => rule != *held.rule,
+            Ok(Way::Direct(_) | Way::Denied(_)) => true,
             // Nothing is known at present: what was lent may be used for its life.
             Err(error) => !error.is_retryable(),
         }
     }
 
     async fn send_endings(&self, cell: &Cell, state: &mut State, now: DateTime<Utc>) -> Result<(), EntitlementsError> {
-        while let Some(report) = state.endings.last() {
-            // Whatever it answers, the lease is over.
-            let (Reported::Settled | Reported::Fenced | Reported::Kept { .. }) =
-                self.store.report(&cell.ctx, report, now).await?;
+        while let Some(ending) = state.endings.last() {
+            send(&*self.store, cell, ending, now).await?;
             state.endings.pop();
         }
         Ok(())
@@ -431,19 +498,67 @@ impl Drop for Inner {
             .flat_map(|shard| shard.load().values().flat_map(Cells::iter).cloned().collect::<Vec<_>>())
         {
             let Ok(mut state) = cell.state.try_lock() else { continue };
-            let last = cell.drain(&mut state, self.options.life);
-            let owed: Vec<Report> = state.endings.drain(..).chain(last).collect();
+            cell.end(&mut state, self.options.life);
+            let owed = std::mem::take(&mut state.endings);
             drop(state);
             let store = Arc::clone(&self.store);
             drop(runtime.spawn(async move {
-                for report in owed {
-                    if let Err(error) = store.report(&cell.ctx, &report, now).await {
+                for ending in owed {
+                    if let Err(error) = send(&*store, &cell, &ending, now).await {
                         tracing::warn!(target: "saas.entitlements.lease.report", error = &error as &dyn std::error::Error, "a lease could not be given back; it counts as used");
                     }
                 }
             }));
         }
     }
+}
+
+/// Sends the last report of a lease, and has announced what is reached by it. Safe to repeat.
+async fn send(
+    store: &dyn LeaseStore,
+    cell: &Cell,
+    ending: &Ending,
+    now: DateTime<Utc>,
+) -> Result<(), EntitlementsError> {
+    match store.report(&cell.ctx, &ending.report, now).await? {
+        Reported::Settled { used } | Reported::Kept { used, .. } if used >= ending.due_from => {
+            announce(store, cell, &ending.rule, now).await
+        }
+        // Whatever it answers, the lease is over.
+        Reported::Settled { .. } | Reported::Kept { .. } | Reported::Fenced => Ok(()),
+    }
+}
+
+async fn announce(
+    store: &dyn LeaseStore,
+    cell: &Cell,
+    rule: &Rule,
+    now: DateTime<Utc>,
+) -> Result<(), EntitlementsError> {
+    if rule.is_over(now) {
+        return Ok(());
+    }
+    let key = IdempotencyKey::try_from(LeaseToken::mint_at(now).to_string())?;
+    store.announce(&cell.ctx, &rule.draw(0, key, now), now).await.map(drop)
+}
+
+/// Counts one by one what cannot be lent.
+async fn consume_directly(
+    direct: &Meter,
+    ctx: &RequestContext,
+    meter: &MeterKey,
+    amount: u64,
+    now: DateTime<Utc>,
+) -> Result<LeasedUse, EntitlementsError> {
+    // Of this call alone: it has no name, so nothing repeats it.
+    let key = IdempotencyKey::try_from(LeaseToken::mint_at(now).to_string())?;
+    Ok(match direct.consume(ctx, meter, amount, &key).await? {
+        Consumption::Granted { .. } | Consumption::AlreadyCounted => LeasedUse::Granted,
+        Consumption::Exhausted { limit, left, resets_at, .. } => {
+            LeasedUse::Exhausted { limit, used: limit.saturating_sub(left), held: 0, resets_at }
+        }
+        Consumption::Denied { why, .. } => LeasedUse::Denied(why),
+    })
 }
 
 fn joined(
