@@ -107,6 +107,46 @@ async fn a_process_that_holds_gives_back_what_another_was_refused() {
     assert_eq!(two.consume(1, tenant, 950).await, LeasedUse::Granted);
 }
 
+#[tokio::test]
+async fn a_use_takes_what_is_left_and_the_rest_of_it_is_counted_with_the_refill() {
+    let two = Two::new();
+    let tenant = two.stage.tenant("free");
+    assert_eq!(two.consume(0, tenant, 1).await, LeasedUse::Granted);
+    assert!(two.leases[0].try_consume(tenant, &CALLS, 70));
+    assert_eq!(two.consume(0, tenant, 50).await, LeasedUse::Granted);
+    assert_eq!(two.balance(tenant).await, (121, 100), "30 of the lease and 20 more, and 100 on top");
+    assert!(two.leases[0].try_consume(tenant, &CALLS, 100) && !two.leases[0].try_consume(tenant, &CALLS, 1));
+    // What does not fit leaves what was left.
+    assert_eq!(two.consume(0, tenant, 1).await, LeasedUse::Granted);
+    assert!(two.leases[0].try_consume(tenant, &CALLS, 40));
+    assert!(!two.consume(0, tenant, 900).await.is_granted());
+    assert!(two.leases[0].try_consume(tenant, &CALLS, 60), "still there");
+    two.leases[0].shutdown().await.unwrap();
+    assert_eq!(two.balance(tenant).await, (322, 0));
+}
+
+// C17, Q3
+#[tokio::test]
+async fn a_holder_whose_lease_was_ended_borrows_anew_and_what_it_had_counts_as_used() {
+    let two = Two::new();
+    let tenant = two.stage.tenant("free");
+    let options = LeaseOptions::default().with_size(100, 100).with_exposed_share(2).with_life(Duration::ZERO);
+    let late = Leases::new(two.stage.gate.clone(), two.store.clone(), options.with_tick(Duration::from_secs(3_600)));
+    let ctx = two.ctx(tenant);
+    assert_eq!(late.consume(&ctx, &CALLS, 1).await.unwrap(), LeasedUse::Granted);
+    // The tick that comes with the first use gives it back; the next one is an hour away.
+    while two.balance(tenant).await.1 > 0 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(late.consume(&ctx, &CALLS, 1).await.unwrap(), LeasedUse::Granted);
+    assert!(late.try_consume(tenant, &CALLS, 60));
+    assert_eq!(two.store.reclaim(&ctx, two.stage.now()).await.unwrap(), 100);
+    assert_eq!(late.consume(&ctx, &CALLS, 50).await.unwrap(), LeasedUse::Granted);
+    assert_eq!(two.balance(tenant).await, (152, 100));
+    late.shutdown().await.unwrap();
+    assert_eq!(two.balance(tenant).await, (152, 0));
+}
+
 // C1
 #[tokio::test]
 async fn the_end_of_a_limit_is_counted_exactly() {
