@@ -189,16 +189,14 @@ pub(super) async fn catch_up(
         .execute(&mut **tx)
         .await
         .map_err(CoreError::from_database)?;
-        resolve_earlier(tx, draw, now).await?;
     }
+    resolve_earlier(tx, draw, now).await?;
     let reached: Vec<i32> = draw.reached(used).into_iter().map(i32::from).collect();
     let crossed = announce(tx, draw, &reached, used, now).await?;
     if relimited {
         resolve_within(tx, draw, used, Because::HigherLimit, now).await?;
     }
-    if relimited || !crossed.is_empty() {
-        flag_near_limit(tx, now).await?;
-    }
+    flag_near_limit(tx, now).await?;
     Ok(crossed)
 }
 
