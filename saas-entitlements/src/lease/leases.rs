@@ -2,10 +2,12 @@
 
 use std::{
     fmt,
+    pin::Pin,
     sync::{
         Arc, Mutex, OnceLock, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
     },
+    task::{Context, Poll},
     time::Instant,
 };
 
@@ -15,7 +17,7 @@ use hashbrown::HashMap;
 use saas_core::{
     Actor, IdempotencyKey, LeaseToken, MeterKey, RequestContext, TenantContext, TenantId, plan::Aggregation,
 };
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinSet;
 
 use super::{
     Ask, Borrowed, LeaseOptions, LeaseStore, Report, Reported,
@@ -74,6 +76,47 @@ pub struct Leases {
     inner: Arc<Inner>,
 }
 
+/// [`Leases::consume`] under way. Small enough to be moved at no cost: a use from memory waits for nothing.
+enum Consuming {
+    Granted,
+    Asking(Pin<Box<dyn Future<Output = Result<LeasedUse, EntitlementsError>> + Send>>),
+}
+
+impl Consuming {
+    /// Asks the store, in a task of its own: a caller who goes away does not leave units behind that nobody knows of.
+    #[cold]
+    #[inline(never)]
+    fn of(inner: Arc<Inner>, ctx: &dyn TenantContext, meter: MeterKey, amount: u64) -> Self {
+        let now = inner.entitlements.core.clock.now();
+        let caller = RequestContext::new_at(ctx.tenant(), ctx.actor().clone(), now).with_request(ctx.request());
+        let caller = match ctx.role() {
+            Some(role) => caller.with_role(role.clone()),
+            None => caller,
+        };
+        Self::Asking(Box::pin(async move {
+            let unavailable = || EntitlementsError::Unavailable { cause: None };
+            let runtime = tokio::runtime::Handle::try_current().map_err(|_| unavailable())?;
+            if !inner.ticking.swap(true, Ordering::Relaxed) {
+                drop(runtime.spawn(keep_reporting(Arc::downgrade(&inner))));
+            }
+            let deciding = runtime.spawn(async move { inner.consume(&caller, &meter, amount).await });
+            deciding.await.unwrap_or_else(|_| Err(unavailable()))
+        }))
+    }
+}
+
+impl Future for Consuming {
+    type Output = Result<LeasedUse, EntitlementsError>;
+
+    #[inline]
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.get_mut() {
+            Self::Granted => Poll::Ready(Ok(LeasedUse::Granted)),
+            Self::Asking(asking) => asking.as_mut().poll(context),
+        }
+    }
+}
+
 /// By [`number`].
 type Map = HashMap<u128, Cells, foldhash::fast::RandomState>;
 
@@ -118,8 +161,8 @@ impl Leases {
     /// Uses `amount` units, all or nothing.
     ///
     /// From memory where enough is lent; otherwise it borrows. It has no key, so a repeat is another use: for uses that must
-    /// be counted once however often they are repeated, take [`Meter::consume`](crate::Meter::consume). Dropped half-way, it
-    /// may have been counted.
+    /// be counted once however often they are repeated, take [`Meter::consume`](crate::Meter::consume). What is in
+    /// memory is spent by the call: dropped before it was awaited, it may have been counted.
     ///
     /// # Errors
     /// - [`Invalid`](saas_core::ErrorKind::Invalid): the amount is 0, too large, or not 1 for a meter that counts uses; the
@@ -129,47 +172,24 @@ impl Leases {
     /// - [`Unavailable`](saas_core::ErrorKind::Unavailable): nothing is left in memory and the store cannot be asked; or there
     ///   is no tokio runtime.
     /// - [`OutcomeUnknown`](saas_core::ErrorKind::OutcomeUnknown): it may have been counted.
-    pub async fn consume(
+    #[inline]
+    #[must_use = "a use that was not granted must not happen"]
+    pub fn consume(
         &self,
         ctx: &dyn TenantContext,
         meter: &MeterKey,
         amount: u64,
-    ) -> Result<LeasedUse, EntitlementsError> {
+    ) -> impl Future<Output = Result<LeasedUse, EntitlementsError>> + Send + use<> {
         if self.try_consume(ctx.tenant(), meter, amount) {
-            return Ok(LeasedUse::Granted);
+            Consuming::Granted
+        } else {
+            Consuming::of(Arc::clone(&self.inner), ctx, meter.clone(), amount)
         }
-        let decided = self.decide(ctx, meter, amount)?.await;
-        decided.unwrap_or(Err(EntitlementsError::Unavailable { cause: None }))
-    }
-
-    /// Asks the store, in a task of its own: a caller who goes away does not leave units behind that nobody knows of. Apart
-    /// from [`consume`](Self::consume), whose future would else have room for all of it, and be moved with it on every hit.
-    #[cold]
-    #[inline(never)]
-    fn decide(
-        &self,
-        ctx: &dyn TenantContext,
-        meter: &MeterKey,
-        amount: u64,
-    ) -> Result<JoinHandle<Result<LeasedUse, EntitlementsError>>, EntitlementsError> {
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
-            return Err(EntitlementsError::Unavailable { cause: None });
-        };
-        if !self.inner.ticking.swap(true, Ordering::Relaxed) {
-            drop(runtime.spawn(keep_reporting(Arc::downgrade(&self.inner))));
-        }
-        let (inner, meter) = (Arc::clone(&self.inner), meter.clone());
-        let now = inner.entitlements.core.clock.now();
-        let caller = RequestContext::new_at(ctx.tenant(), ctx.actor().clone(), now).with_request(ctx.request());
-        let caller = match ctx.role() {
-            Some(role) => caller.with_role(role.clone()),
-            None => caller,
-        };
-        Ok(runtime.spawn(async move { inner.consume(&caller, &meter, amount).await }))
     }
 
     /// Uses `amount` units if so many are in memory: no lock, no allocation, no I/O. `false` says nothing about the limit.
-    #[inline]
+    // A call of its own, which leaves what is around it small enough to vanish into the caller.
+    #[inline(never)]
     #[must_use = "a use that was not granted must not happen"]
     pub fn try_consume(&self, tenant: TenantId, meter: &MeterKey, amount: u64) -> bool {
         let map = self.inner.shard(tenant).load();
