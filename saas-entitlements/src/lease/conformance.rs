@@ -140,13 +140,18 @@ pub async fn contention_lends_exactly_the_cap(fixture: Fixture) {
 /// What is out never exceeds what may be exposed.
 pub async fn exposure_is_bounded(fixture: Fixture) {
     let mut out = 0;
-    for _ in 0..20 {
-        let ask = Ask { exposed: 100, ..fixture.ask(1, 80, 100_000) };
-        out += fixture.lent(&ask).await;
+    let mut asks: Vec<_> = (0..20).map(|_| Ask { exposed: 100, ..fixture.ask(1, 80, 100_000) }).collect();
+    for ask in &asks {
+        out += fixture.lent(ask).await;
         assert!(out <= 100, "{out}");
     }
     assert_eq!(fixture.balance(0).await, (20, out));
     assert!(out >= 90, "what may be exposed is lent: {out}");
+    // The first spends 10 and asks for more: others still have theirs.
+    let first = refill(&asks.swap_remove(0), 10);
+    out = out - 10 + fixture.lent(&first).await;
+    assert!(out <= 100, "{out}");
+    assert_eq!(fixture.balance(0).await, (31, out));
 }
 
 /// C4: reports count once, in order; the last gives the rest back.

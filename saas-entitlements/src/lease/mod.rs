@@ -11,6 +11,7 @@
 //! It leaves to [`Meter`](crate::Meter): uses with a key that are counted once however often they are repeated, what cannot be
 //! lent ([`Leases::with_meter`]), and grants beside the plan.
 
+mod asking;
 mod cell;
 #[cfg(feature = "testing")]
 pub mod conformance;

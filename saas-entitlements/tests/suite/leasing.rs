@@ -7,12 +7,12 @@ use chrono::TimeDelta;
 use futures_util::future::join_all;
 use saas_core::{
     Actor, Clock, IdempotencyKey, MeterKey, PageSize, PlanCatalog, PlanKey, RequestContext, SharedClock, TenantContext,
-    UserId, plan::Window, subscription::FixedPlan, testing::TestDatabase,
+    UsageGrantId, UserId, plan::Window, subscription::FixedPlan, testing::TestDatabase,
 };
 use saas_entitlements::{
-    Balance, Entitlements, LeaseOptions, LeaseStore, LeasedUse, Leases, Meter, Period, PostgresCounters,
-    PostgresLeases, PostgresSource, SCHEMA, THRESHOLD_RESOLVED_TOPIC, THRESHOLD_TOPIC, ThresholdCrossed,
-    ThresholdResolved, period_at,
+    Adjustments, Balance, Entitlements, GrantSource, LeaseOptions, LeaseStore, LeasedUse, Leases, Meter, NewGrant,
+    Period, PostgresCounters, PostgresLeases, PostgresSource, SCHEMA, THRESHOLD_RESOLVED_TOPIC, THRESHOLD_TOPIC,
+    ThresholdCrossed, ThresholdResolved, period_at,
     usage::{Recorded, UsagePipeline, UsageRecord, record_many},
 };
 
@@ -270,6 +270,25 @@ async fn what_cannot_be_lent_is_counted_directly_where_there_is_a_meter() {
     // What can be lent is.
     assert!(leases.consume(&ada, &CALLS, 1).await.unwrap().is_granted());
     assert_eq!(app.balance(&CALLS, Window::Day).await, (1, 50));
+}
+
+#[tokio::test]
+async fn grants_are_burnt_one_by_one_once_the_plans_own_units_are_used_up() {
+    let app = App::start().await;
+    let counters = Arc::new(PostgresCounters::new(Arc::new(app.database.tenants().clone())));
+    let id = UsageGrantId::mint(app.database.clock());
+    let grant = NewGrant::new(id, CALLS, 5, GrantSource::Given, "goodwill").unwrap();
+    Adjustments::new(app.gate.clone(), counters).give(&app.acme, &grant).await.unwrap();
+    let leases = app.process(of_size(50)).with_meter(app.meter.clone());
+    let mut granted = 0;
+    while leases.consume(&app.acme, &CALLS, 1).await.unwrap().is_granted() {
+        granted += 1;
+    }
+    assert_eq!(granted, 1_005);
+    leases.shutdown().await.unwrap();
+    assert_eq!(app.balance(&CALLS, Window::Day).await, (1_000, 0));
+    assert_eq!(app.count("select burnt from saas.usage_counter").await, 5);
+    app.assert_that_all_agrees().await;
 }
 
 /// Windows that began in another order than their counters are named: whoever takes several takes them by name.
