@@ -131,8 +131,8 @@ impl Billing {
         Ok(derived.unwrap_or_default())
     }
 
-    /// Stores a receipt within the deadline.
-    async fn store(&self, new: NewReceipt) -> Result<bool, BillingError> {
+    /// Stores a receipt within the deadline. `false` when the event is already there.
+    pub(crate) async fn store(&self, new: NewReceipt) -> Result<bool, BillingError> {
         let deadline = self.config.intake_deadline;
         match tokio::time::timeout(deadline, self.group.store(new)).await {
             // It may be stored or not: delivered again, it is recognised.
@@ -174,7 +174,7 @@ impl Billing {
         }
     }
 
-    async fn receive_unreadable(
+    pub(crate) async fn receive_unreadable(
         &self,
         body: &[u8],
         reason: &str,
@@ -213,7 +213,7 @@ impl WebhookProcessor for Billing {
             Err(why) => return self.receive_unreadable(body, &why.to_string(), now).await,
         };
         let disposition = decide(&envelope, self.config.mode, self.config.account.as_ref());
-        let (state, reason, accepted) = outcome(disposition);
+        let (_, _, accepted) = outcome(disposition);
         let scope = Scope {
             account: envelope.account.as_ref().map(ToString::to_string).unwrap_or_default(),
             livemode: envelope.livemode,
@@ -223,22 +223,35 @@ impl WebhookProcessor for Billing {
             let found = envelope.api_version.as_deref().unwrap_or("none");
             tracing::warn!(target: "saas.billing.webhook.receive", event_id, found, "an event of another API version");
         }
-        let new = NewReceipt {
-            scope: scope.clone(),
-            event_id: event_id.to_owned(),
-            event_type: envelope.event_type.to_string(),
-            created: Some(envelope.created),
-            api_version: envelope.api_version.clone(),
-            body: Packed::of(body),
-            state,
-            reason: reason.map(str::to_owned),
-            quarantined_by: (state == State::Quarantined).then(|| self.scope.endpoint()),
-            received_at: now,
-        };
+        let new = receipt_of(&scope, &envelope, body, disposition, &self.scope, now);
         if self.store(new).await? {
             return Ok(accepted);
         }
         self.repeated((&scope, event_id), body, disposition, now).await
+    }
+}
+
+/// What is stored of an event that came to `endpoint`.
+pub(crate) fn receipt_of(
+    scope: &Scope,
+    envelope: &Envelope<'_>,
+    body: &[u8],
+    disposition: Disposition,
+    endpoint: &Scope,
+    now: DateTime<Utc>,
+) -> NewReceipt {
+    let (state, reason, _) = outcome(disposition);
+    NewReceipt {
+        scope: scope.clone(),
+        event_id: envelope.id.to_string(),
+        event_type: envelope.event_type.to_string(),
+        created: Some(envelope.created),
+        api_version: envelope.api_version.clone(),
+        body: Packed::of(body),
+        state,
+        reason: reason.map(str::to_owned),
+        quarantined_by: (state == State::Quarantined).then(|| endpoint.endpoint()),
+        received_at: now,
     }
 }
 

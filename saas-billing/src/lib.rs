@@ -61,7 +61,9 @@
 //!    and commits that with the revision, the audit row and the mark on the receipt. An event of a customer that no tenant
 //!    is linked to yet is parked; one that cannot be read or fails too often becomes a dead letter
 //!    ([`Billing::list_stuck`], [`Billing::replay`]).
-//! 3. [`Billing::fetch_pending`]: reads from Stripe what no event tells for certain.
+//! 3. [`Billing::fetch_pending`]: reads from Stripe what no event tells for certain. After an outage,
+//!    [`Billing::back_fill`] stores the events that were never delivered, and a run of [`Billing::start_reconcile`] and
+//!    [`Billing::reconcile_step`] finds and mends what no event told at all.
 //! 4. Writes ([`command`]): a row fixes the idempotency key, whoever asks sends it, the outbox sends it again, and what Stripe
 //!    answers goes through the merge of 2. [`PaymentProvider`] is the port; `StripeApi` (feature `stripe`) and the simulator
 //!    implement it.
@@ -77,6 +79,8 @@
 
 #[cfg(feature = "postgres")]
 mod apply;
+#[cfg(feature = "postgres")]
+mod back_fill;
 #[cfg(feature = "postgres")]
 mod billing;
 #[cfg(feature = "postgres")]
@@ -106,6 +110,8 @@ pub mod provider;
 #[cfg(feature = "postgres")]
 mod receipts;
 #[cfg(feature = "postgres")]
+mod reconcile;
+#[cfg(feature = "postgres")]
 mod rederive;
 pub mod revenue;
 #[cfg(feature = "postgres")]
@@ -118,6 +124,8 @@ pub mod testing;
 
 #[cfg(feature = "postgres")]
 pub use apply::Applied;
+#[cfg(feature = "postgres")]
+pub use back_fill::BackFilled;
 #[cfg(feature = "postgres")]
 pub use billing::Billing;
 #[cfg(feature = "postgres")]
@@ -135,9 +143,11 @@ pub use provider::{Fetched, ObjectSource, PaymentProvider, ProviderError};
 #[cfg(feature = "postgres")]
 pub use receipts::{InboxHealth, Receipt, ReceiptCursor, Stuck};
 #[cfg(feature = "postgres")]
+pub use reconcile::{Drift, FieldDrift, ReconcileList, ReconcileRun};
+#[cfg(feature = "postgres")]
 pub use rederive::{RederiveCursor, Rederived};
 pub use signature::{SIGNATURE_HEADER, SignatureError, SigningSecrets, StripeSecret};
 
 /// The tables of this crate. Migrate [`saas_core::SCHEMA`] first.
 #[cfg(feature = "postgres")]
-pub static SCHEMA: saas_core::Schema = saas_core::schema!("billing": 1 "0001_inbox", 2 "0002_state", 3 "0003_retention", 4 "0004_ledger", 5 "0005_revenue", 6 "0006_command");
+pub static SCHEMA: saas_core::Schema = saas_core::schema!("billing": 1 "0001_inbox", 2 "0002_state", 3 "0003_retention", 4 "0004_ledger", 5 "0005_revenue", 6 "0006_command", 9 "0009_reconcile");

@@ -114,6 +114,37 @@ struct WireRelated<'a> {
     object: Text<'a>,
 }
 
+impl Envelope<'_> {
+    /// Whether two bodies tell of one event in other words: Stripe's list of events prints what a delivery holds, with
+    /// other spaces, other counts of deliveries that are outstanding, and in the API version of whoever asks.
+    #[must_use]
+    pub fn say_the_same(one: &[u8], other: &[u8]) -> bool {
+        let (Ok(one), Ok(other)) = (Envelope::read(one), Envelope::read(other)) else { return false };
+        let heads = [&one, &other].map(|event| (&event.id, &event.event_type, event.created, event.livemode));
+        heads[0] == heads[1] && (one.api_version != other.api_version || one.content.says_the_same(&other.content))
+    }
+}
+
+impl Content<'_> {
+    fn says_the_same(&self, other: &Content<'_>) -> bool {
+        let value = |json: &RawValue| serde_json::from_str::<serde_json::Value>(json.get()).ok();
+        match (self, other) {
+            (
+                Self::Snapshot { object, previous },
+                Content::Snapshot { object: other_object, previous: other_previous },
+            ) => {
+                let object = value(object);
+                object.is_some()
+                    && object == value(other_object)
+                    && previous.and_then(value) == other_previous.and_then(value)
+                    && previous.is_some() == other_previous.is_some()
+            }
+            (Self::Thin { related }, Content::Thin { related: other }) => related == other,
+            (Self::Snapshot { .. }, Content::Thin { .. }) | (Self::Thin { .. }, Content::Snapshot { .. }) => false,
+        }
+    }
+}
+
 impl<'a> Envelope<'a> {
     /// Reads an envelope.
     ///
@@ -210,6 +241,23 @@ impl<'de> Deserialize<'de> for Created {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_event_in_other_words_is_no_contradiction() {
+        let event = |amount: u32, version: &str, waiting: u32| {
+            format!(
+                r#"{{"id": "evt_1", "object": "event", "type": "invoice.paid", "created": 1, "livemode": false,
+                    "api_version": "{version}", "pending_webhooks": {waiting}, "data": {{"object": {{"amount": {amount}}}}}}}"#
+            )
+        };
+        let say_the_same = |one: &str, other: &str| Envelope::say_the_same(one.as_bytes(), other.as_bytes());
+        let told = event(5, "2025-01-01", 1);
+        assert!(say_the_same(&told, &event(5, "2025-01-01", 0).replace(": ", ":")));
+        assert!(say_the_same(&told, &event(6, "2020-01-01", 1)), "another version has other fields");
+        assert!(!say_the_same(&told, &event(6, "2025-01-01", 1)));
+        assert!(!say_the_same(&told, &told.replace("invoice.paid", "invoice.voided")));
+        assert!(!say_the_same(&told, "{}"));
+    }
 
     // W38
     #[test]

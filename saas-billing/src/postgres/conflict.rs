@@ -5,8 +5,9 @@ use saas_core::CoreError;
 use sqlx::{PgConnection, PgPool};
 
 use super::{Scope, body::Packed};
+use crate::event::Envelope;
 
-/// Whether the receipt that is stored has another body.
+/// Whether the receipt that is stored says something else.
 pub(crate) async fn contradicts(pool: &PgPool, scope: &Scope, event_id: &str, body: &[u8]) -> Result<bool, CoreError> {
     // Two versions of the crate may pack one body in two ways, so only what differs is read and looked into.
     let other: Option<Vec<u8>> = sqlx::query_scalar(
@@ -21,7 +22,9 @@ pub(crate) async fn contradicts(pool: &PgPool, scope: &Scope, event_id: &str, bo
     .fetch_optional(pool)
     .await
     .map_err(CoreError::from_database)?;
-    Ok(other.is_some_and(|other| Packed::from_column(other).unpack().as_deref() != Ok(body)))
+    let Some(other) = other else { return Ok(false) };
+    let Ok(other) = Packed::from_column(other).unpack() else { return Ok(true) };
+    Ok(other != body && !Envelope::say_the_same(&other, body))
 }
 
 /// Keeps a body that contradicts, once.

@@ -14,6 +14,7 @@ mod ledger;
 mod orders;
 mod proration;
 mod provider;
+mod reconcile;
 mod revenue;
 mod shop;
 mod simulator;

@@ -1,0 +1,290 @@
+//! `saas.billing_reconcile`: where a run stands, and what it met.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Utc};
+use saas_core::{CoreError, JobId};
+use serde_json::Value;
+use sqlx::{PgConnection, types::Json};
+use uuid::Uuid;
+
+use super::Scope;
+use crate::{
+    event::AnySnapshot,
+    object::{ObjectId, ObjectKind},
+    reconcile::{Drift, FieldDrift, ReconcileList, ReconcileRun},
+};
+
+/// An object of a page.
+pub(crate) struct Met {
+    pub(crate) kind: ObjectKind,
+    pub(crate) id: ObjectId,
+    /// What Stripe has; `None` for what its lists did not hold.
+    pub(crate) theirs: Option<AnySnapshot>,
+}
+
+/// What a page came to.
+#[derive(Debug, Default)]
+pub(crate) struct Step {
+    pub(crate) looked_at: u64,
+    pub(crate) unlinked: u64,
+    pub(crate) drifted: u64,
+    pub(crate) repaired: u64,
+}
+
+/// Id, repairs, list, after, looked at, unlinked, drifted, repaired, started, finished.
+type Row = (Uuid, i64, String, Option<String>, i64, i64, i64, i64, DateTime<Utc>, Option<DateTime<Utc>>);
+
+const fn corrupt(column: &'static str) -> CoreError {
+    CoreError::Corrupt { table: "saas.billing_reconcile", column }
+}
+
+fn read_run(row: Row) -> Result<(ReconcileRun, Option<ObjectId>), CoreError> {
+    let (id, repairs, list, after, looked_at, unlinked, drifted, repaired, started_at, finished_at) = row;
+    let number = |number: i64| u64::try_from(number).map_err(|_| corrupt("looked_at"));
+    let run = ReconcileRun {
+        id,
+        list: ReconcileList::from_stored(&list).ok_or(corrupt("list"))?,
+        looked_at: number(looked_at)?,
+        unlinked: number(unlinked)?,
+        drifted: number(drifted)?,
+        repaired: number(repaired)?,
+        repairs: number(repairs)?,
+        started_at,
+        finished_at,
+    };
+    let after = after.map(ObjectId::try_from).transpose().map_err(|_| corrupt("after"))?;
+    Ok((run, after))
+}
+
+/// The open run, begun if there is none.
+pub(crate) async fn open(
+    connection: &mut PgConnection,
+    scope: &Scope,
+    actor: &str,
+    repairs: u32,
+    now: DateTime<Utc>,
+) -> Result<ReconcileRun, CoreError> {
+    let row: Row = sqlx::query_as(
+        "insert into saas.billing_reconcile as open (account, livemode, id, actor, repairs, list, started_at)
+         values ($1, $2, $3, $4, $5, $6, $7)
+         on conflict (account, livemode) where finished_at is null do update set list = open.list
+         returning id, repairs, list, after, looked_at, unlinked, drifted, repaired, started_at, finished_at",
+    )
+    .bind(&scope.account)
+    .bind(scope.livemode)
+    .bind(JobId::mint_at(now).as_uuid())
+    .bind(super::storable(actor))
+    .bind(i64::from(repairs))
+    .bind(ReconcileList::Customers.as_str())
+    .bind(now)
+    .fetch_one(connection)
+    .await
+    .map_err(CoreError::from_database)?;
+    read_run(row).map(|(run, _)| run)
+}
+
+/// The open run, and behind which object it stands.
+pub(crate) async fn find_open(
+    connection: &mut PgConnection,
+    scope: &Scope,
+) -> Result<Option<(ReconcileRun, Option<ObjectId>)>, CoreError> {
+    let row: Option<Row> = sqlx::query_as(
+        "select id, repairs, list, after, looked_at, unlinked, drifted, repaired, started_at, finished_at
+         from saas.billing_reconcile
+         where account = $1 and livemode = $2 and finished_at is null",
+    )
+    .bind(&scope.account)
+    .bind(scope.livemode)
+    .fetch_optional(connection)
+    .await
+    .map_err(CoreError::from_database)?;
+    row.map(read_run).transpose()
+}
+
+/// A run.
+pub(crate) async fn find(connection: &mut PgConnection, scope: &Scope, run: Uuid) -> Result<ReconcileRun, CoreError> {
+    let row: Option<Row> = sqlx::query_as(
+        "select id, repairs, list, after, looked_at, unlinked, drifted, repaired, started_at, finished_at
+         from saas.billing_reconcile
+         where account = $1 and livemode = $2 and id = $3",
+    )
+    .bind(&scope.account)
+    .bind(scope.livemode)
+    .bind(run)
+    .fetch_optional(connection)
+    .await
+    .map_err(CoreError::from_database)?;
+    read_run(row.ok_or(CoreError::NotFound { what: "reconcile run" })?).map(|(run, _)| run)
+}
+
+/// Locks a run if it still stands there.
+pub(crate) async fn lock(
+    connection: &mut PgConnection,
+    scope: &Scope,
+    run: Uuid,
+    (list, after): (ReconcileList, Option<&ObjectId>),
+) -> Result<Option<ReconcileRun>, CoreError> {
+    let row: Option<Row> = sqlx::query_as(
+        "select id, repairs, list, after, looked_at, unlinked, drifted, repaired, started_at, finished_at
+         from saas.billing_reconcile
+         where account = $1 and livemode = $2 and id = $3 and list = $4 and after is not distinct from $5
+           and finished_at is null
+         for update",
+    )
+    .bind(&scope.account)
+    .bind(scope.livemode)
+    .bind(run)
+    .bind(list.as_str())
+    .bind(after.map(ObjectId::as_str))
+    .fetch_optional(connection)
+    .await
+    .map_err(CoreError::from_database)?;
+    Ok(row.map(read_run).transpose()?.map(|(run, _)| run))
+}
+
+/// Keeps that a run has met an object, and how it differed. Stripe's lists move while they are read: met twice, the later
+/// look counts, and its difference is the report's.
+pub(crate) async fn note(
+    connection: &mut PgConnection,
+    scope: &Scope,
+    run: Uuid,
+    (kind, id): (ObjectKind, &ObjectId),
+    fields: &BTreeMap<String, FieldDrift>,
+    repaired: bool,
+) -> Result<(), CoreError> {
+    sqlx::query(
+        "insert into saas.billing_reconcile_object as met (account, livemode, run, object_id, kind, fields, repaired)
+         values ($1, $2, $3, $4, $5, $6, $7)
+         on conflict (account, livemode, run, object_id) do update
+         set fields = coalesce(excluded.fields, met.fields), repaired = met.repaired or excluded.repaired",
+    )
+    .bind(&scope.account)
+    .bind(scope.livemode)
+    .bind(run)
+    .bind(id.as_str())
+    .bind(kind.as_str())
+    .bind((!fields.is_empty()).then_some(Json(fields)))
+    .bind(repaired)
+    .execute(connection)
+    .await
+    .map(drop)
+    .map_err(CoreError::from_database)
+}
+
+/// Moves a run on; behind its last list it is finished, and keeps only what differed.
+pub(crate) async fn advance(
+    connection: &mut PgConnection,
+    scope: &Scope,
+    run: Uuid,
+    step: &Step,
+    (list, after): (Option<ReconcileList>, Option<&ObjectId>),
+    now: DateTime<Utc>,
+) -> Result<ReconcileRun, CoreError> {
+    if list.is_none() {
+        sqlx::query(
+            "delete from saas.billing_reconcile_object
+             where account = $1 and livemode = $2 and run = $3 and fields is null",
+        )
+        .bind(&scope.account)
+        .bind(scope.livemode)
+        .bind(run)
+        .execute(&mut *connection)
+        .await
+        .map_err(CoreError::from_database)?;
+    }
+    let number = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+    let row: Row = sqlx::query_as(
+        "update saas.billing_reconcile
+         set list = coalesce($4::text, list), after = $5, looked_at = looked_at + $6, unlinked = unlinked + $7,
+             drifted = drifted + $8, repaired = repaired + $9, finished_at = case when $4::text is null then $10::timestamptz end
+         where account = $1 and livemode = $2 and id = $3
+         returning id, repairs, list, after, looked_at, unlinked, drifted, repaired, started_at, finished_at",
+    )
+    .bind(&scope.account)
+    .bind(scope.livemode)
+    .bind(run)
+    .bind(list.map(ReconcileList::as_str))
+    .bind(after.map(ObjectId::as_str))
+    .bind(number(step.looked_at))
+    .bind(number(step.unlinked))
+    .bind(number(step.drifted))
+    .bind(number(step.repaired))
+    .bind(now)
+    .fetch_one(connection)
+    .await
+    .map_err(CoreError::from_database)?;
+    read_run(row).map(|(run, _)| run)
+}
+
+/// Current objects of this account's tenants that a run has not met.
+pub(crate) async fn unmet(
+    connection: &mut PgConnection,
+    scope: &Scope,
+    run: Uuid,
+    after: Option<&ObjectId>,
+    limit: i64,
+) -> Result<Vec<(ObjectKind, ObjectId)>, CoreError> {
+    let rows: Vec<(String, String)> = sqlx::query_as(
+        "select o.kind, o.object_id
+         from saas.billing_object o -- of every tenant of the account
+         where o.livemode = $2 and o.is_current and o.kind in ('customer', 'subscription', 'invoice')
+           and ($4::text is null or o.object_id > $4)
+           and exists (
+               select from saas.billing_directory d
+               where d.account = $1 and d.livemode = $2 and d.tenant = o.tenant_id and d.kind = 'customer')
+           and not exists (
+               select from saas.billing_reconcile_object met
+               where met.account = $1 and met.livemode = $2 and met.run = $3 and met.object_id = o.object_id)
+         order by o.object_id
+         limit $5",
+    )
+    .bind(&scope.account)
+    .bind(scope.livemode)
+    .bind(run)
+    .bind(after.map(ObjectId::as_str))
+    .bind(limit)
+    .fetch_all(connection)
+    .await
+    .map_err(CoreError::from_database)?;
+    rows.into_iter().map(read_met).collect()
+}
+
+/// What differed, by id.
+pub(crate) async fn drifts(
+    connection: &mut PgConnection,
+    scope: &Scope,
+    run: Uuid,
+    after: Option<&ObjectId>,
+    limit: i64,
+) -> Result<Vec<Drift>, CoreError> {
+    let rows: Vec<(String, String, Value, bool)> = sqlx::query_as(
+        "select kind, object_id, fields, repaired
+         from saas.billing_reconcile_object
+         where account = $1 and livemode = $2 and run = $3 and fields is not null and ($4::text is null or object_id > $4)
+         order by object_id
+         limit $5",
+    )
+    .bind(&scope.account)
+    .bind(scope.livemode)
+    .bind(run)
+    .bind(after.map(ObjectId::as_str))
+    .bind(limit)
+    .fetch_all(connection)
+    .await
+    .map_err(CoreError::from_database)?;
+    rows.into_iter()
+        .map(|(kind, id, fields, repaired)| {
+            let (kind, object) = read_met((kind, id))?;
+            let fields = serde_json::from_value(fields)
+                .map_err(|_| CoreError::Corrupt { table: "saas.billing_reconcile_object", column: "fields" })?;
+            Ok(Drift { object, kind, fields, repaired })
+        })
+        .collect()
+}
+
+fn read_met((kind, id): (String, String)) -> Result<(ObjectKind, ObjectId), CoreError> {
+    let corrupt = |column| CoreError::Corrupt { table: "saas.billing_reconcile_object", column };
+    let kind = ObjectKind::from_stored(&kind).ok_or(corrupt("kind"))?;
+    Ok((kind, ObjectId::try_from(id).map_err(|_| corrupt("object_id"))?))
+}

@@ -1,0 +1,311 @@
+//! Compares what is stored with what Stripe has, and has read again what differs: an event that was lost for good is not.
+//!
+//! A run goes through Stripe's customers, subscriptions and invoices, and then through what is stored as current and was in
+//! none of those lists. It stands in the database after every page: whoever calls next goes on, whatever was killed. A
+//! repair is a read of the object ([`Billing::fetch_pending`](crate::Billing::fetch_pending)), merged like every other, so
+//! it can do no harm: what it says is true at that moment.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Utc};
+use saas_core::{Actor, Page, PageSize, SystemTx};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use uuid::Uuid;
+
+use crate::{
+    billing::{ACTOR, Billing},
+    derive::{AnyMerged, FetchRequest},
+    error::BillingError,
+    event::{AnySnapshot, read_fetched},
+    merge::Origin,
+    object::{ObjectId, ObjectKind},
+    postgres::{
+        directory, fetch, object,
+        reconcile::{self, Met, Step},
+    },
+    provider::{PageLimit, PaymentProvider, Query},
+};
+
+/// A run, as far as it has come.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct ReconcileRun {
+    /// Its id.
+    pub id: Uuid,
+    /// What it goes through at present.
+    pub list: ReconcileList,
+    /// Objects compared so far.
+    pub looked_at: u64,
+    /// Of those at Stripe, the ones of customers that no tenant is linked to: not compared.
+    pub unlinked: u64,
+    /// Those that differ.
+    pub drifted: u64,
+    /// Of those, the ones that are being read again.
+    pub repaired: u64,
+    /// How many may be.
+    pub repairs: u64,
+    /// When it began.
+    pub started_at: DateTime<Utc>,
+    /// When it was through.
+    pub finished_at: Option<DateTime<Utc>>,
+}
+
+/// What a run goes through, in this order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReconcileList {
+    /// Stripe's customers.
+    Customers,
+    /// Stripe's subscriptions, ended ones too.
+    Subscriptions,
+    /// Stripe's invoices.
+    Invoices,
+    /// What is stored as current and was in none of Stripe's lists.
+    Ours,
+}
+
+impl ReconcileList {
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Customers => "customer",
+            Self::Subscriptions => "subscription",
+            Self::Invoices => "invoice",
+            Self::Ours => "ours",
+        }
+    }
+
+    pub(crate) fn from_stored(name: &str) -> Option<Self> {
+        [Self::Customers, Self::Subscriptions, Self::Invoices, Self::Ours]
+            .into_iter()
+            .find(|list| list.as_str() == name)
+    }
+
+    const fn next(self) -> Option<Self> {
+        match self {
+            Self::Customers => Some(Self::Subscriptions),
+            Self::Subscriptions => Some(Self::Invoices),
+            Self::Invoices => Some(Self::Ours),
+            Self::Ours => None,
+        }
+    }
+}
+
+/// An object that is not what Stripe has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Drift {
+    /// Which.
+    pub object: ObjectId,
+    /// What it is.
+    pub kind: ObjectKind,
+    /// The fields that differ, by their names in [`object`](crate::object). `whole` stands for an object that one side
+    /// does not have.
+    pub fields: BTreeMap<String, FieldDrift>,
+    /// Whether it is being read again.
+    pub repaired: bool,
+}
+
+/// Both sides of a field.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FieldDrift {
+    /// What is stored.
+    pub ours: Value,
+    /// What Stripe has.
+    pub theirs: Value,
+}
+
+impl Billing {
+    /// Begins a run, or answers with the one that is open: there is one at a time. `repairs` bounds how many objects it may
+    /// have read again; with 0 it reports and changes nothing.
+    ///
+    /// What Stripe has told and nobody has applied yet differs, too: run it beside an inbox that is not behind.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn start_reconcile(&self, actor: &Actor, repairs: u32) -> Result<ReconcileRun, BillingError> {
+        let now = self.clock.now();
+        let mut tx = SystemTx::begin(&self.system, actor.clone(), "begin to reconcile with Stripe").await?;
+        let run = reconcile::open(&mut tx, &self.scope, &actor.to_string(), repairs, now).await?;
+        tx.commit().await?;
+        Ok(run)
+    }
+
+    /// Compares the next page of the open run; `None` when no run is open. Call it from a worker until the run has
+    /// [finished](ReconcileRun::finished_at). Two at once compare one page twice and count it once.
+    ///
+    /// # Errors
+    /// - [`Provider`](BillingError::Provider): Stripe did not give the page; the run stands where it stood.
+    /// - When the database does not answer.
+    #[tracing::instrument(name = "saas.billing.reconcile", level = "debug", skip(self, provider))]
+    pub async fn reconcile_step(&self, provider: &dyn PaymentProvider) -> Result<Option<ReconcileRun>, BillingError> {
+        let mut tx = SystemTx::begin(&self.system, ACTOR, "look where the open run stands").await?;
+        let open = reconcile::find_open(&mut tx, &self.scope).await?;
+        tx.commit().await?;
+        let Some((run, after)) = open else { return Ok(None) };
+        let (met, next) = match query_of(run.list) {
+            Some((kind, query)) => {
+                let page = provider.list(&query, after.as_ref(), PageLimit::MAX).await?;
+                // An object that cannot be read is for the fetch to explain.
+                let met: Vec<Met> = page.objects.iter().filter_map(|json| read(kind, json)).collect();
+                (met, page.next)
+            }
+            None => self.unmet(&run, after.as_ref()).await?,
+        };
+        self.compare_page(&run, after.as_ref(), met, next).await.map(Some)
+    }
+
+    /// What a run found to differ, by id.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn reconcile_report(
+        &self,
+        actor: &Actor,
+        run: Uuid,
+        after: Option<&ObjectId>,
+        size: PageSize,
+    ) -> Result<Page<Drift, ObjectId>, BillingError> {
+        let mut tx = SystemTx::begin(&self.system, actor.clone(), "list what differs from Stripe").await?;
+        let drifts = reconcile::drifts(&mut tx, &self.scope, run, after, i64::from(size.get()) + 1).await?;
+        tx.commit().await?;
+        Ok(Page::from_rows(drifts, size, |last: &Drift| last.object.clone()))
+    }
+
+    /// What is stored as current and was in none of Stripe's lists.
+    async fn unmet(
+        &self,
+        run: &ReconcileRun,
+        after: Option<&ObjectId>,
+    ) -> Result<(Vec<Met>, Option<ObjectId>), BillingError> {
+        let limit = PageLimit::MAX.get();
+        let mut tx = SystemTx::begin(&self.system, ACTOR, "list what Stripe did not").await?;
+        let unmet = reconcile::unmet(&mut tx, &self.scope, run.id, after, i64::from(limit)).await?;
+        tx.commit().await?;
+        let next = unmet.last().map(|(_, id)| id.clone()).filter(|_| unmet.len() == usize::from(limit));
+        Ok((unmet.into_iter().map(|(kind, id)| Met { kind, id, theirs: None }).collect(), next))
+    }
+
+    /// Compares a page and moves the run on, unless somebody else has done so meanwhile.
+    async fn compare_page(
+        &self,
+        run: &ReconcileRun,
+        after: Option<&ObjectId>,
+        met: Vec<Met>,
+        next: Option<ObjectId>,
+    ) -> Result<ReconcileRun, BillingError> {
+        let now = self.clock.now();
+        let mut tx = SystemTx::begin(&self.system, ACTOR, "compare a page of Stripe's with what is stored").await?;
+        let Some(present) = reconcile::lock(&mut tx, &self.scope, run.id, (run.list, after)).await? else {
+            let present = reconcile::find(&mut tx, &self.scope, run.id).await?;
+            tx.rollback().await?;
+            return Ok(present);
+        };
+        let mut step = Step::default();
+        for met in met {
+            let ours = object::find_anywhere(&mut tx, self.scope.livemode, &met.id).await?;
+            let customer = met.theirs.as_ref().and_then(AnySnapshot::customer);
+            let is_ours = match customer {
+                Some(customer) => directory::tenant_of(&mut tx, &self.scope, customer).await?.is_some(),
+                None => ours.is_some(),
+            };
+            if !is_ours {
+                step.unlinked += 1;
+                continue;
+            }
+            step.looked_at += 1;
+            let fields = differences(ours.as_ref(), met.theirs.as_ref());
+            let mut repaired = false;
+            if !fields.is_empty() {
+                step.drifted += 1;
+                repaired = present.repaired + step.repaired < present.repairs;
+                if repaired {
+                    step.repaired += 1;
+                    let reason =
+                        format!("differs from Stripe: {}", fields.keys().cloned().collect::<Vec<_>>().join(", "));
+                    let request = FetchRequest { kind: met.kind, id: met.id.clone(), reason };
+                    fetch::request(&mut tx, &self.scope, &request, now).await?;
+                }
+            }
+            reconcile::note(&mut tx, &self.scope, run.id, (met.kind, &met.id), &fields, repaired).await?;
+        }
+        let (list, after) = match (next, run.list.next()) {
+            (Some(next), _) => (Some(run.list), Some(next)),
+            (None, next_list) => (next_list, None),
+        };
+        let run = reconcile::advance(&mut tx, &self.scope, run.id, &step, (list, after.as_ref()), now).await?;
+        tx.commit().await?;
+        Ok(run)
+    }
+}
+
+const fn query_of(list: ReconcileList) -> Option<(ObjectKind, Query)> {
+    match list {
+        ReconcileList::Customers => Some((ObjectKind::Customer, Query::Customers { created_from: None })),
+        ReconcileList::Subscriptions => Some((ObjectKind::Subscription, Query::Subscriptions { customer: None })),
+        ReconcileList::Invoices => Some((ObjectKind::Invoice, Query::Invoices { customer: None, status: None })),
+        ReconcileList::Ours => None,
+    }
+}
+
+fn read(kind: ObjectKind, json: &serde_json::value::RawValue) -> Option<Met> {
+    let snapshot = read_fetched(kind, json, DateTime::UNIX_EPOCH, Origin::Change).ok()?;
+    Some(Met { kind, id: snapshot.id().clone(), theirs: Some(snapshot) })
+}
+
+/// The fields in which two sides of an object differ.
+fn differences(ours: Option<&AnyMerged>, theirs: Option<&AnySnapshot>) -> BTreeMap<String, FieldDrift> {
+    let sides = (ours.and_then(stored_value), theirs.and_then(listed_value));
+    let (Some(Value::Object(ours)), Some(Value::Object(theirs))) = sides else {
+        let there = |is_there: bool| Value::from(if is_there { "there" } else { "missing" });
+        let whole = FieldDrift { ours: there(ours.is_some()), theirs: there(theirs.is_some()) };
+        return BTreeMap::from([("whole".to_owned(), whole)]);
+    };
+    theirs
+        .into_iter()
+        .filter_map(|(name, theirs)| {
+            let ours = ours.get(&name).cloned().unwrap_or_default();
+            (ours != theirs).then_some((name, FieldDrift { ours, theirs }))
+        })
+        .collect()
+}
+
+fn stored_value(merged: &AnyMerged) -> Option<Value> {
+    let value = match merged {
+        AnyMerged::Customer(merged) => serde_json::to_value(merged.value()),
+        AnyMerged::CheckoutSession(merged) => serde_json::to_value(merged.value()),
+        AnyMerged::Subscription(merged) => serde_json::to_value(merged.value()),
+        AnyMerged::Invoice(merged) => serde_json::to_value(merged.value()),
+        AnyMerged::Charge(merged) => serde_json::to_value(merged.value()),
+        AnyMerged::Refund(merged) => serde_json::to_value(merged.value()),
+        AnyMerged::Dispute(merged) => serde_json::to_value(merged.value()),
+        AnyMerged::CreditNote(merged) => serde_json::to_value(merged.value()),
+    };
+    value.ok().map(without_terms)
+}
+
+fn listed_value(snapshot: &AnySnapshot) -> Option<Value> {
+    let value = match snapshot {
+        AnySnapshot::Customer(snapshot) => serde_json::to_value(&snapshot.value),
+        AnySnapshot::CheckoutSession(snapshot) => serde_json::to_value(&snapshot.value),
+        AnySnapshot::Subscription(snapshot) => serde_json::to_value(&snapshot.value),
+        AnySnapshot::Invoice(snapshot) => serde_json::to_value(&snapshot.value),
+        AnySnapshot::Charge(snapshot) => serde_json::to_value(&snapshot.value),
+        AnySnapshot::Refund(snapshot) => serde_json::to_value(&snapshot.value),
+        AnySnapshot::Dispute(snapshot) => serde_json::to_value(&snapshot.value),
+        AnySnapshot::CreditNote(snapshot) => serde_json::to_value(&snapshot.value),
+    };
+    value.ok().map(without_terms)
+}
+
+/// Lists hold nothing but the ids of discounts: their terms cannot be compared.
+fn without_terms(mut value: Value) -> Value {
+    match &mut value {
+        Value::Object(fields) => {
+            fields.remove("terms");
+            fields.values_mut().for_each(|field| *field = without_terms(field.take()));
+        }
+        Value::Array(elements) => elements.iter_mut().for_each(|element| *element = without_terms(element.take())),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
+    value
+}

@@ -1,0 +1,272 @@
+//! After an outage: events that were never delivered, and objects that no event tells of any more.
+
+use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll};
+
+use chrono::TimeDelta;
+use saas_billing::{
+    Accepted, BackFilled, Drift, ReconcileList, ReconcileRun,
+    object::ObjectKind,
+    stripe::StripeApi,
+    testing::{Fault, SimulatorServer},
+};
+use saas_core::{Clock as _, ErrorKind, PageSize, RequestContext};
+
+use crate::{
+    provider::adapter,
+    shop::{OPERATOR, Shop, id},
+};
+
+/// The answer of a future that is dropped when it has waited so often; first at its first wait.
+async fn cancel_after<F: Future>(waits: usize, future: F) -> Option<F::Output> {
+    let mut future = pin!(future);
+    let mut waited = 0;
+    poll_fn(|context| {
+        waited += 1;
+        match future.as_mut().poll(context) {
+            Poll::Ready(output) => Poll::Ready(Some(output)),
+            Poll::Pending if waited > waits => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        }
+    })
+    .await
+}
+
+/// A shop whose Stripe is reached over HTTP.
+struct Line {
+    shop: Shop,
+    stripe: StripeApi,
+    _server: SimulatorServer,
+}
+
+impl Line {
+    async fn open() -> Self {
+        let shop = Shop::open().await;
+        let server = SimulatorServer::start(Arc::clone(&shop.stripe)).await.unwrap();
+        let stripe = StripeApi::new(adapter(&server)).unwrap();
+        Self { shop, stripe, _server: server }
+    }
+
+    async fn back_fill(&self) -> BackFilled {
+        let since = self.shop.database.clock().now() - TimeDelta::days(1);
+        let mut sum = BackFilled::default();
+        loop {
+            let page = self.shop.billing.back_fill(&self.stripe, &OPERATOR, since, sum.next.as_ref()).await.unwrap();
+            (sum.listed, sum.stored, sum.next) = (sum.listed + page.listed, sum.stored + page.stored, page.next);
+            if sum.next.is_none() {
+                return sum;
+            }
+        }
+    }
+
+    /// A whole run.
+    async fn reconcile(&self, repairs: u32) -> (ReconcileRun, Vec<Drift>) {
+        let run = self.shop.billing.start_reconcile(&OPERATOR, repairs).await.unwrap();
+        let mut last = run;
+        while last.finished_at.is_none() {
+            last = self.shop.billing.reconcile_step(&self.stripe).await.unwrap().unwrap();
+        }
+        let report = self.report(&last).await;
+        (last, report)
+    }
+
+    async fn report(&self, run: &ReconcileRun) -> Vec<Drift> {
+        let size = PageSize::new(2).unwrap();
+        let mut drifts: Vec<Drift> = Vec::new();
+        loop {
+            let after = drifts.last().map(|drift| drift.object.clone());
+            let page = self.shop.billing.reconcile_report(&OPERATOR, run.id, after.as_ref(), size).await.unwrap();
+            drifts.extend(page.items);
+            if page.next.is_none() {
+                return drifts;
+            }
+        }
+    }
+
+    async fn fetch_all(&self) {
+        while self.shop.billing.fetch_pending(&self.stripe, 100).await.unwrap().done > 0 {}
+    }
+
+    async fn plan(&self, ctx: &RequestContext) -> Option<String> {
+        self.shop.billing.derived(ctx).await.unwrap().plan.map(|plan| plan.to_string())
+    }
+}
+
+// W20, W26
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn events_that_were_never_delivered_are_stored_from_stripes_list_and_applied_once() {
+    let line = Line::open().await;
+    let shop = &line.shop;
+    let mut tenants = Vec::new();
+    for n in 0..40 {
+        tenants.push(shop.buyer(&format!("tenant-{n}")).await.0);
+    }
+    let lost = shop.stripe.deliveries();
+    assert!(lost.len() > 100, "more than one page: {}", lost.len());
+    let mut delivered = 0;
+    for delivery in lost.iter().step_by(7) {
+        delivered += usize::from(shop.receive(delivery).await == Accepted::Stored);
+    }
+    let filled = line.back_fill().await;
+    assert_eq!(filled.listed, lost.len());
+    assert_eq!(line.back_fill().await.stored, 0, "all are there");
+    shop.apply().await;
+    line.fetch_all().await;
+    for ctx in &tenants {
+        assert_eq!(line.plan(ctx).await.as_deref(), Some("pro@1"));
+    }
+    // The delivery that comes after all prints the event in other words, and is no contradiction.
+    for delivery in &lost {
+        assert_eq!(shop.receive(delivery).await, Accepted::Duplicate);
+    }
+    assert_eq!(shop.billing.inbox_health(&OPERATOR).await.unwrap().conflicts, 0);
+    let digest = shop.digest(&tenants[0]).await;
+    shop.apply().await;
+    assert_eq!(shop.digest(&tenants[0]).await, digest);
+    let receipts = shop.scalar("select count(*) from saas.billing_receipt").await;
+    assert_eq!(receipts, i64::try_from(lost.len()).unwrap(), "{delivered} delivered, {} filled in", filled.stored);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_stripe_does_not_list_any_more_is_refused_with_the_remedy() {
+    let line = Line::open().await;
+    let since = line.shop.database.clock().now() - TimeDelta::days(31);
+    let error = line.shop.billing.back_fill(&line.stripe, &OPERATOR, since, None).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Invalid);
+    assert!(error.to_string().contains("start_reconcile"), "{error}");
+}
+
+// W26, D9
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_that_may_not_repair_reports_each_field_and_changes_nothing() {
+    let line = Line::open().await;
+    let (acme, purchase) = line.shop.buyer("acme").await;
+    let (globex, _) = line.shop.buyer("globex").await;
+    line.shop.deliver_all().await;
+    line.fetch_all().await;
+    let (run, drifts) = line.reconcile(0).await;
+    assert_eq!(
+        (run.looked_at, run.drifted, drifts.len()),
+        (6, 0, 0),
+        "two customers, subscriptions, invoices: {drifts:?}"
+    );
+    // A change whose event is lost.
+    line.shop.database.clock().advance(TimeDelta::days(40));
+    line.shop.stripe.update_quantity(&purchase.subscription, 7);
+    drop(line.shop.stripe.deliveries());
+    let before = (line.shop.digest(&acme).await, line.shop.digest(&globex).await);
+    let (run, drifts) = line.reconcile(0).await;
+    assert_eq!((run.repaired, run.repairs), (0, 0));
+    let subscription = drifts.iter().find(|drift| drift.object == purchase.subscription).unwrap();
+    assert_eq!((subscription.kind, subscription.repaired), (ObjectKind::Subscription, false));
+    let items = &subscription.fields["items"];
+    assert_eq!((&items.ours[0]["quantity"], &items.theirs[0]["quantity"]), (&1.into(), &7.into()));
+    assert!(!subscription.fields.contains_key("status"), "what is equal is not in the report");
+    assert_eq!(line.shop.scalar("select count(*) from saas.billing_fetch where state = 'pending'").await, 0);
+    assert_eq!((line.shop.digest(&acme).await, line.shop.digest(&globex).await), before);
+}
+
+// W20, W26: an event that is lost for good does not stay lost
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_mends_what_no_event_told_and_no_more_than_it_may() {
+    let line = Line::open().await;
+    let mut shops = Vec::new();
+    for n in 0..6 {
+        shops.push(line.shop.buyer(&format!("tenant-{n}")).await);
+    }
+    line.shop.deliver_all().await;
+    line.fetch_all().await;
+    line.shop.database.clock().advance(TimeDelta::hours(1));
+    for (_, purchase) in &shops {
+        line.shop.stripe.cancel(&purchase.subscription);
+    }
+    drop(line.shop.stripe.deliveries());
+    let (run, drifts) = line.reconcile(2).await;
+    assert!(run.drifted >= 6, "{run:?}");
+    assert_eq!(run.repaired, 2);
+    assert_eq!(drifts.iter().filter(|drift| drift.repaired).count(), 2);
+    line.fetch_all().await;
+    let (run, _) = line.reconcile(1_000).await;
+    assert_eq!(run.drifted, run.repaired);
+    line.fetch_all().await;
+    let (run, drifts) = line.reconcile(0).await;
+    assert_eq!((run.drifted, drifts), (0, Vec::new()));
+    for (ctx, _) in &shops {
+        assert_eq!(line.plan(ctx).await, None, "canceled");
+    }
+}
+
+// What is stored and Stripe does not list, and the other way round.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_object_that_one_side_does_not_have_is_found() {
+    let line = Line::open().await;
+    let (acme, purchase) = line.shop.buyer("acme").await;
+    line.shop.deliver_all().await;
+    line.fetch_all().await;
+    let stranger = line.shop.stripe.create_customer("stranger@example.com");
+    // A subscription that Stripe never had, as after a restore of the wrong backup.
+    let sql =
+        "insert into saas.billing_object (tenant_id, livemode, object_id, kind, status, is_current, merged, updated_at)
+               select tenant_id, livemode, 'sub_ghost', kind, status, is_current, merged, updated_at
+               from saas.billing_object where kind = 'subscription'";
+    sqlx::query(sql).execute(&mut *line.shop.owner.lock().await).await.unwrap();
+    let gone = purchase.subscription.to_string();
+    sqlx::query("delete from saas.billing_object where object_id = $1")
+        .bind(&gone)
+        .execute(&mut *line.shop.owner.lock().await)
+        .await
+        .unwrap();
+    let (run, drifts) = line.reconcile(10).await;
+    assert_eq!(run.unlinked, 1, "{stranger} is nobody's here");
+    let whole = |object: &str| {
+        let drift = drifts.iter().find(|drift| drift.object == id(object)).unwrap();
+        (drift.fields["whole"].ours.clone(), drift.fields["whole"].theirs.clone())
+    };
+    assert_eq!(whole(&gone), ("missing".into(), "there".into()));
+    assert_eq!(whole("sub_ghost"), ("there".into(), "missing".into()));
+    line.fetch_all().await;
+    let subscriptions = format!("{:?}", line.shop.billing.derived(&acme).await.unwrap());
+    assert!(subscriptions.contains("pro"), "{subscriptions}");
+}
+
+// Killed between any two pages, or half-way through one: the next caller goes on, and nothing is counted twice.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_goes_on_where_it_stood_whoever_calls() {
+    let line = Line::open().await;
+    for n in 0..3 {
+        let _ = line.shop.buyer(&format!("tenant-{n}")).await;
+    }
+    line.shop.deliver_all().await;
+    line.fetch_all().await;
+    let billing = &line.shop.billing;
+    assert_eq!(billing.reconcile_step(&line.stripe).await.unwrap(), None, "nobody asked for a run");
+    let run = billing.start_reconcile(&OPERATOR, 0).await.unwrap();
+    assert_eq!(billing.start_reconcile(&OPERATOR, 9).await.unwrap(), run, "the open one");
+    // Two workers get the same page, and one of them counts it.
+    let (one, two) = tokio::join!(billing.reconcile_step(&line.stripe), billing.reconcile_step(&line.stripe));
+    let reached = one.unwrap().unwrap().looked_at.max(two.unwrap().unwrap().looked_at);
+    assert!(reached == 3 || reached == 6, "{reached}");
+    // Stripe is away for a while.
+    line.shop.stripe.inject([Fault::Unavailable; 3]);
+    let error = billing.reconcile_step(&line.stripe).await.unwrap_err();
+    assert!(error.is_retryable(), "{error}");
+    // Dropped at each await in turn.
+    let mut dropped = 0;
+    loop {
+        let step = billing.reconcile_step(&line.stripe);
+        let Some(done) = cancel_after(dropped, step).await else {
+            dropped += 1;
+            continue;
+        };
+        let run = done.unwrap().unwrap();
+        if run.finished_at.is_some() {
+            assert_eq!((run.looked_at, run.list, run.drifted), (9, ReconcileList::Ours, 0));
+            break;
+        }
+        dropped = 0;
+    }
+    assert_eq!(
+        line.shop.scalar("select count(*) from saas.billing_reconcile_object").await,
+        0,
+        "what is equal is not kept"
+    );
+}
