@@ -67,6 +67,10 @@ select saas.fence('saas.usage_event', 'select, insert');
 
 -- One per window. A window belongs to the counter, not to a plan, so another limit does not start it again. The free half of
 -- each page keeps updates on it (HOT).
+--
+-- Who locks several rows does so in one order, so that nobody waits for each other: counters in the order of their primary key
+-- (or those that nobody else has, by `skip locked`), and after the counter what belongs to it: its grants as they burn, then
+-- the reservation or the lease.
 create table saas.usage_counter (
     tenant_id     uuid not null references saas.tenant (id) on delete restrict,
     meter         text not null,
@@ -215,8 +219,8 @@ create table saas.usage_lease (
     -- of what was lent, nothing is unaccounted for once it has ended
     check (ended_at is null or spent + returned + stranded = lent)
 ) with (fillfactor = 50);
-create index usage_lease_open on saas.usage_lease (tenant_id, counter, expires_at) where ended_at is null;
-create index usage_lease_overdue on saas.usage_lease (expires_at) where ended_at is null;
+-- Not by when it expires, which each report moves: so that a report stays on its page (HOT).
+create index usage_lease_open on saas.usage_lease (tenant_id, counter) where ended_at is null;
 select saas.fence('saas.usage_lease', 'select, insert, update');
 
 -- Which warnings were given. The primary key is what gives each of them once per window and limit.

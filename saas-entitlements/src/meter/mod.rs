@@ -31,6 +31,7 @@ pub use store::{CounterStore, Draw, DrawKind, Drawn, Threshold};
 pub use uses::Use;
 
 use self::decide::{Verdict, additive, check_name, conclude, decide, declared, rule_at};
+pub(crate) use self::decide::{cap, thresholds};
 #[cfg(feature = "postgres")]
 use crate::Snapshot;
 use crate::{Entitlements, EntitlementsError, Period};

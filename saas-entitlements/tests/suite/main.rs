@@ -11,6 +11,7 @@ mod flights;
 mod laws;
 mod layers;
 mod leases;
+mod leasing;
 mod metering;
 mod outage;
 mod over;
