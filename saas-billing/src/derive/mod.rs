@@ -11,12 +11,13 @@ mod tenure;
 
 pub use dunning::GracePolicy;
 pub use objects::{AnyMerged, TenantObjects};
+pub(crate) use plan::plan_item;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, Utc};
 use saas_core::{
-    PlanCatalog, PlanKey, PlanVersionRef,
+    AddOnKey, PlanCatalog, PlanKey, PlanVersionRef,
     subscription::{AccessLevel, PastPlan, PlanAssignment},
 };
 use serde::{Deserialize, Serialize};
@@ -39,6 +40,9 @@ pub struct Derived {
     pub status: Option<SubscriptionStatus>,
     /// Units of the plan's item.
     pub seats: Option<u64>,
+    /// What was bought beside the plan, and how many of each.
+    #[serde(default)]
+    pub addons: BTreeMap<AddOnKey, u32>,
     /// The present period of the plan's item.
     pub period: Option<Period>,
     /// What periods count from; the start of the present one where Stripe does not say.
@@ -83,7 +87,7 @@ impl Derived {
             standing: policy.standing(self.unpaid_since, self.suspended_since, now),
             anchor: self.anchor,
             ends_at: self.ends_at,
-            addons: Vec::new(),
+            addons: self.addons.iter().map(|(addon, quantity)| (addon.clone(), *quantity)).collect(),
             since,
             before,
         }
@@ -125,8 +129,8 @@ impl Derived {
     /// Whether the answer to "which plan, and is it paid" is the same.
     #[must_use]
     pub fn answers_like(&self, other: &Self) -> bool {
-        (&self.plan, self.anchor, self.ends_at, self.unpaid_since, self.suspended_since)
-            == (&other.plan, other.anchor, other.ends_at, other.unpaid_since, other.suspended_since)
+        (&self.plan, &self.addons, self.anchor, self.ends_at, self.unpaid_since, self.suspended_since)
+            == (&other.plan, &other.addons, other.anchor, other.ends_at, other.unpaid_since, other.suspended_since)
             && (self.since, &self.before) == (other.since, &other.before)
     }
 }
@@ -219,6 +223,7 @@ pub fn derive(objects: &TenantObjects, catalog: &PlanCatalog) -> Derived {
     };
     let subscription = best.value();
     derived.plan = choice.plan;
+    derived.addons = plan::addons(subscription, catalog);
     let present = (derived.plan.as_ref(), Some(&subscription.id));
     (derived.since, derived.before) = tenure::since_and_before(objects, catalog, present);
     derived.seats = choice.item.and_then(|item| item.quantity);

@@ -2,11 +2,12 @@
 
 use std::fmt;
 
+use async_trait::async_trait;
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::Serialize;
 
 use super::{Limit, MeterLimit, OverLimit, Overage, PlanCatalog, PlanVersion, PlanVersionRef};
-use crate::{FeatureKey, MeterKey};
+use crate::{CoreError, FeatureKey, MeterKey, TenantContext};
 
 /// What a tenant has beyond a plan. Nothing is taken away because of it: data stays, and only what the plan's limits say
 /// ([`OverLimit`]) is refused.
@@ -35,6 +36,13 @@ pub struct MeterOver {
     pub over: u64,
     /// What holds because of it.
     pub policy: OverLimit,
+}
+
+/// Says what a tenant would have beyond a plan. Whoever counts uses implements it, and whoever sells plans asks.
+#[async_trait]
+pub trait OverLimits: fmt::Debug + Send + Sync + 'static {
+    /// What the tenant would have beyond a version of a plan, came it to that now.
+    async fn report(&self, ctx: &dyn TenantContext, to: &PlanVersionRef) -> Result<OverLimitReport, CoreError>;
 }
 
 /// What holds for a tenant that has more than its plan allows.
