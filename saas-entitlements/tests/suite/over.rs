@@ -154,10 +154,9 @@ impl App {
     }
 
     async fn refused(&self) -> FeatureRequired {
-        match self.here.require(self.acme.tenant(), &EXPORT).await.unwrap_err() {
-            EntitlementsError::FeatureRequired(refused) => *refused,
-            other => panic!("{other}"),
-        }
+        let refused = self.here.require(self.acme.tenant(), &EXPORT).await;
+        let Err(EntitlementsError::FeatureRequired(refused)) = refused else { unreachable!("{refused:?}") };
+        *refused
     }
 }
 
