@@ -219,7 +219,7 @@ begin
     from saas.tenant t where t.id = of_tenant
     for key share;
     if common then
-        select greatest(c.used, 0) as used, c.held, c.carried, c.limit_units, c.by_member into counter
+        select greatest(c.used, 0) as used, c.held, c.carried, c.limit_units, c.by_member, c.over_above into counter
         from saas.usage_counter c
         where c.tenant_id = of_tenant and c.meter = of_counter and c.window_kind = in_window and c.window_start = from_start
         for no key update;
@@ -227,9 +227,10 @@ begin
         common := found and not counter.by_member and counter.limit_units is not distinct from of_limit;
     end if;
     if common then
-        -- Room in the plan itself.
+        -- Room in the plan itself, and nothing that is watched for passing it.
         select sum(u.units) into total from unnest(of_units) as u (units);
-        common := total + counter.used + counter.held + counter.carried <= least(coalesce(of_limit, up_to), up_to);
+        common := total + counter.used + counter.held + counter.carried <= least(coalesce(of_limit, up_to), up_to)
+            and (counter.used > counter.over_above) is not distinct from (counter.used + total > counter.over_above);
     end if;
     if common and mark_units[1] <= counter.used + total then
         -- No new warning.

@@ -12,6 +12,7 @@ create function saas.usage_lease_strand(
 language plpgsql as $$
 declare
     total bigint;
+    passes boolean;
 begin
     -- Mostly there are none: to look costs less than half of changing no rows.
     if not exists (
@@ -45,7 +46,11 @@ begin
         update saas.usage_counter c
         set used = c.used + total, held = c.held - total
         where c.tenant_id = of_tenant and c.meter = of_counter and c.window_kind = in_window
-          and c.window_start = from_start;
+          and c.window_start = from_start
+        returning c.used > c.over_above and c.used - total <= c.over_above into passes;
+        if passes then
+            perform saas.bump_revision(of_tenant);
+        end if;
     end if;
     return total;
 end $$;
@@ -62,7 +67,7 @@ declare
     back bigint := 0;
 begin
     -- The tenant first, then the counter, as everywhere.
-    select l.meter, l.counter, l.window_kind, l.window_start, l.cost, l.lent, l.spent, l.report, l.ended_at, c.used,
+    select l.meter, l.counter, l.window_kind, l.window_start, l.cost, l.lent, l.spent, l.report, l.ended_at, c.used, c.over_above,
            coalesce(c.wanted_at > clock_timestamp() - interval '1 second', false) as wanted
     into known
     from saas.tenant t, saas.usage_lease l
@@ -110,6 +115,9 @@ begin
           and c.window_start = known.window_start;
     end if;
     used := known.used + used_now;
+    if known.used <= known.over_above and used > known.over_above then
+        perform saas.bump_revision(of_tenant);
+    end if;
     outcome := case when ending then 'settled' else 'kept' end;
 end $$;
 
@@ -136,7 +144,7 @@ declare
     stranded bigint;
 begin
     -- The tenant first, then the counter, as everywhere.
-    select t.revision, c.used, c.held, c.carried, c.limit_units, l.lent, l.spent, l.report, l.ended_at,
+    select t.revision, c.used, c.held, c.carried, c.limit_units, c.over_above, l.lent, l.spent, l.report, l.ended_at,
            l.lent - l.spent - l.returned as own, false as opened,
            coalesce(c.wanted_at > clock_timestamp() - interval '1 second', false) as wanted
     into known
@@ -152,7 +160,7 @@ begin
         where t.id = of_tenant and t.revision = at_revision and number = 0
         on conflict (tenant_id, meter, window_kind, window_start) do nothing;
         relimited := found;
-        select t.revision, c.used, c.held, c.carried, c.limit_units, 0::bigint as lent, 0::bigint as spent,
+        select t.revision, c.used, c.held, c.carried, c.limit_units, c.over_above, 0::bigint as lent, 0::bigint as spent,
                (-1)::bigint as report, null::timestamptz as ended_at, 0::bigint as own, relimited as opened,
                coalesce(c.wanted_at > clock_timestamp() - interval '1 second', false) as wanted
         into known
@@ -222,6 +230,9 @@ begin
             from_start, moment, with_key, by_actor);
     update saas.usage_counter c set used = usage_lease_borrow.used, held = usage_lease_borrow.held
     where c.tenant_id = of_tenant and c.meter = of_counter and c.window_kind = in_window and c.window_start = from_start;
+    if used - reported - need <= known.over_above and used > known.over_above then
+        perform saas.bump_revision(of_tenant);
+    end if;
     if number > 0 then
         update saas.usage_lease l
         set lent = l.lent + usage_lease_borrow.lent, spent = spent_so_far, report = number,
