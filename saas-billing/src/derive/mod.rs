@@ -11,6 +11,7 @@ mod tenure;
 
 pub use dunning::GracePolicy;
 pub use objects::{AnyMerged, TenantObjects};
+#[cfg(feature = "postgres")]
 pub(crate) use plan::plan_item;
 
 use std::collections::{BTreeMap, BTreeSet};
