@@ -56,7 +56,7 @@
 //!
 //! # From a delivery to a plan
 //! 1. [`WebhookProcessor::process`]: size limit, signature over the raw bytes ([`signature`]), envelope ([`event`]), one
-//!    durable insert. Then the answer 200.
+//!    durable insert. Then the answer 200. Endpoints for web frameworks: `web` (features `tower` and `actix`).
 //! 2. [`Billing::apply_pending`]: reads the object ([`object`]), merges it ([`merge`]), derives ([`derive`](mod@derive)),
 //!    and commits that with the revision, the audit row and the mark on the receipt. An event of a customer that no tenant
 //!    is linked to yet is parked; one that cannot be read or fails too often becomes a dead letter
@@ -125,6 +125,8 @@ pub mod stripe;
 pub mod subscription;
 #[cfg(feature = "testing")]
 pub mod testing;
+#[cfg(any(feature = "tower", feature = "actix"))]
+pub mod web;
 
 #[cfg(feature = "postgres")]
 pub use apply::Applied;

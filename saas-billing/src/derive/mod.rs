@@ -7,6 +7,7 @@
 mod dunning;
 mod objects;
 mod plan;
+mod tenure;
 
 pub use dunning::GracePolicy;
 pub use objects::{AnyMerged, TenantObjects};
@@ -18,7 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use chrono::{DateTime, Utc};
 use saas_core::{
     AddOnKey, PlanCatalog, PlanKey, PlanVersionRef,
-    subscription::{AccessLevel, PlanAssignment},
+    subscription::{AccessLevel, PastPlan, PlanAssignment},
 };
 use serde::{Deserialize, Serialize};
 
@@ -55,6 +56,12 @@ pub struct Derived {
     /// When the first failure of the oldest unpaid invoice was. Of several live subscriptions all count, unless the one
     /// that decides is paid.
     pub unpaid_since: Option<DateTime<Utc>>,
+    /// Since when it is that version of that plan, or the default plan again; `None` for who never had another.
+    #[serde(default)]
+    pub since: Option<DateTime<Utc>>,
+    /// The plans before it, the latest first. The default plan has no version: it was the newest.
+    #[serde(default)]
+    pub before: Vec<PastPlan>,
     /// Since when there is no access whatever is paid: the trial ended without a payment method.
     pub suspended_since: Option<DateTime<Utc>>,
     /// What recurs of all its subscriptions.
@@ -71,7 +78,10 @@ impl Derived {
     /// What the tenant is on at `now`; `default_plan` when nothing live was bought.
     #[must_use]
     pub fn assignment(&self, policy: &GracePolicy, default_plan: &PlanKey, now: DateTime<Utc>) -> PlanAssignment {
-        let Some(bought) = &self.plan else { return PlanAssignment::active(default_plan.clone()) };
+        let (since, before) = (self.since, self.before.clone());
+        let Some(bought) = &self.plan else {
+            return PlanAssignment { since, before, ..PlanAssignment::active(default_plan.clone()) };
+        };
         PlanAssignment {
             plan: bought.plan.clone(),
             version: Some(bought.version),
@@ -79,8 +89,8 @@ impl Derived {
             anchor: self.anchor,
             ends_at: self.ends_at,
             addons: self.addons.iter().map(|(addon, quantity)| (addon.clone(), *quantity)).collect(),
-            since: None,
-            before: Vec::new(),
+            since,
+            before,
         }
     }
 
@@ -106,13 +116,15 @@ impl Derived {
     }
 
     /// What the tenant is on, for the record: at any instant of the future the same as [`assignment`](Self::assignment) will
-    /// say then, if nothing new is heard. `None` when nothing live was bought.
+    /// say then, if nothing new is heard. `None` when nothing was ever bought.
     #[must_use]
-    pub fn on_record(&self, policy: &GracePolicy) -> Option<PlanAssignment> {
-        let bought = self.plan.as_ref()?;
+    pub fn on_record(&self, policy: &GracePolicy, default_plan: &PlanKey) -> Option<PlanAssignment> {
+        if self.plan.is_none() && self.since.is_none() {
+            return None;
+        }
         // A debt counts from its own instant on, which Stripe's clock may put ahead of ours.
         let as_of = self.unpaid_since.unwrap_or(DateTime::UNIX_EPOCH);
-        Some(self.assignment(policy, &bought.plan, as_of))
+        Some(self.assignment(policy, default_plan, as_of))
     }
 
     /// Whether the answer to "which plan, and is it paid" is the same.
@@ -120,6 +132,7 @@ impl Derived {
     pub fn answers_like(&self, other: &Self) -> bool {
         (&self.plan, &self.addons, self.anchor, self.ends_at, self.unpaid_since, self.suspended_since)
             == (&other.plan, &other.addons, other.anchor, other.ends_at, other.unpaid_since, other.suspended_since)
+            && (self.since, &self.before) == (other.since, &other.before)
     }
 }
 
@@ -205,10 +218,15 @@ pub fn derive(objects: &TenantObjects, catalog: &PlanCatalog) -> Derived {
         let choice = plan::choose(merged, catalog, &mut derived.alerts);
         ((*preference, choice.rank, merged.value().created, &merged.value().id), merged, choice)
     });
-    let Some((_, best, choice)) = choices.max_by(|a, b| a.0.cmp(&b.0)) else { return derived };
+    let Some((_, best, choice)) = choices.max_by(|a, b| a.0.cmp(&b.0)) else {
+        (derived.since, derived.before) = tenure::since_and_before(objects, catalog, (None, None));
+        return derived;
+    };
     let subscription = best.value();
     derived.plan = choice.plan;
     derived.addons = plan::addons(subscription, catalog);
+    let present = (derived.plan.as_ref(), Some(&subscription.id));
+    (derived.since, derived.before) = tenure::since_and_before(objects, catalog, present);
     derived.seats = choice.item.and_then(|item| item.quantity);
     derived.period = choice.item.and_then(|item| item.period);
     derived.anchor = subscription.anchor.or(derived.period.map(|period| period.start));

@@ -66,6 +66,6 @@ pub(super) fn addons(subscription: &Subscription, catalog: &PlanCatalog) -> BTre
     addons
 }
 
-fn rank(catalog: &PlanCatalog, plan: &PlanVersionRef) -> u32 {
+pub(super) fn rank(catalog: &PlanCatalog, plan: &PlanVersionRef) -> u32 {
     catalog.plan(&plan.plan).map_or(0, |plan| plan.rank())
 }

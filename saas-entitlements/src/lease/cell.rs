@@ -73,7 +73,9 @@ impl Cells {
 pub(super) struct State {
     pub(super) held: Option<Held>,
     /// Last reports that the store may not have.
-    pub(super) endings: Vec<Report>,
+    pub(super) endings: Vec<Ending>,
+    /// The rule of the last use, and the usage at which something is to be announced that may not have been.
+    pub(super) told: Option<(Arc<Rule>, u64)>,
     /// What to borrow next time, in units of the meter.
     pub(super) size: u64,
     /// Ticks since a unit was used.
@@ -87,7 +89,7 @@ pub(super) struct State {
 pub(super) struct Held {
     pub(super) lease: LeaseToken,
     pub(super) lent: u64,
-    pub(super) rule: Rule,
+    pub(super) rule: Arc<Rule>,
     pub(super) reports: u64,
     pub(super) reported: u64,
     /// When it was lent or last prolonged, from before the store was asked.
@@ -95,9 +97,32 @@ pub(super) struct Held {
     pub(super) lent_at: Instant,
 }
 
+/// The last report of a lease, and what it was lent under.
+#[derive(Debug)]
+pub(super) struct Ending {
+    pub(super) report: Report,
+    pub(super) rule: Arc<Rule>,
+    /// The usage at which something is to be announced.
+    pub(super) due_from: u64,
+}
+
+impl State {
+    /// The usage at which something is to be announced that may not have been.
+    pub(super) fn due_from(&mut self, rule: &Arc<Rule>) -> u64 {
+        match &self.told {
+            Some((told, from)) if told == rule => *from,
+            Some(_) | None => {
+                let from = rule.next_threshold(0);
+                self.told = Some((Arc::clone(rule), from));
+                from
+            }
+        }
+    }
+}
+
 impl Cell {
     pub(super) fn new(ctx: RequestContext, meter: MeterKey, cost: u64, most: u64, size: u64) -> Self {
-        let state = State { held: None, endings: Vec::new(), size, idle: 0, retired: false };
+        let state = State { held: None, endings: Vec::new(), told: None, size, idle: 0, retired: false };
         let purse = Purse { budget: AtomicU64::new(0), cost, most, meter };
         Self { purse, ctx, state: Mutex::new(state) }
     }
@@ -121,7 +146,7 @@ impl Cell {
             return false;
         }
         let Some(units) = amount.checked_mul(*cost) else { return false };
-        // Never below 0, not even for a moment: what `drain` finds is exactly what nobody has spent.
+        // Never below 0, not even for a moment: what `take_rest` finds is exactly what nobody has spent.
         let mut left = budget.load(Ordering::Relaxed);
         while let Some(rest) = left.checked_sub(units) {
             match budget.compare_exchange_weak(left, rest, Ordering::Relaxed, Ordering::Relaxed) {
@@ -132,9 +157,14 @@ impl Cell {
         false
     }
 
-    /// Makes freshly lent units spendable. Only after [`drain`](Self::drain), under the lock of the state.
-    pub(super) fn fill(&self, units: u64) {
-        self.purse.budget.store(units, Ordering::Relaxed);
+    /// Makes freshly lent units spendable.
+    pub(super) fn add(&self, units: u64) {
+        self.purse.budget.fetch_add(units, Ordering::Relaxed);
+    }
+
+    /// Takes all that is left.
+    pub(super) fn take_rest(&self) -> u64 {
+        self.purse.budget.swap(0, Ordering::Relaxed)
     }
 
     /// Spent of a lease so far.
@@ -142,10 +172,13 @@ impl Cell {
         held.lent.saturating_sub(self.purse.budget.load(Ordering::Relaxed))
     }
 
-    /// Stops the spending of what is held; answers the last report, which is owed to the store from here on.
-    pub(super) fn drain(&self, state: &mut State, life: Duration) -> Option<Report> {
-        let held = state.held.take()?;
-        let spent = held.lent.saturating_sub(self.purse.budget.swap(0, Ordering::Relaxed));
-        Some(Report { lease: held.lease, number: held.reports + 1, spent, ending: true, life })
+    /// Stops the spending of what is held; its last report is owed to the store from here on.
+    pub(super) fn end(&self, state: &mut State, life: Duration) {
+        let rest = self.take_rest();
+        let Some(held) = state.held.take() else { return };
+        let spent = held.lent.saturating_sub(rest);
+        let report = Report { lease: held.lease, number: held.reports + 1, spent, ending: true, life };
+        let due_from = state.due_from(&held.rule);
+        state.endings.push(Ending { report, rule: held.rule, due_from });
     }
 }

@@ -1,37 +1,29 @@
-//! The service: spends from memory, borrows when that is used up, reports, and gives back.
+//! The service: spends from memory, and keeps what each tenant holds.
 
 use std::{
     fmt,
     pin::Pin,
     sync::{
-        Arc, Mutex, PoisonError, Weak,
+        Arc, Mutex, OnceLock, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll},
-    time::Instant,
 };
 
 use arc_swap::ArcSwap;
 use chrono::{DateTime, Utc};
 use hashbrown::HashMap;
-use saas_core::{Actor, LeaseToken, MeterKey, RequestContext, TenantContext, TenantId, plan::Aggregation};
+use saas_core::{Actor, MeterKey, RequestContext, TenantContext, TenantId, plan::Aggregation};
 use tokio::task::JoinSet;
 
 use super::{
-    Ask, Borrowed, LeaseOptions, LeaseStore, Report, Reported,
-    cell::{Cell, Cells, Held, State},
-    rule::{Rule, check, rule_at},
+    LeaseOptions, LeaseStore, asking,
+    cell::{Cell, Cells},
 };
-use crate::{Denial, Entitlements, EntitlementsError};
+use crate::{Denial, Entitlements, EntitlementsError, Meter};
 
-/// How often a use is decided again because the tenant's revision moved in between.
-const ATTEMPTS: usize = 4;
 /// Each new tenant copies one of so many maps.
 const SHARDS: usize = 64;
-/// Ticks without a use after which a lease is given back.
-const IDLE_TICKS: u32 = 2;
-/// Ticks without a lease after which a cell is forgotten.
-const FORGET_TICKS: u32 = 240;
 /// Reports under way at the same time.
 const REPORTS: usize = 8;
 
@@ -84,14 +76,20 @@ impl Consuming {
     /// Asks the store, in a task of its own: a caller who goes away does not leave units behind that nobody knows of.
     #[cold]
     #[inline(never)]
-    fn of(inner: Arc<Inner>, tenant: TenantId, meter: MeterKey, amount: u64) -> Self {
+    fn of(inner: Arc<Inner>, ctx: &dyn TenantContext, meter: MeterKey, amount: u64) -> Self {
+        let now = inner.entitlements.core.clock.now();
+        let caller = RequestContext::new_at(ctx.tenant(), ctx.actor().clone(), now).with_request(ctx.request());
+        let caller = match ctx.role() {
+            Some(role) => caller.with_role(role.clone()),
+            None => caller,
+        };
         Self::Asking(Box::pin(async move {
             let unavailable = || EntitlementsError::Unavailable { cause: None };
             let runtime = tokio::runtime::Handle::try_current().map_err(|_| unavailable())?;
             if !inner.ticking.swap(true, Ordering::Relaxed) {
                 drop(runtime.spawn(keep_reporting(Arc::downgrade(&inner))));
             }
-            let deciding = runtime.spawn(async move { inner.consume(tenant, &meter, amount).await });
+            let deciding = runtime.spawn(async move { inner.consume(&caller, &meter, amount).await });
             deciding.await.unwrap_or_else(|_| Err(unavailable()))
         }))
     }
@@ -112,10 +110,12 @@ impl Future for Consuming {
 /// By [`number`].
 type Map = HashMap<u128, Cells, foldhash::fast::RandomState>;
 
-struct Inner {
-    entitlements: Entitlements,
-    store: Arc<dyn LeaseStore>,
-    options: LeaseOptions,
+pub(super) struct Inner {
+    pub(super) entitlements: Entitlements,
+    pub(super) store: Arc<dyn LeaseStore>,
+    pub(super) options: LeaseOptions,
+    /// Counts what cannot be lent.
+    pub(super) direct: OnceLock<Meter>,
     shards: Box<[ArcSwap<Map>]>,
     /// Whoever changes a map.
     writer: Mutex<()>,
@@ -134,9 +134,19 @@ impl Leases {
     pub fn new(entitlements: Entitlements, store: Arc<dyn LeaseStore>, options: LeaseOptions) -> Self {
         let shards = (0..SHARDS).map(|_| ArcSwap::from_pointee(Map::default())).collect();
         let (ticking, closed) = (AtomicBool::new(false), AtomicBool::new(false));
-        Self {
-            inner: Arc::new(Inner { entitlements, store, options, shards, writer: Mutex::new(()), ticking, closed }),
-        }
+        let (direct, writer) = (OnceLock::new(), Mutex::new(()));
+        Self { inner: Arc::new(Inner { entitlements, store, options, direct, shards, writer, ticking, closed }) }
+    }
+
+    /// Counts through `meter` what cannot be lent, so that callers need not know what can: peaks and levels, what the plan limits
+    /// for each member, and units of grants once those of the plan are used up. Each such use is a call of
+    /// [`Meter::consume`] with a key of its own.
+    ///
+    /// The first meter that is given stays.
+    #[must_use]
+    pub fn with_meter(self, meter: Meter) -> Self {
+        let _ = self.inner.direct.set(meter);
+        self
     }
 
     /// Uses `amount` units, all or nothing.
@@ -147,7 +157,8 @@ impl Leases {
     ///
     /// # Errors
     /// - [`Invalid`](saas_core::ErrorKind::Invalid): the amount is 0, too large, or not 1 for a meter that counts uses; the
-    ///   meter is unknown, not a sum, or limited per member.
+    ///   meter is unknown; or it is not a sum or limited per member, and there is no [`Meter`] for those
+    ///   ([`with_meter`](Self::with_meter)), or that one refuses it.
     /// - [`NotFound`](saas_core::ErrorKind::NotFound): no such tenant.
     /// - [`Unavailable`](saas_core::ErrorKind::Unavailable): nothing is left in memory and the store cannot be asked; or there
     ///   is no tokio runtime.
@@ -163,7 +174,7 @@ impl Leases {
         if self.try_consume(ctx.tenant(), meter, amount) {
             Consuming::Granted
         } else {
-            Consuming::of(Arc::clone(&self.inner), ctx.tenant(), meter.clone(), amount)
+            Consuming::of(Arc::clone(&self.inner), ctx, meter.clone(), amount)
         }
     }
 
@@ -223,95 +234,6 @@ impl Inner {
         &self.shards[usize::from(last) % SHARDS]
     }
 
-    async fn consume(&self, tenant: TenantId, meter: &MeterKey, amount: u64) -> Result<LeasedUse, EntitlementsError> {
-        let now = self.entitlements.core.clock.now();
-        for _ in 0..ATTEMPTS {
-            let snapshot = self.entitlements.snapshot(tenant).await;
-            check(&snapshot, meter, amount)?;
-            let rule = match rule_at(&snapshot, meter, now)? {
-                Ok(rule) => rule,
-                Err(why) => return Ok(LeasedUse::Denied(why)),
-            };
-            let cell = self.cell(tenant, meter, rule.cost, now);
-            let mut state = cell.state.lock().await;
-            if state.retired {
-                continue;
-            }
-            // Whoever held the lock before may have borrowed for this one, too.
-            if cell.take(amount) {
-                return Ok(LeasedUse::Granted);
-            }
-            match self.borrow(&cell, &mut state, &rule, amount, now).await? {
-                Borrowed::Lent { .. } => return Ok(LeasedUse::Granted),
-                Borrowed::Refused { used, held } => {
-                    let (limit, resets_at) = (rule.cap, rule.period.end);
-                    return Ok(LeasedUse::Exhausted { limit, used, held, resets_at });
-                }
-                Borrowed::Outdated { revision } => self.entitlements.hear(tenant, revision),
-            }
-        }
-        Err(EntitlementsError::Unavailable { cause: None })
-    }
-
-    async fn borrow(
-        &self,
-        cell: &Cell,
-        state: &mut State,
-        rule: &Rule,
-        amount: u64,
-        now: DateTime<Utc>,
-    ) -> Result<Borrowed, EntitlementsError> {
-        let asked = Instant::now();
-        if let Some(held) = &state.held {
-            let quick = asked.duration_since(held.lent_at) < self.options.tick / 2;
-            let size = if quick { state.size.saturating_mul(4) } else { state.size / 2 };
-            state.size = size.clamp(self.options.smallest, self.options.largest);
-        }
-        state.idle = 0;
-        let former = cell.drain(state, self.options.life);
-        let lends = !self.closed.load(Ordering::Relaxed);
-        let ask = Ask {
-            lease: LeaseToken::mint_at(now),
-            holder: self.options.holder.clone(),
-            meter: cell.meter().clone(),
-            counter: rule.counter.clone(),
-            cost: rule.cost,
-            window: rule.window,
-            period: rule.period,
-            cap: rule.cap,
-            exposed: rule.cap / self.options.exposed_share,
-            // Checked: it is at most `i64::MAX`.
-            need: amount.saturating_mul(rule.cost),
-            want: if lends { state.size.saturating_mul(rule.cost) } else { 0 },
-            life: self.options.life,
-            revision: rule.revision,
-            settle: former,
-        };
-        let borrowed = match self.store.borrow(&cell.ctx, &ask, now).await {
-            Ok(borrowed) => borrowed,
-            Err(error) => {
-                // Both may have happened. What is not known to be lent is not used.
-                let unknown = Report { lease: ask.lease, number: 1, spent: 0, ending: true, life: self.options.life };
-                state.endings.extend(ask.settle.into_iter().chain([unknown]));
-                return Err(error);
-            }
-        };
-        if let Borrowed::Lent { units: lent @ 1.. } = borrowed {
-            let held = Held {
-                lease: ask.lease,
-                lent,
-                rule: rule.clone(),
-                reports: 0,
-                reported: 0,
-                since: asked,
-                lent_at: asked,
-            };
-            state.held = Some(held);
-            cell.fill(lent);
-        }
-        Ok(borrowed)
-    }
-
     /// Reports every lease; answers with the first failure.
     async fn report_all(self: &Arc<Self>) -> Result<(), EntitlementsError> {
         let mut running = JoinSet::new();
@@ -331,75 +253,12 @@ impl Inner {
         first
     }
 
-    async fn report(&self, cell: &Arc<Cell>) -> Result<(), EntitlementsError> {
-        let mut guard = cell.state.lock().await;
-        let state = &mut *guard;
-        let now = self.entitlements.core.clock.now();
-        if state.held.is_some() && self.must_end(cell, state, now).await {
-            let last = cell.drain(state, self.options.life);
-            state.endings.extend(last);
-        }
-        self.send_endings(cell, state, now).await?;
-        let Some(held) = &mut state.held else {
-            state.idle = state.idle.saturating_add(1);
-            if state.idle >= FORGET_TICKS {
-                state.retired = true;
-                self.forget(cell);
-            }
-            return Ok(());
-        };
-        let spent = cell.spent(held);
-        state.idle = if spent == held.reported { state.idle + 1 } else { 0 };
-        if spent == held.reported && held.since.elapsed() < self.options.life / 4 {
-            return Ok(());
-        }
-        let asked = Instant::now();
-        held.reports += 1;
-        let report = Report { lease: held.lease, number: held.reports, spent, ending: false, life: self.options.life };
-        match self.store.report(&cell.ctx, &report, now).await? {
-            Reported::Kept { wanted } => {
-                (held.since, held.reported) = (asked, spent);
-                if wanted {
-                    let last = cell.drain(state, self.options.life);
-                    state.endings.extend(last);
-                    self.send_endings(cell, state, now).await?;
-                }
-            }
-            // What it still had counts as used, and is not used.
-            Reported::Fenced | Reported::Settled => drop(cell.drain(state, self.options.life)),
-        }
-        Ok(())
+    /// Whether nothing is borrowed any more.
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Relaxed)
     }
 
-    /// Whether what is held is to be given back: idle, too old to be safe, or under another rule.
-    async fn must_end(&self, cell: &Cell, state: &State, now: DateTime<Utc>) -> bool {
-        let Some(held) = &state.held else { return false };
-        if self.closed.load(Ordering::Relaxed)
-            || held.since.elapsed() >= self.options.life / 4 * 3
-            || (state.idle >= IDLE_TICKS && cell.spent(held) == held.reported)
-        {
-            return true;
-        }
-        let snapshot = self.entitlements.snapshot(cell.ctx.tenant()).await;
-        match rule_at(&snapshot, cell.meter(), now) {
-            Ok(Ok(rule)) => rule != held.rule,
-            Ok(Err(_)) => true,
-            // Nothing is known at present: what was lent may be used for its life.
-            Err(error) => !error.is_retryable(),
-        }
-    }
-
-    async fn send_endings(&self, cell: &Cell, state: &mut State, now: DateTime<Utc>) -> Result<(), EntitlementsError> {
-        while let Some(report) = state.endings.last() {
-            // Whatever it answers, the lease is over.
-            let (Reported::Settled | Reported::Fenced | Reported::Kept { .. }) =
-                self.store.report(&cell.ctx, report, now).await?;
-            state.endings.pop();
-        }
-        Ok(())
-    }
-
-    fn cell(&self, tenant: TenantId, meter: &MeterKey, cost: u64, now: DateTime<Utc>) -> Arc<Cell> {
+    pub(super) fn cell(&self, tenant: TenantId, meter: &MeterKey, cost: u64, now: DateTime<Utc>) -> Arc<Cell> {
         let shard = self.shard(tenant);
         let tenant_number = number(tenant);
         if let Some(cell) = shard.load().get(&tenant_number).and_then(|cells| cells.find(meter)) {
@@ -427,7 +286,7 @@ impl Inner {
         cell
     }
 
-    fn forget(&self, cell: &Cell) {
+    pub(super) fn forget(&self, cell: &Cell) {
         let _writing = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let shard = self.shard(cell.ctx.tenant());
         let mut shrunk = Map::clone(&shard.load());
@@ -451,13 +310,13 @@ impl Drop for Inner {
             .flat_map(|shard| shard.load().values().flat_map(Cells::iter).cloned().collect::<Vec<_>>())
         {
             let Ok(mut state) = cell.state.try_lock() else { continue };
-            let last = cell.drain(&mut state, self.options.life);
-            let owed: Vec<Report> = state.endings.drain(..).chain(last).collect();
+            cell.end(&mut state, self.options.life);
+            let owed = std::mem::take(&mut state.endings);
             drop(state);
             let store = Arc::clone(&self.store);
             drop(runtime.spawn(async move {
-                for report in owed {
-                    if let Err(error) = store.report(&cell.ctx, &report, now).await {
+                for ending in owed {
+                    if let Err(error) = asking::send(&*store, &cell, &ending, now).await {
                         tracing::warn!(target: "saas.entitlements.lease.report", error = &error as &dyn std::error::Error, "a lease could not be given back; it counts as used");
                     }
                 }

@@ -5,9 +5,13 @@
 //! killed, cut off or stopped, and whatever any clock shows, no limit is passed. Near the limit nothing is lent and each use
 //! is counted by the store itself.
 //!
-//! It leaves to [`Meter`](crate::Meter): uses with a key that are counted once however often they are repeated, limits per
-//! member, grants beside the plan, and the announcement of thresholds.
+//! A living lease is topped up: one call reports what was spent of it and lends more. Thresholds that are reached by it are
+//! announced as those of direct uses are.
+//!
+//! It leaves to [`Meter`](crate::Meter): uses with a key that are counted once however often they are repeated, what cannot be
+//! lent ([`Leases::with_meter`]), and grants beside the plan.
 
+mod asking;
 mod cell;
 #[cfg(feature = "testing")]
 pub mod conformance;

@@ -104,7 +104,7 @@ pub(super) fn decide(
 }
 
 /// The most that may be used in a window, overage included.
-fn cap(rule: &MeterLimit) -> u64 {
+pub(crate) fn cap(rule: &MeterLimit) -> u64 {
     match (rule.limit, rule.overage) {
         (Limit::Max(max), Overage::Block) => max.min(MOST),
         (Limit::Max(max), Overage::Allow | Overage::Bill) => {
@@ -236,7 +236,7 @@ pub(super) fn additive(meter: &Declared) -> Result<(), InvalidInput> {
     Err(InvalidInput::new("meter", why, "count with a meter whose aggregation is \"sum\" or \"count\""))
 }
 
-pub(super) fn thresholds(rule: &MeterLimit) -> Box<[Threshold]> {
+pub(crate) fn thresholds(rule: &MeterLimit) -> Box<[Threshold]> {
     let Limit::Max(max) = rule.limit else { return Box::default() };
     rule.warn.iter().map(|percent| Threshold::of(max, *percent)).collect()
 }

@@ -5,7 +5,7 @@ use saas_core::{Actor, CoreError, MeterKey, TenantId, TenantTx, Topic, UsageGran
 use serde::{Deserialize, Serialize};
 use sqlx::{PgConnection, types::Uuid};
 
-use super::counters::{limit_units, stored, units};
+use super::counters::{announce, flag_near_limit, limit_units, stored, units};
 use crate::{Carry, Draw, EntitlementsError};
 
 /// The outbox topic of thresholds that hold no more; the payload is a [`ThresholdResolved`].
@@ -145,6 +145,59 @@ pub(super) async fn resolve_within(
     .map_err(CoreError::from_database)?;
     tell(tx, tenant, &actor, (&draw.counter, used, because), resolved, now).await?;
     Ok(())
+}
+
+/// Does what goes with a draw that was the first under its limit or has reached a threshold, for uses that are counted already:
+/// what was left over, warnings that hold no more, and those that are given now. Answers the percentages of these.
+pub(super) async fn catch_up(
+    tx: &mut TenantTx,
+    draw: &Draw,
+    now: DateTime<Utc>,
+) -> Result<Vec<u16>, EntitlementsError> {
+    let tenant = tx.tenant();
+    carry_over(tx, draw, now).await?;
+    let found: Option<(i64, bool)> = sqlx::query_as(
+        "select c.used, c.limit_units is distinct from $6
+         from saas.usage_counter c
+         join saas.tenant t on t.id = $1 and t.revision = $5
+         where c.tenant_id = $1 and c.meter = $2 and c.window_kind = $3 and c.window_start = $4
+         for no key update of c",
+    )
+    .bind(tenant.as_uuid())
+    .bind(draw.counter.as_str())
+    .bind(draw.window.as_str())
+    .bind(draw.period.start)
+    .bind(stored(draw.revision.get()))
+    .bind(limit_units(draw))
+    .fetch_optional(&mut **tx)
+    .await
+    .map_err(CoreError::from_database)?;
+    // Under another rule by now: the next use decides under that one.
+    let Some((used, relimited)) = found else { return Ok(Vec::new()) };
+    let used = u64::try_from(used).unwrap_or(0);
+    if relimited {
+        sqlx::query(
+            "update saas.usage_counter
+             set limit_units = $5
+             where tenant_id = $1 and meter = $2 and window_kind = $3 and window_start = $4",
+        )
+        .bind(tenant.as_uuid())
+        .bind(draw.counter.as_str())
+        .bind(draw.window.as_str())
+        .bind(draw.period.start)
+        .bind(limit_units(draw))
+        .execute(&mut **tx)
+        .await
+        .map_err(CoreError::from_database)?;
+    }
+    resolve_earlier(tx, draw, now).await?;
+    let reached: Vec<i32> = draw.reached(used).into_iter().map(i32::from).collect();
+    let crossed = announce(tx, draw, &reached, used, now).await?;
+    if relimited {
+        resolve_within(tx, draw, used, Because::HigherLimit, now).await?;
+    }
+    flag_near_limit(tx, now).await?;
+    Ok(crossed)
 }
 
 /// The window in which it was announced, the limit, and the percentage.

@@ -13,7 +13,11 @@ use saas_core::{
 };
 use sqlx::{Row, postgres::PgRow};
 
-use crate::{Ask, Balance, Borrowed, EntitlementsError, LeaseStore, Period, Report, Reported};
+use super::{
+    counters::{limit_units, stored, units},
+    edges,
+};
+use crate::{Ask, Balance, Borrowed, Draw, EntitlementsError, LeaseStore, Period, Report, Reported};
 
 /// Leases in the tables `saas.usage_lease` and `saas.usage_counter`.
 #[derive(Debug, Clone)]
@@ -29,13 +33,13 @@ impl PostgresLeases {
     }
 }
 
-const BORROW: &str = "select outcome, revision, used, held, lent
+const BORROW: &str = "select outcome, revision, used, held, lent, relimited
     from saas.usage_lease_borrow(
-        $1::uuid, $2::bigint, $3::uuid, $4::text, $5::text, $6::text, $7::bigint, $8::text, $9::timestamptz,
-        nullif($10::text, '')::timestamptz, $11::bigint, $12::bigint, $13::bigint, $14::bigint, $15::bigint, $16::uuid,
-        $17::text, $18::timestamptz, $19::boolean, $20::uuid, $21::bigint, $22::bigint, $23::uuid)";
+        $1::uuid, $2::bigint, $3::uuid, $4::bigint, $5::bigint, $6::text, $7::text, $8::text, $9::text, $10::bigint,
+        $11::text, $12::timestamptz, nullif($13::text, '')::timestamptz, $14::bigint, nullif($15::bigint, -1), $16::bigint,
+        $17::bigint, $18::bigint, $19::bigint, $20::uuid, $21::text, $22::timestamptz)";
 
-const REPORT: &str = "select outcome, wanted
+const REPORT: &str = "select outcome, wanted, used
     from saas.usage_lease_report(
         $1::uuid, $2::uuid, $3::bigint, $4::bigint, $5::boolean, $6::bigint, $7::uuid, $8::text, $9::timestamptz)";
 
@@ -49,41 +53,42 @@ impl LeaseStore for PostgresLeases {
         ask: &Ask,
         now: DateTime<Utc>,
     ) -> Result<Borrowed, EntitlementsError> {
-        let (actor, end) = (ctx.actor().to_string(), ask.period.end.map_or(String::new(), |end| end.to_rfc3339()));
-        let settle = ask.settle.as_ref();
+        let Ask { draw, lease, .. } = ask;
+        let (actor, end) = (ctx.actor().to_string(), draw.period.end.map_or(String::new(), |end| end.to_rfc3339()));
         let values = [
             Literal::Uuid(ctx.tenant().as_uuid()),
-            Literal::Integer(stored(ask.revision.get())),
-            Literal::Uuid(ask.lease.as_uuid()),
+            Literal::Integer(stored(draw.revision.get())),
+            Literal::Uuid(lease.as_uuid()),
+            Literal::Integer(stored(ask.number)),
+            Literal::Integer(stored(ask.spent)),
             Literal::Text(&ask.holder),
-            Literal::Text(ask.meter.as_str()),
-            Literal::Text(ask.counter.as_str()),
+            Literal::Text(draw.meter.as_str()),
+            Literal::Text(draw.counter.as_str()),
+            Literal::Text(draw.key.as_str()),
             Literal::Integer(stored(ask.cost)),
-            Literal::Text(ask.window.as_str()),
-            Literal::Timestamp(ask.period.start),
+            Literal::Text(draw.window.as_str()),
+            Literal::Timestamp(draw.period.start),
             Literal::Text(&end),
-            Literal::Integer(stored(ask.cap)),
+            Literal::Integer(stored(draw.cap)),
+            Literal::Integer(limit_units(draw).unwrap_or(-1)),
             Literal::Integer(stored(ask.exposed)),
-            Literal::Integer(stored(ask.need)),
+            Literal::Integer(stored(draw.units)),
             Literal::Integer(stored(ask.want)),
             Literal::Integer(millis(ask.life)),
             Literal::Uuid(UsageEventId::mint_at(now).as_uuid()),
             Literal::Text(&actor),
             Literal::Timestamp(now),
-            Literal::Boolean(settle.is_some()),
-            Literal::Uuid(settle.map_or(ask.lease, |report| report.lease).as_uuid()),
-            Literal::Integer(stored(settle.map_or(0, |report| report.number))),
-            Literal::Integer(stored(settle.map_or(0, |report| report.spent))),
-            Literal::Uuid(UsageEventId::mint_at(now).as_uuid()),
         ];
         let row = only(self.binding.write_once(ctx, BORROW, &values).await?)?;
         let number = |column| row.try_get::<i64, _>(column).map_err(CoreError::from_database);
         Ok(match outcome(&row)?.as_str() {
-            "lent" => Borrowed::Lent { units: units(number("lent")?)? },
-            // Below 0 after corrections, which is no more than nothing.
-            "refused" => {
-                Borrowed::Refused { used: u64::try_from(number("used")?).unwrap_or(0), held: units(number("held")?)? }
-            }
+            "lent" => Borrowed::Lent {
+                units: units(number("lent")?)?,
+                used: used(&row)?,
+                relimited: row.try_get("relimited").map_err(CoreError::from_database)?,
+            },
+            "refused" => Borrowed::Refused { used: used(&row)?, held: units(number("held")?)? },
+            "fenced" => Borrowed::Fenced,
             "outdated" => Borrowed::Outdated { revision: Revision::new(units(number("revision")?)?) },
             "no tenant" => return Err(CoreError::NotFound { what: "tenant" }.into()),
             _ => return Err(corrupt().into()),
@@ -110,11 +115,22 @@ impl LeaseStore for PostgresLeases {
         ];
         let row = only(self.binding.write_once(ctx, REPORT, &values).await?)?;
         Ok(match outcome(&row)?.as_str() {
-            "kept" => Reported::Kept { wanted: row.try_get("wanted").map_err(CoreError::from_database)? },
-            "settled" => Reported::Settled,
+            "kept" => {
+                Reported::Kept { wanted: row.try_get("wanted").map_err(CoreError::from_database)?, used: used(&row)? }
+            }
+            "settled" => Reported::Settled { used: used(&row)? },
             "fenced" => Reported::Fenced,
             _ => return Err(corrupt().into()),
         })
+    }
+
+    async fn announce(
+        &self,
+        ctx: &dyn TenantContext,
+        draw: &Draw,
+        now: DateTime<Utc>,
+    ) -> Result<Vec<u16>, EntitlementsError> {
+        self.binding.write(ctx, async |tx| edges::catch_up(tx, draw, now).await).await
     }
 
     async fn reclaim(&self, ctx: &dyn TenantContext, now: DateTime<Utc>) -> Result<u64, EntitlementsError> {
@@ -162,14 +178,11 @@ const fn corrupt() -> CoreError {
     CoreError::Corrupt { table: "saas.usage_lease", column: "spent" }
 }
 
-fn stored(units: u64) -> i64 {
-    i64::try_from(units).unwrap_or(i64::MAX)
-}
-
 fn millis(life: Duration) -> i64 {
     i64::try_from(life.as_millis()).unwrap_or(i64::MAX)
 }
 
-fn units(stored: i64) -> Result<u64, CoreError> {
-    u64::try_from(stored).map_err(|_| CoreError::Corrupt { table: "saas.usage_counter", column: "held" })
+/// Below 0 after corrections, which is no more than nothing.
+fn used(row: &PgRow) -> Result<u64, CoreError> {
+    row.try_get::<i64, _>("used").map(|used| u64::try_from(used).unwrap_or(0)).map_err(CoreError::from_database)
 }

@@ -100,6 +100,12 @@ impl UsagePipeline {
         if snapshot.origin() == Origin::FailPolicy {
             return Err(EntitlementsError::Unavailable { cause: None });
         }
+        // By itself, and first: what it locks may come before this window, and a repeat carries nothing.
+        if let Some((start, carry)) = carried_into(&snapshot, &meter, window, now) {
+            let mut tx = SystemTx::begin(&self.system, ACTOR, "carry over what windows have left").await?;
+            swept.carried += edges::carry_in(&mut tx, tenant, &ACTOR, (&meter, window, start), &carry, now).await?;
+            tx.commit().await?;
+        }
         let mut tx = SystemTx::begin(&self.system, ACTOR, "deal with the end of a window").await?;
         let closed = sqlx::query(
             "update saas.usage_counter
@@ -119,10 +125,6 @@ impl UsagePipeline {
         }
         let resolved = edges::resolve_before(&mut tx, tenant, &ACTOR, (&meter, window, end), now).await?;
         swept.resolved += u64::try_from(resolved).unwrap_or(u64::MAX);
-        if let Some(carried) = carried_into(&snapshot, &meter, window, now) {
-            let into = (&meter, window, carried.0);
-            swept.carried += edges::carry_in(&mut tx, tenant, &ACTOR, into, &carried.1, now).await?;
-        }
         tx.commit().await?;
         swept.closed += 1;
         Ok(())

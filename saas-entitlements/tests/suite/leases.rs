@@ -1,19 +1,27 @@
 //! Every lease store keeps the contract; a process spends from memory what the plan allows, and gives the rest back.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
-use chrono::TimeDelta;
+use async_trait::async_trait;
+use chrono::{DateTime, TimeDelta, Utc};
 use saas_core::{
-    Actor, Clock, MeterKey, PlanKey, RequestContext, Revision, SharedClock, TenantContext, TenantId, TenantPool,
-    TenantTx, UserId,
+    Actor, Clock, CoreError, MeterKey, PlanKey, RequestContext, Revision, SharedClock, TenantContext, TenantId,
+    TenantPool, TenantTx, UserId,
     plan::Window,
     revision,
     subscription::FixedPlan,
     testing::{Cut, Proxy, TestDatabase},
 };
 use saas_entitlements::{
-    Balance, Denial, Entitlements, LeaseOptions, LeaseStore, LeasedUse, Leases, PostgresLeases, PostgresSource, SCHEMA,
-    lease_conformance::Fixture, lease_store_conformance, memory::MemoryLeases, period_at,
+    Ask, Balance, Borrowed, Denial, Draw, Entitlements, EntitlementsError, LeaseOptions, LeaseStore, LeasedUse, Leases,
+    Period, PostgresLeases, PostgresSource, Report, Reported, SCHEMA, lease_conformance::Fixture,
+    lease_store_conformance, memory::MemoryLeases, period_at,
 };
 
 use crate::stage::{Stage, catalog, plan};
@@ -107,6 +115,46 @@ async fn a_process_that_holds_gives_back_what_another_was_refused() {
     assert_eq!(two.consume(1, tenant, 950).await, LeasedUse::Granted);
 }
 
+#[tokio::test]
+async fn a_use_takes_what_is_left_and_the_rest_of_it_is_counted_with_the_refill() {
+    let two = Two::new();
+    let tenant = two.stage.tenant("free");
+    assert_eq!(two.consume(0, tenant, 1).await, LeasedUse::Granted);
+    assert!(two.leases[0].try_consume(tenant, &CALLS, 70));
+    assert_eq!(two.consume(0, tenant, 50).await, LeasedUse::Granted);
+    assert_eq!(two.balance(tenant).await, (121, 100), "30 of the lease and 20 more, and 100 on top");
+    assert!(two.leases[0].try_consume(tenant, &CALLS, 100) && !two.leases[0].try_consume(tenant, &CALLS, 1));
+    // What does not fit leaves what was left.
+    assert_eq!(two.consume(0, tenant, 1).await, LeasedUse::Granted);
+    assert!(two.leases[0].try_consume(tenant, &CALLS, 40));
+    assert!(!two.consume(0, tenant, 900).await.is_granted());
+    assert!(two.leases[0].try_consume(tenant, &CALLS, 60), "still there");
+    two.leases[0].shutdown().await.unwrap();
+    assert_eq!(two.balance(tenant).await, (322, 0));
+}
+
+// C17, Q3
+#[tokio::test]
+async fn a_holder_whose_lease_was_ended_borrows_anew_and_what_it_had_counts_as_used() {
+    let two = Two::new();
+    let tenant = two.stage.tenant("free");
+    let options = LeaseOptions::default().with_size(100, 100).with_exposed_share(2).with_life(Duration::ZERO);
+    let late = Leases::new(two.stage.gate.clone(), two.store.clone(), options.with_tick(Duration::from_secs(3_600)));
+    let ctx = two.ctx(tenant);
+    assert_eq!(late.consume(&ctx, &CALLS, 1).await.unwrap(), LeasedUse::Granted);
+    // The tick that comes with the first use gives it back; the next one is an hour away.
+    while two.balance(tenant).await.1 > 0 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(late.consume(&ctx, &CALLS, 1).await.unwrap(), LeasedUse::Granted);
+    assert!(late.try_consume(tenant, &CALLS, 60));
+    assert_eq!(two.store.reclaim(&ctx, two.stage.now()).await.unwrap(), 100);
+    assert_eq!(late.consume(&ctx, &CALLS, 50).await.unwrap(), LeasedUse::Granted);
+    assert_eq!(two.balance(tenant).await, (152, 100));
+    late.shutdown().await.unwrap();
+    assert_eq!(two.balance(tenant).await, (152, 0));
+}
+
 // C1
 #[tokio::test]
 async fn the_end_of_a_limit_is_counted_exactly() {
@@ -152,6 +200,104 @@ async fn another_rule_or_window_ends_the_lease() {
     assert!(!two.leases[0].try_consume(tenant, &CALLS, 1), "what the tenant may do has changed");
     let denied = two.consume(0, tenant, 1).await;
     assert!(matches!(denied, LeasedUse::Denied(Denial::Standing { .. })), "{denied:?}");
+}
+
+/// A store that fails when it is told to: with an announcement, or after it has lent.
+#[derive(Debug, Default)]
+struct Flaky {
+    store: MemoryLeases,
+    refuse_to_announce: AtomicBool,
+    lose_answers: AtomicBool,
+    announced: Mutex<Vec<u16>>,
+}
+
+#[async_trait]
+impl LeaseStore for Flaky {
+    async fn borrow(
+        &self,
+        ctx: &dyn TenantContext,
+        ask: &Ask,
+        now: DateTime<Utc>,
+    ) -> Result<Borrowed, EntitlementsError> {
+        let borrowed = self.store.borrow(ctx, ask, now).await;
+        if self.lose_answers.load(Ordering::Relaxed) {
+            return Err(CoreError::OutcomeUnknown { cause: "the test lost the answer".into() }.into());
+        }
+        borrowed
+    }
+
+    async fn report(
+        &self,
+        ctx: &dyn TenantContext,
+        report: &Report,
+        now: DateTime<Utc>,
+    ) -> Result<Reported, EntitlementsError> {
+        self.store.report(ctx, report, now).await
+    }
+
+    async fn announce(
+        &self,
+        ctx: &dyn TenantContext,
+        draw: &Draw,
+        now: DateTime<Utc>,
+    ) -> Result<Vec<u16>, EntitlementsError> {
+        if self.refuse_to_announce.load(Ordering::Relaxed) {
+            return Err(CoreError::Unavailable { cause: "the test cut the store off".into() }.into());
+        }
+        let crossed = self.store.announce(ctx, draw, now).await?;
+        self.announced.lock().unwrap().extend(&crossed);
+        Ok(crossed)
+    }
+
+    async fn reclaim(&self, ctx: &dyn TenantContext, now: DateTime<Utc>) -> Result<u64, EntitlementsError> {
+        self.store.reclaim(ctx, now).await
+    }
+
+    async fn balance(
+        &self,
+        ctx: &dyn TenantContext,
+        counter: &MeterKey,
+        window: Window,
+        period: Period,
+    ) -> Result<Balance, EntitlementsError> {
+        self.store.balance(ctx, counter, window, period).await
+    }
+}
+
+// C11, C18, C19
+#[tokio::test]
+async fn an_announcement_that_fails_is_made_up_for_and_a_lost_answer_gives_its_units_back() {
+    let stage = Stage::new();
+    let tenant = stage.tenant("free");
+    let ctx = RequestContext::new_at(tenant, Actor::system("test"), stage.now());
+    let store = Arc::new(Flaky::default());
+    let options = LeaseOptions::default().with_size(50, 50).with_exposed_share(1).with_tick(Duration::from_secs(3_600));
+    let leases = Leases::new(stage.gate.clone(), store.clone(), options);
+    let period = period_at(&stage.gate.snapshot(tenant).await.limit(&CALLS).unwrap(), None, stage.now());
+    let balance = async || store.balance(&ctx, &CALLS, Window::Day, period).await.unwrap();
+    let announced = || store.announced.lock().unwrap().clone();
+
+    store.refuse_to_announce.store(true, Ordering::Relaxed);
+    assert_eq!(leases.consume(&ctx, &CALLS, 800).await.unwrap(), LeasedUse::Granted, "the use is counted all the same");
+    assert_eq!(balance().await, Balance { used: 800, held: 50 });
+    store.refuse_to_announce.store(false, Ordering::Relaxed);
+    assert!(leases.try_consume(tenant, &CALLS, 1));
+    leases.tick().await.unwrap();
+    assert_eq!(announced(), [80]);
+    assert_eq!(leases.consume(&ctx, &CALLS, 50).await.unwrap(), LeasedUse::Granted);
+    assert_eq!(announced(), [80], "once");
+
+    store.lose_answers.store(true, Ordering::Relaxed);
+    let error = leases.consume(&ctx, &CALLS, 60).await.unwrap_err();
+    assert_eq!(error.kind(), saas_core::ErrorKind::OutcomeUnknown);
+    store.lose_answers.store(false, Ordering::Relaxed);
+    assert!(!leases.try_consume(tenant, &CALLS, 1), "what it may have lent is not used");
+    leases.tick().await.unwrap();
+    assert_eq!(balance().await, Balance { used: 911, held: 0 });
+    // Whatever follows counts on the truth.
+    assert_eq!(leases.consume(&ctx, &CALLS, 89).await.unwrap(), LeasedUse::Granted);
+    assert!(!leases.consume(&ctx, &CALLS, 1).await.unwrap().is_granted());
+    assert_eq!(announced(), [80, 100]);
 }
 
 // C12, Q12
