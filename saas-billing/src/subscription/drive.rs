@@ -171,6 +171,11 @@ impl Billing {
             // A step that was refused was not done; or it was, and its first answer was lost. A look tells.
             let done = &request.steps[..request.steps.len() - usize::from(refused.is_some())];
             let next = self.next_step(provider, tenant, (&request, goal), done).await;
+            // Whoever went on meanwhile has made what was seen here: it is looked at anew.
+            let present = self.find_request(tenant, id).await?.ok_or_else(gone)?;
+            if present.command != request.command {
+                continue;
+            }
             match (next, refused) {
                 (Ok(Next::Stop(change)), _) => self.conclude_request(tenant, &request, &change).await?,
                 (Ok(Next::Do(what, command)), _) if !request.steps.iter().any(|step| step == what) => {
@@ -275,6 +280,10 @@ impl Billing {
         let now = self.clock.now();
         let mut tx = SystemTx::begin(&self.system, ACTOR, "record what came of a request").await?;
         tenant::lock_in(&mut tx, tenant).await?;
+        let present = request::find(&mut tx, (tenant, &self.scope, request.id)).await?;
+        if present.is_none_or(|present| present.command != request.command) {
+            return Ok(tx.rollback().await?);
+        }
         self.conclude_in(&mut tx, tenant, request, change, now).await?;
         if let Change::AwaitingPayment { .. } = change {
             // The event about the payment may have been quicker than this.
