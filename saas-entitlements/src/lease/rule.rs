@@ -48,7 +48,8 @@ pub(super) fn way_of(
     let declared =
         snapshot.catalog.meter(meter).ok_or_else(|| EntitlementsError::UnknownMeter { key: meter.clone() })?;
     let refuse = |field, why, remedy| Err(InvalidInput::new(field, why, remedy).into());
-    let direct = |why| Ok(Way::Direct(InvalidInput::new("meter", why, "use `Meter::consume`, or give these leases a `Meter`")));
+    let direct =
+        |why| Ok(Way::Direct(InvalidInput::new("meter", why, "use `Meter::consume`, or give these leases a `Meter`")));
     match (declared.aggregation(), amount) {
         (Aggregation::Max | Aggregation::Unique | Aggregation::Latest, _) => {
             return direct("is not a sum, so its units cannot be lent");

@@ -69,14 +69,14 @@ rank = 0
 [[plans.free.versions]]
 version = 1
 limits.jobs = { max = 8_000, window = 'lifetime', overage = 'block' }
-limits.calls = { max = 460_000, window = 'lifetime', overage = 'block' }
+limits.calls = { max = 460_000, window = 'lifetime', overage = 'block', warn = [50, 100] }
 [plans.pro]
 rank = 1
 [[plans.pro.versions]]
 version = 1
 grants = { export = true }
 limits.jobs = { max = 8_000, window = 'lifetime', overage = 'block' }
-limits.calls = { max = 460_000, window = 'lifetime', overage = 'block' }
+limits.calls = { max = 460_000, window = 'lifetime', overage = 'block', warn = [50, 100] }
 ";
 
 fn main() {
@@ -166,6 +166,8 @@ async fn whatever_is_killed_no_unit_is_lost_doubled_or_granted_beyond_the_limit(
     assert_eq!(books.stranded_and_recorded(&PINGS).await, (0, noted.pings), "batched uses");
     // By lease, without keys: what was granted is counted, and nothing is counted that was not begun or lost with a lease.
     assert_eq!(recorded + stranded, CALLS_LIMIT);
+    // Each warning once, whoever died between what reached it and the saying so.
+    assert_eq!(books.warnings(&CALLS).await, [50, 100]);
     let (least, most) = (noted.calls_least + rest, noted.calls_most + rest + doubtful);
     assert!(least <= CALLS_LIMIT, "{least} were granted");
     assert!(recorded <= most, "{recorded} recorded of {most} begun");
