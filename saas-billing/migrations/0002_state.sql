@@ -12,13 +12,15 @@ create table saas.billing_object (
     status      text not null,
     -- Whether what the tenant has can still depend on it. The rest is history.
     is_current  boolean not null,
+    -- Whether it is over, and says which plan the tenant had before.
+    is_past     boolean not null,
     -- Everything the snapshots seen have said, merged.
     merged      jsonb not null,
     updated_at  timestamptz not null,
     primary key (tenant_id, livemode, object_id)
 );
 -- What deriving reads: a handful of rows, however long the history.
-create index billing_object_current on saas.billing_object (tenant_id, livemode) where is_current;
+create index billing_object_current on saas.billing_object (tenant_id, livemode) where is_current or is_past;
 -- What a fetch looks at before it knows the tenant; system role only.
 create index billing_object_by_id on saas.billing_object (object_id);
 select saas.fence('saas.billing_object', 'select');

@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc};
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use saas_core::{
-    Actor, CoreError, SessionBinding, SharedClock, SystemPool, SystemTx, TenantContext, TenantId, TenantTx,
+    Actor, CoreError, PlanKey, SessionBinding, SharedClock, SystemPool, SystemTx, TenantContext, TenantId, TenantTx,
     subscription::{PlanAssignment, PlanSource},
 };
 use sha2::{Digest, Sha256};
@@ -124,6 +124,11 @@ impl Billing {
         Ok(self.read(ctx).await?)
     }
 
+    /// The plan of who bought nothing.
+    pub(crate) fn default_plan(&self) -> &PlanKey {
+        &self.config.catalog.default_version().reference().plan
+    }
+
     async fn read(&self, ctx: &dyn TenantContext) -> Result<Derived, CoreError> {
         let mut tx = TenantTx::begin(self.tenants.as_ref(), ctx).await?;
         let derived = state::find(&mut tx, ctx.tenant(), self.scope.livemode).await?;
@@ -201,6 +206,10 @@ impl Billing {
 
 #[async_trait]
 impl WebhookProcessor for Billing {
+    fn body_limit(&self) -> usize {
+        self.config.body_limit
+    }
+
     #[tracing::instrument(name = "saas.billing.webhook.receive", level = "debug", skip_all, fields(bytes = body.len()))]
     async fn process(&self, body: &[u8], signature: &str) -> Result<Accepted, BillingError> {
         if body.len() > self.config.body_limit {
@@ -268,8 +277,7 @@ const fn outcome(disposition: Disposition) -> (State, Option<&'static str>, Acce
 impl PlanSource for Billing {
     async fn plan_of(&self, ctx: &dyn TenantContext, now: DateTime<Utc>) -> Result<PlanAssignment, CoreError> {
         let derived = self.read(ctx).await?;
-        let default_plan = &self.config.catalog.default_version().reference().plan;
-        Ok(derived.assignment(&self.config.grace, default_plan, now))
+        Ok(derived.assignment(&self.config.grace, self.default_plan(), now))
     }
 
     fn recorded_as(&self) -> Option<&'static str> {

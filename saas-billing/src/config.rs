@@ -1,11 +1,17 @@
 //! What an adopter decides about billing. Never reads the environment.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use chrono::TimeDelta;
-use saas_core::{PlanCatalog, Topic};
+use saas_core::{PlanCatalog, PlanKey, Topic};
 
-use crate::{derive::GracePolicy, mode::Mode, object::ObjectId, signature::SigningSecrets};
+use crate::{
+    derive::GracePolicy,
+    mode::Mode,
+    object::ObjectId,
+    seat::{Occupancy, OverviewMembers, SeatPolicy},
+    signature::SigningSecrets,
+};
 
 /// The configuration of one webhook endpoint and of what follows from it.
 #[derive(Debug, Clone)]
@@ -22,6 +28,8 @@ pub struct BillingConfig {
     pub(crate) retention: TimeDelta,
     pub(crate) api_version: Option<String>,
     pub(crate) notices: Option<Topic>,
+    pub(crate) occupancy: Arc<dyn Occupancy>,
+    pub(crate) seat_policies: BTreeMap<PlanKey, SeatPolicy>,
 }
 
 /// The shortest time for which receipts are kept.
@@ -31,7 +39,7 @@ impl BillingConfig {
     /// The usual: the platform's own account, two weeks of grace and two of restriction, bodies up to 4 MiB, five seconds
     /// to store one, eight attempts to apply it.
     #[must_use]
-    pub const fn new(catalog: PlanCatalog, secrets: SigningSecrets, mode: Mode) -> Self {
+    pub fn new(catalog: PlanCatalog, secrets: SigningSecrets, mode: Mode) -> Self {
         Self {
             catalog,
             secrets,
@@ -45,6 +53,8 @@ impl BillingConfig {
             retention: MIN_RETENTION,
             api_version: None,
             notices: None,
+            occupancy: Arc::new(OverviewMembers),
+            seat_policies: BTreeMap::new(),
         }
     }
 
@@ -102,6 +112,20 @@ impl BillingConfig {
     #[must_use]
     pub fn with_api_version(mut self, version: impl Into<String>) -> Self {
         self.api_version = Some(version.into());
+        self
+    }
+
+    /// Counts members otherwise than by the operators' list, which `saas-tenancy` keeps.
+    #[must_use]
+    pub fn with_occupancy(mut self, occupancy: Arc<dyn Occupancy>) -> Self {
+        self.occupancy = occupancy;
+        self
+    }
+
+    /// What a plan charges when seats become more or fewer in mid-period, instead of [`SeatPolicy::DEFAULT`].
+    #[must_use]
+    pub fn with_seat_policy(mut self, plan: PlanKey, policy: SeatPolicy) -> Self {
+        self.seat_policies.insert(plan, policy);
         self
     }
 

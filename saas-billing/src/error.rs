@@ -45,6 +45,25 @@ pub enum BillingError {
         /// Why.
         code: String,
     },
+    /// The tenant has no subscription to do this with.
+    #[error("the tenant has no subscription; let it subscribe by a checkout")]
+    NoSubscription,
+    /// The tenant has no customer at Stripe.
+    #[error("the tenant has no customer at Stripe; `ensure_customer` or a checkout makes one")]
+    NoCustomer,
+    /// It cannot be done in the present state. Nothing was changed.
+    #[error("{what} cannot be done: {why}; {remedy}")]
+    StateForbids {
+        /// What was asked.
+        what: &'static str,
+        /// What is in the way.
+        why: &'static str,
+        /// What to do first.
+        remedy: &'static str,
+    },
+    /// The trial was used, by this tenant or by another one with the same fingerprint. Nothing was opened.
+    #[error("the trial was used before; there is one for ever: open the checkout without one")]
+    TrialUsed,
     /// The receipt could not be stored in time; answer 503, Stripe delivers again.
     #[error("the receipt was not stored within {seconds} s")]
     TooSlow {
@@ -62,7 +81,10 @@ impl BillingError {
     pub const fn kind(&self) -> ErrorKind {
         match self {
             Self::Signature(_) | Self::TooLarge { .. } | Self::Invalid(_) => ErrorKind::Invalid,
-            Self::AlreadyLinked { .. } | Self::CommandFailed { .. } => ErrorKind::Conflict,
+            Self::AlreadyLinked { .. } | Self::CommandFailed { .. } | Self::StateForbids { .. } | Self::TrialUsed => {
+                ErrorKind::Conflict
+            }
+            Self::NoSubscription | Self::NoCustomer => ErrorKind::NotFound,
             Self::Misconfigured { .. } => ErrorKind::Misconfigured,
             Self::Provider(why) => why.kind(),
             Self::TooSlow { .. } => ErrorKind::Unavailable,
@@ -81,6 +103,10 @@ impl BillingError {
             Self::Misconfigured { .. } => "misconfigured",
             Self::Provider(why) => why.code(),
             Self::CommandFailed { .. } => "command_failed",
+            Self::NoSubscription => "no_subscription",
+            Self::NoCustomer => "no_customer",
+            Self::StateForbids { .. } => "state_forbids",
+            Self::TrialUsed => "trial_used",
             Self::TooSlow { .. } => "too_slow",
             Self::Core(core) => core.code(),
         }

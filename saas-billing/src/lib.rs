@@ -56,7 +56,7 @@
 //!
 //! # From a delivery to a plan
 //! 1. [`WebhookProcessor::process`]: size limit, signature over the raw bytes ([`signature`]), envelope ([`event`]), one
-//!    durable insert. Then the answer 200.
+//!    durable insert. Then the answer 200. Endpoints for web frameworks: `web` (features `tower` and `actix`).
 //! 2. [`Billing::apply_pending`]: reads the object ([`object`]), merges it ([`merge`]), derives ([`derive`](mod@derive)),
 //!    and commits that with the revision, the audit row and the mark on the receipt. An event of a customer that no tenant
 //!    is linked to yet is parked; one that cannot be read or fails too often becomes a dead letter
@@ -115,12 +115,18 @@ mod reconcile;
 mod rederive;
 pub mod revenue;
 #[cfg(feature = "postgres")]
+mod seat;
+#[cfg(feature = "postgres")]
 mod settle;
 pub mod signature;
 #[cfg(feature = "stripe")]
 pub mod stripe;
+#[cfg(feature = "postgres")]
+pub mod subscription;
 #[cfg(feature = "testing")]
 pub mod testing;
+#[cfg(any(feature = "tower", feature = "actix"))]
+pub mod web;
 
 #[cfg(feature = "postgres")]
 pub use apply::Applied;
@@ -146,8 +152,10 @@ pub use receipts::{InboxHealth, Receipt, ReceiptCursor, Stuck};
 pub use reconcile::{Drift, FieldDrift, ReconcileList, ReconcileRun};
 #[cfg(feature = "postgres")]
 pub use rederive::{RederiveCursor, Rederived};
+#[cfg(feature = "postgres")]
+pub use seat::{Occupancy, OverviewMembers, Seat, SeatPolicy, SeatRepair, SeatReport, Seats};
 pub use signature::{SIGNATURE_HEADER, SignatureError, SigningSecrets, StripeSecret};
 
 /// The tables of this crate. Migrate [`saas_core::SCHEMA`] first.
 #[cfg(feature = "postgres")]
-pub static SCHEMA: saas_core::Schema = saas_core::schema!("billing": 1 "0001_inbox", 2 "0002_state", 3 "0003_retention", 4 "0004_ledger", 5 "0005_revenue", 6 "0006_command", 9 "0009_reconcile");
+pub static SCHEMA: saas_core::Schema = saas_core::schema!("billing": 1 "0001_inbox", 2 "0002_state", 3 "0003_retention", 4 "0004_ledger", 5 "0005_revenue", 6 "0006_command", 7 "0007_request", 8 "0008_seat_trial", 9 "0009_reconcile");

@@ -20,6 +20,11 @@ pub trait WebhookProcessor: fmt::Debug + Send + Sync + 'static {
     /// Safe to call any number of times and concurrently with the same body. Answer 2xx for every `Ok`; 400 when
     /// [`kind`](BillingError::kind) is `Invalid`; 503 when it is `Unavailable`, so that Stripe delivers again.
     async fn process(&self, body: &[u8], signature: &str) -> Result<Accepted, BillingError>;
+
+    /// The largest body in bytes: an endpoint stops reading there. 4 MiB unless said otherwise.
+    fn body_limit(&self) -> usize {
+        4 * 1024 * 1024
+    }
 }
 
 /// What became of a delivery. All of them are answered with 2xx.

@@ -91,7 +91,9 @@ impl Billing {
             // The same objects can mean something else: under another grace policy, say.
             let source = self.scope.plan_record();
             let recorded = subscription::recorded_in(&mut tx, tenant, source, DateTime::<Utc>::MAX_UTC).await?;
-            if recorded.and_then(|recorded| recorded.assignment) != derived.on_record(&self.config.grace) {
+            if recorded.and_then(|recorded| recorded.assignment)
+                != derived.on_record(&self.config.grace, self.default_plan())
+            {
                 let paying = self.record_revenue(&mut tx, tenant, (&derived, &derived), (now, now)).await?;
                 state::show(&mut tx, tenant, &derived, &self.config.grace, &paying).await?;
                 self.record(&mut tx, &mut change).await?;
@@ -140,7 +142,7 @@ impl Billing {
     async fn record(&self, connection: &mut PgConnection, change: &mut Change) -> Result<(), CoreError> {
         let (tenant, source) = (change.tenant, self.scope.plan_record());
         let revision = revision::bump_in(connection, tenant).await?;
-        let assignment = change.stored.on_record(&self.config.grace);
+        let assignment = change.stored.on_record(&self.config.grace, self.default_plan());
         subscription::record_in(connection, tenant, source, revision, assignment.as_ref(), self.clock.now()).await?;
         change.is_recorded = true;
         Ok(())

@@ -5,7 +5,7 @@
 //! does.
 
 use chrono::{DateTime, Utc};
-use saas_core::{CoreError, TenantId, outbox, tenant};
+use saas_core::{CoreError, TenantId, audit, outbox, tenant};
 use serde_json::json;
 use sqlx::PgConnection;
 
@@ -14,11 +14,11 @@ use crate::{
     derive::{AnyMerged, FetchRequest, TenantObjects, derive},
     event::AnySnapshot,
     merge::{Fact, Origin},
-    object::{CheckoutStatus, ObjectId, ObjectKind},
+    object::{CheckoutStatus, ObjectId, ObjectKind, Subscription},
     postgres::{
         command, desk,
         directory::{self, Link},
-        fetch, object,
+        fetch, object, trial,
     },
 };
 
@@ -87,6 +87,12 @@ impl Billing {
         let after = objects.find(kind, &id).filter(|after| before.as_ref() != Some(after));
         let still_ambiguous = objects.is_uncertain(&id);
         let derived = derive(&objects, &self.config.catalog);
+        if let Some(AnyMerged::Subscription(merged)) = &after {
+            self.note_trial(connection, tenant, merged.value(), now).await?;
+        }
+        if let Some(AnyMerged::Subscription(merged)) = after.as_ref().filter(|_| !still_ambiguous) {
+            self.note_subscription(connection, tenant, merged.value(), now).await?;
+        }
         let facts = match &after {
             Some(after) => {
                 let facts = self.write_object(connection, tenant, (kind, &id), after, now).await?;
@@ -239,6 +245,23 @@ impl Billing {
         let ids: Vec<&str> = unseen.iter().map(ObjectId::as_str).collect();
         for merged in object::load_only(connection, tenant, self.scope.livemode, &ids).await? {
             objects.insert(merged);
+        }
+        Ok(())
+    }
+
+    /// Records for ever that the tenant has had its trial.
+    async fn note_trial(
+        &self,
+        connection: &mut PgConnection,
+        tenant: TenantId,
+        subscription: &Subscription,
+        now: DateTime<Utc>,
+    ) -> Result<(), CoreError> {
+        if subscription.trial_end.is_some()
+            && trial::consume(connection, (tenant, &self.scope), &subscription.id, now).await?
+        {
+            let entry = audit::Entry::new("billing.trial_consumed", &subscription.id);
+            audit::record_in(connection, tenant, &ACTOR, entry, now).await?;
         }
         Ok(())
     }

@@ -8,7 +8,8 @@ create table saas.plan_record (
     revision     bigint not null check (revision > 0),
     -- Never before the row of an earlier revision, whatever the clocks of the writers say.
     at           timestamptz not null,
-    -- Plan, version, standing, anchor, end and add-ons; null: nothing was bought, and the default plan holds.
+    -- Plan, version, standing, anchor, end, add-ons, since when and what before; null: nothing was ever bought, and the
+    -- default plan holds.
     assignment   jsonb,
     primary key (tenant_id, source, revision)
 );

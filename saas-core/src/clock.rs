@@ -12,6 +12,12 @@ use chrono::{DateTime, SubsecRound, Utc};
 pub trait Clock: fmt::Debug + Send + Sync + 'static {
     /// The present instant.
     fn now(&self) -> DateTime<Utc>;
+
+    /// Whether it shows the time that other machines show, as far as clocks agree; not for one that a test or a simulation
+    /// moves. Only such a clock is compared with a database's.
+    fn tells_real_time(&self) -> bool {
+        true
+    }
 }
 
 /// A clock that several services share.
@@ -71,5 +77,9 @@ impl Clock for TestClock {
     fn now(&self) -> DateTime<Utc> {
         DateTime::from_timestamp_micros(self.0.load(std::sync::atomic::Ordering::SeqCst))
             .unwrap_or(DateTime::UNIX_EPOCH)
+    }
+
+    fn tells_real_time(&self) -> bool {
+        false
     }
 }

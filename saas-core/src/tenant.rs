@@ -97,3 +97,47 @@ pub async fn lock_in(connection: &mut PgConnection, tenant: TenantId) -> Result<
         .map(drop)
         .ok_or(CoreError::NotFound { what: "tenant" })
 }
+
+/// Keeps the tenant from being removed until the transaction ends, and hinders nothing else: what a foreign key does for each
+/// row, once for all rows of tables that do without one.
+///
+/// # Errors
+/// As [`lock_in`], also for a tenant that is erased or about to be.
+pub async fn hold_in(connection: &mut PgConnection, tenant: TenantId) -> Result<(), CoreError> {
+    let gone = CoreError::NotFound { what: "tenant" };
+    let held: Option<i32> = sqlx::query_scalar("select 1 from saas.tenant where id = $1 for key share")
+        .bind(tenant.as_uuid())
+        .fetch_optional(&mut *connection)
+        .await
+        .map_err(CoreError::from_database)?;
+    if held.is_none() {
+        return Err(gone);
+    }
+    // With a snapshot of its own, taken after the lock: an erasure that was waited for is seen.
+    let erased: bool = sqlx::query_scalar(
+        "select exists (
+             select from saas.tenant_status
+             where tenant_id = $1 and state in ('erasing', 'erased'))",
+    )
+    .bind(tenant.as_uuid())
+    .fetch_one(connection)
+    .await
+    .map_err(CoreError::from_database)?;
+    if erased { Err(gone) } else { Ok(()) }
+}
+
+/// Takes the tenant's row for itself until the transaction ends, as its deletion would: when this returns, no transaction is
+/// under way that adds a row that refers to the tenant, or that [holds](hold_in) it. The last look before a tenant is said
+/// to be gone; for all else use [`lock_in`], which lets such transactions pass.
+///
+/// # Errors
+/// As [`lock_in`].
+pub async fn lock_to_remove_in(connection: &mut PgConnection, tenant: TenantId) -> Result<(), CoreError> {
+    sqlx::query_scalar::<_, i32>("select 1 from saas.tenant where id = $1 for update")
+        .bind(tenant.as_uuid())
+        .fetch_optional(connection)
+        .await
+        .map_err(CoreError::from_database)?
+        .map(drop)
+        .ok_or(CoreError::NotFound { what: "tenant" })
+}

@@ -3,11 +3,25 @@
 -- A use is decided on the counter of its window: used + held + units must stay within the cap. `used` is what events say and
 -- can be counted again from them; `held` is what reservations and leases may still use.
 
+-- What every use writes is checked by domains: a check of a table is read anew in each statement, one of a domain once in a
+-- session.
+create domain saas.usage_kind as text
+    -- consume and commit were decided before; record was not; correction may be negative; lease is the sum of many uses;
+    -- stranded is what a holder may have used when it was lost
+    check (value in ('consume', 'commit', 'record', 'correction', 'lease', 'stranded'));
+create domain saas.usage_name as text check (char_length(value) between 1 and 255);
+create domain saas.usage_units as bigint check (value >= 0);
+
+-- Neither this table nor that of the events refers to the tenant: a reference is checked row by row, which is a third of what
+-- a batch costs. In its place, whoever adds rows to one of them first takes the tenant's row `for key share`, once for its
+-- transaction, as the check of a reference would; and whoever removes a tenant takes that row `for update` before it deletes
+-- from them (saas_core::tenant::lock_to_remove_in), so that nothing of a use under way is left behind.
+
 -- Which uses are known: what makes a repeat recognisable. Kept for as long as somebody may still repeat.
 create table saas.usage_key (
-    tenant_id     uuid not null references saas.tenant (id) on delete restrict,
+    tenant_id     uuid not null,
     meter         text not null,
-    key           text not null check (char_length(key) between 1 and 255),
+    key           saas.usage_name not null,
     amount        bigint not null,
     item          text,
     event_id      uuid not null,
@@ -19,15 +33,13 @@ select saas.fence('saas.usage_key', 'select, insert');
 
 -- The truth: one row per use, never changed. In parts by the month in which it was recorded, so that old ones go as a table.
 create table saas.usage_event (
-    tenant_id     uuid not null references saas.tenant (id) on delete restrict,
+    tenant_id     uuid not null,
     id            uuid not null,
     recorded_at   timestamptz not null,
     -- what was used, and the meter that counts it: another one where it is paid in credits
     meter         text not null,
     counter       text not null,
-    -- consume and commit were decided before; record was not; correction may be negative; lease is the sum of many uses;
-    -- stranded is what a holder may have used when it was lost
-    kind          text not null check (kind in ('consume', 'commit', 'record', 'correction', 'lease', 'stranded')),
+    kind          saas.usage_kind not null,
     -- how much of the meter: for a peak and a level, the one that was reported
     amount        bigint not null,
     -- what it added to the counter's sum: 0 for a peak that was not exceeded or an item that was known, below 0 for a level
@@ -69,11 +81,11 @@ create table saas.usage_counter (
     -- a correction takes no more from it than there is, so that none raises the quota
     used          bigint not null default 0,
     -- what reservations and leases may still use
-    held          bigint not null default 0 check (held >= 0),
+    held          saas.usage_units not null default 0,
     -- what it left of the plan and is a grant now: units of it that are used in it after all are burnt of grants
-    carried       bigint not null default 0 check (carried >= 0),
+    carried       saas.usage_units not null default 0,
     -- what was taken from grants: used + burnt is the sum of the events
-    burnt         bigint not null default 0 check (burnt >= 0),
+    burnt         saas.usage_units not null default 0,
     -- the limit at the last use; null: none. Tells which warnings still hold.
     limit_units   bigint,
     -- since when the level is the one of `used`, of meters that keep the latest: a report of an earlier one changes nothing
@@ -82,6 +94,9 @@ create table saas.usage_counter (
     by_member     boolean not null default false,
     -- when its end was dealt with: warnings taken back, what is left carried over
     closed_at     timestamptz,
+    -- beyond so much the tenant may only read: a use or a correction that crosses it raises the tenant's revision, so that
+    -- every gate hears of it. Set by who asks; null: nobody does.
+    over_above    bigint,
     -- somebody was refused while units were held: holders that are idle give theirs back
     wanted_at     timestamptz,
     primary key (tenant_id, meter, window_kind, window_start)
@@ -97,8 +112,8 @@ create table saas.usage_member (
     window_kind   text not null,
     window_start  timestamptz not null,
     member        text not null,
-    used          bigint not null default 0 check (used >= 0),
-    held          bigint not null default 0 check (held >= 0),
+    used          saas.usage_units not null default 0,
+    held          saas.usage_units not null default 0,
     primary key (tenant_id, meter, window_kind, window_start, member)
 ) with (fillfactor = 50);
 select saas.fence('saas.usage_member', 'select, insert, update');
@@ -110,7 +125,7 @@ create table saas.usage_item (
     meter         text not null,
     window_kind   text not null,
     window_start  timestamptz not null,
-    item          text not null check (char_length(item) between 1 and 255),
+    item          saas.usage_name not null,
     at            timestamptz not null,
     primary key (tenant_id, meter, window_kind, window_start, item)
 );

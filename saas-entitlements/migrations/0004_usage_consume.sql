@@ -32,7 +32,7 @@ declare
     member_room bigint;
     rare boolean;
 begin
-    select t.revision into usage_consume.revision from saas.tenant t where t.id = of_tenant;
+    select t.revision into usage_consume.revision from saas.tenant t where t.id = of_tenant for key share;
     if not found then
         outcome := 'no tenant';
         return next;
@@ -44,7 +44,9 @@ begin
         return;
     end if;
     -- All uses of one window queue up here, and each sees the sum of those before it.
-    select greatest(c.used, 0) as used, c.held, c.carried, c.burnt, c.limit_units, c.level_at, c.by_member into counter
+    select greatest(c.used, 0) as used, c.held, c.carried, c.burnt, c.limit_units, c.level_at, c.by_member,
+           c.over_above
+    into counter
     from saas.usage_counter c
     where c.tenant_id = of_tenant and c.meter = of_counter and c.window_kind = in_window and c.window_start = from_start
     for no key update;
@@ -172,6 +174,9 @@ begin
     set used = usage_consume.after, burnt = c.burnt + usage_consume.burnt, limit_units = of_limit,
         level_at = case when aggregation = 'latest' then greatest(c.level_at, happened) end
     where c.tenant_id = of_tenant and c.meter = of_counter and c.window_kind = in_window and c.window_start = from_start;
+    if (before > counter.over_above) <> (after > counter.over_above) then
+        perform saas.bump_revision(of_tenant);
+    end if;
     if counter.by_member and of_member is not null and aggregation = 'sum' then
         insert into saas.usage_member as m (tenant_id, meter, window_kind, window_start, member, used)
         values (of_tenant, of_counter, in_window, from_start, of_member, added)
@@ -211,9 +216,10 @@ declare
     common boolean;
 begin
     select t.revision = at_revision and aggregation = 'sum' and member_up_to is null into common
-    from saas.tenant t where t.id = of_tenant;
+    from saas.tenant t where t.id = of_tenant
+    for key share;
     if common then
-        select greatest(c.used, 0) as used, c.held, c.carried, c.limit_units, c.by_member into counter
+        select greatest(c.used, 0) as used, c.held, c.carried, c.limit_units, c.by_member, c.over_above into counter
         from saas.usage_counter c
         where c.tenant_id = of_tenant and c.meter = of_counter and c.window_kind = in_window and c.window_start = from_start
         for no key update;
@@ -221,9 +227,10 @@ begin
         common := found and not counter.by_member and counter.limit_units is not distinct from of_limit;
     end if;
     if common then
-        -- Room in the plan itself.
+        -- Room in the plan itself, and nothing that is watched for passing it.
         select sum(u.units) into total from unnest(of_units) as u (units);
-        common := total + counter.used + counter.held + counter.carried <= least(coalesce(of_limit, up_to), up_to);
+        common := total + counter.used + counter.held + counter.carried <= least(coalesce(of_limit, up_to), up_to)
+            and (counter.used > counter.over_above) is not distinct from (counter.used + total > counter.over_above);
     end if;
     if common and mark_units[1] <= counter.used + total then
         -- No new warning.

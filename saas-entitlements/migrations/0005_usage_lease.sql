@@ -12,6 +12,7 @@ create function saas.usage_lease_strand(
 language plpgsql as $$
 declare
     total bigint;
+    passes boolean;
 begin
     -- Mostly there are none: to look costs less than half of changing no rows.
     if not exists (
@@ -22,6 +23,7 @@ begin
     ) then
         return 0;
     end if;
+    perform from saas.tenant t where t.id = of_tenant for key share;
     with overdue as (
         update saas.usage_lease l
         set stranded = l.lent - l.spent - l.returned, ended_at = clock_timestamp()
@@ -44,7 +46,11 @@ begin
         update saas.usage_counter c
         set used = c.used + total, held = c.held - total
         where c.tenant_id = of_tenant and c.meter = of_counter and c.window_kind = in_window
-          and c.window_start = from_start;
+          and c.window_start = from_start
+        returning c.used > c.over_above and c.used - total <= c.over_above into passes;
+        if passes then
+            perform saas.bump_revision(of_tenant);
+        end if;
     end if;
     return total;
 end $$;
@@ -60,15 +66,15 @@ declare
     used_now bigint;
     back bigint := 0;
 begin
-    -- The counter first, as everywhere.
-    select l.meter, l.counter, l.window_kind, l.window_start, l.cost, l.lent, l.spent, l.report, l.ended_at, c.used,
+    -- The tenant first, then the counter, as everywhere.
+    select l.meter, l.counter, l.window_kind, l.window_start, l.cost, l.lent, l.spent, l.report, l.ended_at, c.used, c.over_above,
            coalesce(c.wanted_at > clock_timestamp() - interval '1 second', false) as wanted
     into known
-    from saas.usage_lease l
+    from saas.tenant t, saas.usage_lease l
     join saas.usage_counter c on c.tenant_id = of_tenant and c.meter = l.counter and c.window_kind = l.window_kind
                              and c.window_start = l.window_start
-    where l.tenant_id = of_tenant and l.id = of_lease
-    for no key update of c, l;
+    where t.id = of_tenant and l.tenant_id = of_tenant and l.id = of_lease
+    for key share of t for no key update of c, l;
     if not found then
         outcome := 'fenced';
         return;
@@ -109,6 +115,9 @@ begin
           and c.window_start = known.window_start;
     end if;
     used := known.used + used_now;
+    if known.used <= known.over_above and used > known.over_above then
+        perform saas.bump_revision(of_tenant);
+    end if;
     outcome := case when ending then 'settled' else 'kept' end;
 end $$;
 
@@ -134,8 +143,8 @@ declare
     is_overdue boolean;
     stranded bigint;
 begin
-    -- The counter first, as everywhere.
-    select t.revision, c.used, c.held, c.carried, c.limit_units, l.lent, l.spent, l.report, l.ended_at,
+    -- The tenant first, then the counter, as everywhere.
+    select t.revision, c.used, c.held, c.carried, c.limit_units, c.over_above, l.lent, l.spent, l.report, l.ended_at,
            l.lent - l.spent - l.returned as own, false as opened,
            coalesce(c.wanted_at > clock_timestamp() - interval '1 second', false) as wanted
     into known
@@ -144,14 +153,14 @@ begin
       and c.tenant_id = of_tenant and c.meter = of_counter and c.window_kind = in_window and c.window_start = from_start
       and l.tenant_id = of_tenant and l.id = of_lease and l.counter = of_counter and l.window_kind = in_window
       and l.window_start = from_start and l.cost = of_cost
-    for no key update of c, l;
+    for key share of t for no key update of c, l;
     if not found then
         insert into saas.usage_counter (tenant_id, meter, window_kind, window_start, window_end)
         select t.id, of_counter, in_window, from_start, to_end from saas.tenant t
         where t.id = of_tenant and t.revision = at_revision and number = 0
         on conflict (tenant_id, meter, window_kind, window_start) do nothing;
         relimited := found;
-        select t.revision, c.used, c.held, c.carried, c.limit_units, 0::bigint as lent, 0::bigint as spent,
+        select t.revision, c.used, c.held, c.carried, c.limit_units, c.over_above, 0::bigint as lent, 0::bigint as spent,
                (-1)::bigint as report, null::timestamptz as ended_at, 0::bigint as own, relimited as opened,
                coalesce(c.wanted_at > clock_timestamp() - interval '1 second', false) as wanted
         into known
@@ -159,7 +168,7 @@ begin
         join saas.usage_counter c on c.tenant_id = of_tenant and c.meter = of_counter and c.window_kind = in_window
                                  and c.window_start = from_start
         where t.id = of_tenant and number = 0
-        for no key update of c;
+        for key share of t for no key update of c;
         if not found then
             select t.revision into revision from saas.tenant t where t.id = of_tenant;
             outcome := case when not found then 'no tenant' when revision <> at_revision then 'outdated' else 'fenced' end;
@@ -221,6 +230,9 @@ begin
             from_start, moment, with_key, by_actor);
     update saas.usage_counter c set used = usage_lease_borrow.used, held = usage_lease_borrow.held
     where c.tenant_id = of_tenant and c.meter = of_counter and c.window_kind = in_window and c.window_start = from_start;
+    if used - reported - need <= known.over_above and used > known.over_above then
+        perform saas.bump_revision(of_tenant);
+    end if;
     if number > 0 then
         update saas.usage_lease l
         set lent = l.lent + usage_lease_borrow.lent, spent = spent_so_far, report = number,
@@ -241,6 +253,7 @@ declare
     overdue record;
     total bigint := 0;
 begin
+    perform from saas.tenant t where t.id = of_tenant for key share;
     for overdue in
         select l.counter, l.window_kind, l.window_start from saas.usage_lease l
         where l.tenant_id = of_tenant and l.ended_at is null and l.expires_at <= clock_timestamp()

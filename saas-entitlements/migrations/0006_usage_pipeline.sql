@@ -233,19 +233,14 @@ begin
     end if;
     lock table saas.usage_event in share row exclusive mode;
     lock table saas.usage_event_rest in access exclusive mode;
-    -- By a table of its own: a part that is attached with rows in it has its foreign key checked as a reader of saas.tenant,
-    -- whose fence hides them; rows that come afterwards are checked one by one, beside the fence.
-    create table saas.usage_event_moving (like saas.usage_event);
-    revoke all on saas.usage_event_moving from public, saas_app, saas_system;
-    with gone as (
-        delete from saas.usage_event_rest r where r.recorded_at >= first and r.recorded_at < beyond returning r.*
-    )
-    insert into saas.usage_event_moving select * from gone;
-    get diagnostics moved = row_count;
-    execute format('create table saas.%I partition of saas.usage_event for values from (%L) to (%L)', part, first, beyond);
+    execute format('create table saas.%I (like saas.usage_event including defaults)', part);
     execute format('revoke all on saas.%I from public, saas_app, saas_system', part);
-    execute format('insert into saas.%I select * from saas.usage_event_moving', part);
-    drop table saas.usage_event_moving;
+    execute format(
+        'with gone as (delete from saas.usage_event_rest r where r.recorded_at >= $1 and r.recorded_at < $2 returning r.*)
+         insert into saas.%I select * from gone', part)
+        using first, beyond;
+    get diagnostics moved = row_count;
+    execute format('alter table saas.usage_event attach partition saas.%I for values from (%L) to (%L)', part, first, beyond);
     return moved;
 end $$;
 

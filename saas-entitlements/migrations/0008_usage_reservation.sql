@@ -237,6 +237,7 @@ declare
     rest bigint;
     others bigint;
 begin
+    perform from saas.tenant t where t.id = of_tenant for key share;
     select r.* into hold from saas.usage_reservation r where r.tenant_id = of_tenant and r.id = of_reservation;
     if not found then
         outcome := 'unknown';
@@ -244,7 +245,8 @@ begin
         return;
     end if;
     -- The counter first, as everywhere.
-    select greatest(c.used, 0) as used, c.held, c.carried, c.limit_units, c.by_member into counter from saas.usage_counter c
+    select greatest(c.used, 0) as used, c.held, c.carried, c.limit_units, c.by_member, c.over_above into counter
+    from saas.usage_counter c
     where c.tenant_id = of_tenant and c.meter = hold.counter and c.window_kind = hold.window_kind
       and c.window_start = hold.window_start
     for no key update;
@@ -327,6 +329,9 @@ begin
     set used = usage_settle.after, held = others, burnt = c.burnt + usage_settle.burnt, limit_units = of_limit
     where c.tenant_id = of_tenant and c.meter = hold.counter and c.window_kind = hold.window_kind
       and c.window_start = hold.window_start;
+    if before <= counter.over_above and after > counter.over_above then
+        perform saas.bump_revision(of_tenant);
+    end if;
     if counter.by_member and hold.member is not null and of_units > 0 then
         insert into saas.usage_member as m (tenant_id, meter, window_kind, window_start, member, used)
         values (of_tenant, hold.counter, hold.window_kind, hold.window_start, hold.member, of_units)

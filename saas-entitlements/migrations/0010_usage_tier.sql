@@ -14,7 +14,7 @@ declare
     outstanding bigint;
     next_mark bigint;
 begin
-    perform from saas.tenant t where t.id = of_tenant and t.revision = at_revision;
+    perform from saas.tenant t where t.id = of_tenant and t.revision = at_revision for key share;
     if not found then
         outcome := 'outdated';
         return next;
@@ -86,7 +86,9 @@ declare
     left_of_it bigint;
     within bigint;
     given bigint := 0;
+    turned boolean;
 begin
+    perform from saas.tenant t where t.id = of_tenant for key share;
     select l.* into lease from saas.usage_lease l where l.tenant_id = of_tenant and l.id = of_lease;
     if not found then
         outcome := 'unknown';
@@ -173,7 +175,11 @@ begin
         update saas.usage_counter c
         set used = saas.bounded(c.used::numeric + fresh), held = c.held - within - void - given
         where c.tenant_id = of_tenant and c.meter = lease.counter and c.window_kind = lease.window_kind
-          and c.window_start = lease.window_start;
+          and c.window_start = lease.window_start
+        returning c.used > c.over_above and c.used - fresh <= c.over_above into turned;
+        if turned then
+            perform saas.bump_revision(of_tenant);
+        end if;
         outcome := 'open';
         return next;
         return;
@@ -192,7 +198,11 @@ begin
     update saas.usage_counter c
     set used = saas.bounded(c.used::numeric + beyond - void - given)
     where c.tenant_id = of_tenant and c.meter = lease.counter and c.window_kind = lease.window_kind
-      and c.window_start = lease.window_start;
+      and c.window_start = lease.window_start
+    returning (c.used > c.over_above) <> (c.used - beyond + void + given > c.over_above) into turned;
+    if turned then
+        perform saas.bump_revision(of_tenant);
+    end if;
     outcome := 'ended';
     return next;
 end $$;

@@ -5,14 +5,16 @@ use std::fmt;
 use chrono::{DateTime, SecondsFormat, Utc};
 use saas_core::{
     AddOnKey, FeatureKey, Limit, PlanVersionRef, Revision,
-    plan::{AddOn, AddOnMode, FailPolicy, Feature, FeatureKind, MeterId, PlanVersion, StaticValue},
+    plan::{
+        AddOn, AddOnMode, FailPolicy, Feature, FeatureKind, MeterId, MeterLimit, MeterOver, PlanVersion, StaticValue,
+    },
     subscription::{AccessLevel, Standing},
 };
 use serde::Serialize;
 
 use crate::{
-    EntitlementsError, Override, OverrideGrant,
-    resolve::{bought_feature, entitled, handle, rolled_out},
+    EntitlementsError, Excess, Override, OverrideGrant,
+    resolve::{bought_feature, entitled, handle, left, rolled_out},
     snapshot::{Origin, Snapshot, Target},
 };
 
@@ -31,7 +33,7 @@ pub struct Explanation {
     pub chain: Vec<Layer>,
     /// The plan version in force; `None` while nothing is known about the tenant.
     pub plan: Option<PlanVersionRef>,
-    /// What the standing lets the tenant do.
+    /// What the standing lets the tenant do, and what is left of it where it has more of a meter than its plan allows.
     pub access: AccessLevel,
     /// What the feature would answer in an outage.
     pub fail_policy: FailPolicy,
@@ -73,6 +75,13 @@ pub enum Reason {
     Standing {
         /// Whether the plan is paid for.
         standing: Standing,
+        /// The access level that the feature needs.
+        needs: AccessLevel,
+    },
+    /// It would be on, but the tenant has more of a meter than its plan allows, and may only read until that is mended.
+    OverLimit {
+        /// Of which meter, and how much.
+        excess: Excess,
         /// The access level that the feature needs.
         needs: AccessLevel,
     },
@@ -119,6 +128,13 @@ pub enum Layer {
     Standing {
         /// What it lets the tenant do.
         access: AccessLevel,
+        /// What the feature needs.
+        needs: AccessLevel,
+    },
+    /// What the tenant has beyond its plan, where that lets it only read.
+    OverLimit {
+        /// Of which meter, and how much.
+        excess: Excess,
         /// What the feature needs.
         needs: AccessLevel,
     },
@@ -175,6 +191,8 @@ impl Snapshot {
                 let by_override = self.override_of(target).cloned();
                 if self.access < found.min_access() && entitled(self, version, found) {
                     Reason::Standing { standing: self.facts.standing.at(self.at), needs: found.min_access() }
+                } else if let Some(excess) = self.taken_by_excess(found, version) {
+                    Reason::OverLimit { excess: excess.clone(), needs: found.min_access() }
                 } else if let Some(found) = by_override {
                     Reason::Override { found }
                 } else if !rolled_out(self, found) && bought_feature(self, version, found) {
@@ -190,7 +208,11 @@ impl Snapshot {
         };
         let missing = !enabled && matches!(reason, Reason::Plan | Reason::Limit);
         let rank = plan.map_or(0, |version| version.rank().saturating_add(1));
-        let upgrade = missing.then(|| self.catalog.cheapest_with(found.id(), rank)).flatten();
+        let upgrade = if let Reason::OverLimit { excess, .. } = &reason {
+            self.room_for(excess, rank)
+        } else {
+            missing.then(|| self.catalog.cheapest_with(found.id(), rank)).flatten()
+        };
         Ok(Explanation {
             feature: feature.clone(),
             enabled,
@@ -198,7 +220,7 @@ impl Snapshot {
             reason,
             chain: self.chain(found, target),
             plan: plan.map(|version| version.reference().clone()),
-            access: self.access,
+            access: left(self),
             fail_policy: found.fail_policy(),
             until: self.next_boundary,
             upgrade: upgrade.map(|version| version.reference().clone()),
@@ -208,6 +230,19 @@ impl Snapshot {
                 Origin::Loaded | Origin::UnknownTenant | Origin::FailPolicy => None,
             },
         })
+    }
+
+    /// What keeps the tenant from a feature that it has otherwise.
+    fn taken_by_excess(&self, feature: &Feature, version: &PlanVersion) -> Option<&Excess> {
+        let excess = self.excess().filter(|_| left(self) < feature.min_access())?;
+        entitled(self, version, feature).then_some(excess)
+    }
+
+    /// The lowest plan above the present one that has room for what is used.
+    fn room_for(&self, excess: &Excess, rank: u32) -> Option<&PlanVersion> {
+        let meter = self.catalog.meter(&excess.meter)?.id();
+        let fits = |rule: &MeterLimit| MeterOver::most(Some(rule)) >= excess.used;
+        self.catalog.cheapest_where(rank, |version| version.limit(meter).is_some_and(fits))
     }
 
     /// The add-on that made the difference, if one did.
@@ -254,7 +289,9 @@ impl Snapshot {
             chain.push(Layer::Rollout { permille: rollout.permille, included: rolled_out(self, feature) });
         }
         chain.extend(self.override_of(target).cloned().map(|found| Layer::Override { found }));
-        chain.push(Layer::Standing { access: self.access, needs: feature.min_access() });
+        let needs = feature.min_access();
+        chain.push(Layer::Standing { access: self.access, needs });
+        chain.extend(self.excess().cloned().map(|excess| Layer::OverLimit { excess, needs }));
         chain
     }
 }
@@ -291,6 +328,9 @@ impl fmt::Display for Layer {
             }
             Self::Standing { access, needs } => {
                 write!(f, "it needs {} access and the tenant has {}", level(*needs), level(*access))
+            }
+            Self::OverLimit { excess, needs } => {
+                write!(f, "it needs {} access and the tenant may only read, because {excess}", level(*needs))
             }
         }
     }
@@ -347,6 +387,10 @@ impl fmt::Display for Explanation {
                 }
                 write!(f, "; it needs {needs} access, the tenant has {}", level(self.access))?;
             }
+            Reason::OverLimit { excess, needs } => {
+                let needs = level(*needs);
+                write!(f, ": {excess}, so the tenant may only read; it needs {needs} access")?;
+            }
             Reason::UnknownTenant => f.write_str(": there is no such tenant")?,
             Reason::FailPolicy => {
                 let policy = match self.fail_policy {
@@ -357,7 +401,8 @@ impl fmt::Display for Explanation {
             }
         }
         if let Some(upgrade) = &self.upgrade {
-            write!(f, "; `{}` is the first plan that does", upgrade.plan)?;
+            let what = if matches!(self.reason, Reason::OverLimit { .. }) { "has room for it" } else { "does" };
+            write!(f, "; `{}` is the first plan that {what}", upgrade.plan)?;
         }
         if let Some(read_at) = self.last_known_from {
             write!(f, "; last known state, read at {}", At(read_at))?;

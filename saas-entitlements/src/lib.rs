@@ -62,6 +62,7 @@
 pub mod analytics;
 mod entitlements;
 mod error;
+mod excess;
 mod explain;
 mod gate;
 mod layers;
@@ -89,6 +90,7 @@ mod window;
 pub use self::redis::{Redis, RedisRevisions, RedisTier, RevisionRelay, TierOptions, TierStats};
 pub use entitlements::{ChannelWatch, Entitlements, GateClock};
 pub use error::EntitlementsError;
+pub use excess::Excess;
 pub use explain::{Explanation, Given, Layer, Reason};
 pub use gate::{Answer, ChannelHealth, FeatureGate, GateOptions, GateStats, Staleness};
 #[cfg(feature = "testing")]
@@ -113,7 +115,7 @@ pub use postgres::{
 pub use require::{FeatureRequired, UpgradeLink};
 pub use resolve::resolve;
 pub use snapshot::{FeatureHandle, Origin, Snapshot};
-pub use source::{SnapshotSource, TenantState};
+pub use source::{Dated, SnapshotSource, TenantState, Watched};
 pub use terms::{Carry, Ended, Terms};
 pub use window::{Period, period_at};
 
@@ -130,4 +132,6 @@ pub static SCHEMA: saas_core::Schema = saas_core::schema!("entitlements":
     8 "0008_usage_reservation",
     9 "0009_usage_edges",
     10 "0010_usage_tier",
+    11 "0011_usage_record",
+    12 "0012_usage_watch",
 );

@@ -164,7 +164,12 @@ fn details<T>(value: T, variant: String, explanation: &Explanation) -> Resolutio
         (Reason::UnknownTenant | Reason::FailPolicy, None) => EvaluationReason::Default,
         (Reason::Rollout { .. }, None) => EvaluationReason::Split,
         (
-            Reason::Plan | Reason::Limit | Reason::AddOn { .. } | Reason::Override { .. } | Reason::Standing { .. },
+            Reason::Plan
+            | Reason::Limit
+            | Reason::AddOn { .. }
+            | Reason::Override { .. }
+            | Reason::Standing { .. }
+            | Reason::OverLimit { .. },
             None,
         ) => EvaluationReason::TargetingMatch,
     };

@@ -9,7 +9,7 @@ use saas_core::{
 use serde::Serialize;
 
 use crate::{
-    Entitlements, EntitlementsError, Origin, Reason, Snapshot,
+    Entitlements, EntitlementsError, Excess, Origin, Reason, Snapshot,
     resolve::{handle, rolled_out},
 };
 
@@ -65,6 +65,15 @@ impl fmt::Display for FeatureRequired {
         let feature = &self.feature;
         match (&self.reason, &self.plan, &self.addon) {
             (Reason::Standing { .. }, ..) => write!(f, "`{feature}` is paused until the open invoice is paid")?,
+            (Reason::OverLimit { excess, .. }, plan, _) => {
+                let Excess { meter, used, limit, .. } = excess;
+                write!(
+                    f,
+                    "`{feature}` is paused: you have {used} of {limit} `{meter}`; remove {} of them",
+                    excess.over
+                )?;
+                plan.iter().try_for_each(|plan| write!(f, ", or move to the plan `{}`", plan.plan))?;
+            }
             (Reason::Rollout { .. }, ..) => write!(f, "`{feature}` is part of your plan and will be switched on soon")?,
             (_, Some(plan), Some(addon)) => {
                 write!(f, "`{feature}` needs the plan `{}` or the add-on `{addon}`", plan.plan)?;
@@ -153,12 +162,13 @@ impl Snapshot {
         let why = self.explain(feature)?;
         // Neither a plan nor an add-on helps a tenant whose turn has not come.
         let missing = matches!(why.reason, Reason::Plan | Reason::Limit) && rolled_out(self, found);
+        let helps = missing || matches!(why.reason, Reason::OverLimit { .. });
         let addon = missing.then(|| self.addon_with(found)).flatten();
         Err(EntitlementsError::FeatureRequired(Box::new(FeatureRequired {
             feature: feature.clone(),
             tenant: self.tenant(),
             reason: why.reason,
-            plan: why.upgrade.filter(|_| missing),
+            plan: why.upgrade.filter(|_| helps),
             addon: addon.map(|addon| addon.key().clone()),
             upgrade_url: None,
         })))

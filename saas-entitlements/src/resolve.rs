@@ -8,6 +8,8 @@
 //! 5. The standing can only take away: a feature is off while the access level is below its `min_access`, override or not.
 //!    A customer who is suspended gets nothing back by an old exception; an exception *to the suspension* is billing's
 //!    (extend the grace period).
+//! 6. Usage can take away as well: a tenant that came to its plan with more than a limit that says so allows may only read,
+//!    until it has less or the window is over ([`Snapshot::excess`]).
 //!
 //! A metered feature follows the limit of the meter that pays for it, override included: on where anything above zero may be
 //! used.
@@ -24,7 +26,7 @@ use saas_core::{
 };
 
 use crate::{
-    EntitlementsError, OverrideGrant, OverrideSubject, TenantState, layers,
+    EntitlementsError, Excess, OverrideGrant, OverrideSubject, TenantState, layers,
     snapshot::{Facts, FeatureHandle, Origin, ShelfLife, Snapshot, Target},
 };
 
@@ -75,6 +77,7 @@ pub fn resolve(
         since: assignment.since.map(stored),
         before: assignment.before.iter().map(former).collect(),
         overrides,
+        excess: Box::default(),
     };
     let features = catalog.features().iter().map(Feature::id);
     facts.values = layers::values(bought, layers::addons(catalog, &facts), features);
@@ -99,6 +102,7 @@ impl Snapshot {
         let before = self.facts.before.iter().copied();
         facts.before = [(facts.since, Some(facts.bought))].into_iter().chain(before).collect();
         (facts.bought, facts.since) = (version.id(), Some(self.at));
+        facts.excess = Box::default();
         let features = self.catalog.features().iter().map(Feature::id);
         facts.values = layers::values(version, layers::addons(&self.catalog, &facts), features);
         settle(&self.catalog, self.tenant, self.origin, facts, self.at, self.life)
@@ -142,6 +146,7 @@ impl Snapshot {
             since: None,
             before: Box::default(),
             overrides: Box::default(),
+            excess: Box::default(),
         };
         Self {
             catalog: catalog.clone(),
@@ -221,12 +226,19 @@ fn settle(
         life,
     };
     let mut enabled = std::mem::take(&mut snapshot.enabled);
+    let access = left(&snapshot);
     for feature in catalog.features() {
         let on = entitled(&snapshot, version, feature) && access >= feature.min_access();
         set(&mut enabled, feature.id(), on);
     }
     snapshot.enabled = enabled;
     snapshot
+}
+
+/// What standing and usage leave of the access to features.
+pub(crate) fn left(snapshot: &Snapshot) -> AccessLevel {
+    let read_only = snapshot.excess().map(|_| AccessLevel::Restricted);
+    read_only.map_or(snapshot.access, |read_only| read_only.min(snapshot.access))
 }
 
 /// Whether plan, add-ons, roll-out and overrides give the feature, before the standing takes away.
@@ -268,7 +280,8 @@ fn bought(catalog: &PlanCatalog, id: VersionId) -> &PlanVersion {
 
 fn next_boundary(facts: &Facts, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
     let expiries = facts.overrides.iter().map(|(_, found)| found.expires_at);
-    let ends = facts.ends_at.into_iter().chain(facts.standing.next_boundary(now)).chain(expiries);
+    let excess = facts.excess.iter().flat_map(Excess::bounds);
+    let ends = facts.ends_at.into_iter().chain(facts.standing.next_boundary(now)).chain(expiries).chain(excess);
     ends.filter(|instant| *instant > now).min()
 }
 

@@ -9,9 +9,9 @@ use actix_web::{
     dev::{ServiceRequest, ServiceResponse},
     http::StatusCode,
     middleware::{Next, from_fn},
-    web::{self, Bytes, Data, Json, PayloadConfig, ServiceConfig},
+    web::{self, Data, Json, ServiceConfig},
 };
-use saas_billing::{BillingError, SIGNATURE_HEADER, WebhookProcessor};
+use saas_billing::{WebhookProcessor, web::actix::endpoint};
 use saas_core::{ErrorKind, FeatureKey, IdempotencyKey, MeterKey, TenantContext, TenantPool, TenantTx};
 use saas_entitlements::{Consumption, Entitlements, EntitlementsError, Meter};
 use saas_tenancy::{
@@ -61,8 +61,7 @@ pub fn routes(app: App) -> impl FnOnce(&mut ServiceConfig) {
         let projects =
             |path| of_tenant!(web::resource(path).route(web::get().to(projects)).route(web::head().to(projects)));
         let export = web::resource("/export").route(web::get().to(export)).route(web::head().to(export));
-        // Bytes, not Json: the signature is over what Stripe sent, not over what a parser made of it.
-        let stripe = web::resource("/webhooks/stripe").app_data(PayloadConfig::new(4 << 20));
+        let stripe = endpoint("/webhooks/stripe", Arc::clone(&app.webhooks));
         config
             .app_data(app.entrance.clone())
             .app_data(Data::new(app))
@@ -70,14 +69,8 @@ pub fn routes(app: App) -> impl FnOnce(&mut ServiceConfig) {
             .service(projects("/t/{tenant}/projects"))
             .service(of_tenant!(export))
             .service(of_tenant!(web::resource("/calls").route(web::post().to(call))))
-            .service(stripe.route(web::post().to(webhook)));
+            .service(stripe);
     }
-}
-
-async fn webhook(app: Data<App>, request: HttpRequest, body: Bytes) -> Result<HttpResponse, Failure> {
-    let signature = request.headers().get(SIGNATURE_HEADER).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let _accepted = app.webhooks.process(&body, signature).await?;
-    Ok(HttpResponse::Ok().finish())
 }
 
 /// Says who is signed in. Your session says so, or the token that your identity provider signed; here, a header that your
@@ -158,4 +151,4 @@ macro_rules! failures {
     )+};
 }
 
-failures!(saas_core::CoreError, EntitlementsError, BillingError);
+failures!(saas_core::CoreError, EntitlementsError);

@@ -4,14 +4,13 @@ use std::sync::Arc;
 
 use axum::{
     Json, Router,
-    body::Bytes,
-    extract::{DefaultBodyLimit, Request, State},
+    extract::{Request, State},
     http::{HeaderMap, StatusCode},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use saas_billing::{BillingError, SIGNATURE_HEADER, WebhookProcessor};
+use saas_billing::{WebhookProcessor, web::tower::WebhookEndpoint};
 use saas_core::{ErrorKind, FeatureKey, IdempotencyKey, MeterKey, TenantContext, TenantPool, TenantTx};
 use saas_entitlements::{Consumption, Entitlements, EntitlementsError, Meter};
 use saas_tenancy::{
@@ -60,16 +59,9 @@ pub fn router(app: App) -> Router {
         .route("/t/{tenant}/projects", get(projects));
     // The layer that is added last is met first.
     let tenant = routes.layer(TenantLayer::new(app.entrance.clone())).layer(middleware::from_fn(sign_in));
-    // Bytes, not Json: the signature is over what Stripe sent, not over what a parser made of it.
-    let stripe = Router::new().route("/webhooks/stripe", post(webhook)).layer(DefaultBodyLimit::max(4 << 20));
+    let stripe = Router::new().route_service("/webhooks/stripe", WebhookEndpoint::new(Arc::clone(&app.webhooks)));
     // A fallback of its own: otherwise the layers of a merged router lie around what no route has.
     Router::new().merge(stripe).merge(tenant).fallback(async || StatusCode::NOT_FOUND).with_state(app)
-}
-
-async fn webhook(State(app): State<App>, headers: HeaderMap, body: Bytes) -> Result<StatusCode, Failure> {
-    let signature = headers.get(SIGNATURE_HEADER).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let _accepted = app.webhooks.process(&body, signature).await?;
-    Ok(StatusCode::OK)
 }
 
 /// Says who is signed in. Your session says so, or the token that your identity provider signed; here, a header that your
@@ -135,7 +127,7 @@ macro_rules! failures {
     )+};
 }
 
-failures!(saas_core::CoreError, EntitlementsError, BillingError);
+failures!(saas_core::CoreError, EntitlementsError);
 
 /// The code of the README compiles.
 #[cfg(doctest)]

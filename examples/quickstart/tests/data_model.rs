@@ -34,11 +34,12 @@ async fn the_diagram_shows_the_tables_that_there_are() {
     .await
     .unwrap();
     let columns: Vec<(String, String, String, bool, bool)> = sqlx::query_as(
-        "select c.relname::text, a.attname::text, replace(format_type(a.atttypid, null), ' ', '_'),
+        "select c.relname::text, a.attname::text, replace(format_type(coalesce(nullif(t.typbasetype, 0), t.oid), null), ' ', '_'),
                 coalesce(a.attnum = any (i.indkey), false),
                 exists (select from pg_constraint k where k.conrelid = c.oid and k.contype = 'f' and a.attnum = any (k.conkey))
          from pg_class c
          join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+         join pg_type t on t.oid = a.atttypid
          left join pg_index i on i.indrelid = c.oid and i.indisprimary
          where c.relnamespace = 'saas'::regnamespace and c.relkind in ('r', 'p')
          order by c.relname, a.attnum",

@@ -1,5 +1,6 @@
 //! One live subscription per tenant: one open page at a time, and none beside a subscription.
 
+use chrono::TimeDelta;
 use saas_core::{InvalidInput, JobId, SystemTx, TenantContext, TenantId, tenant};
 
 use super::{
@@ -13,10 +14,13 @@ use crate::{
     object::{ObjectId, ObjectKind},
     postgres::{
         command::{self, Asked, Slot, Stage},
-        state,
+        state, trial,
     },
     provider::{PaymentProvider, ProviderError},
 };
+
+/// How long what a trial is claimed by is kept for one tenant: a page lives a day, and its event may come three days late.
+const TRIAL_CLAIM: TimeDelta = TimeDelta::days(5);
 
 /// Looks at a tenant that changes under us, in one call.
 const ROUNDS: usize = 6;
@@ -41,7 +45,8 @@ impl Billing {
     /// a tenant with a live subscription gets none. If Stripe does not answer, call again: the same page comes.
     ///
     /// # Errors
-    /// [`Invalid`](BillingError::Invalid) when no price is one of a plan; [`Provider`](BillingError::Provider) when Stripe
+    /// [`Invalid`](BillingError::Invalid) when no price is one of a plan; [`TrialUsed`](BillingError::TrialUsed) when a trial was
+    /// asked for and there was one, of this tenant or of one with the same fingerprint; [`Provider`](BillingError::Provider) when Stripe
     /// refuses or does not answer.
     pub async fn checkout(
         &self,
@@ -117,6 +122,15 @@ impl Billing {
         if let Some(subscription) = live(&derived) {
             tx.commit().await?;
             return Ok(Claim::Subscribed(subscription));
+        }
+        if let Some(marks) = page.trial_marks() {
+            let of = (tenant, &self.scope);
+            let had = trial::consumed_at(&mut tx, of).await?.is_some();
+            if had || trial::claim(&mut tx, of, marks, (now, now + TRIAL_CLAIM)).await? < marks.len() as u64 {
+                // What was claimed of several is let go with this transaction.
+                tx.rollback().await?;
+                return Err(BillingError::TrialUsed);
+            }
         }
         let claim = match command::holder(&mut tx, (tenant, &self.scope, Slot::Checkout)).await? {
             None => {

@@ -24,6 +24,9 @@ pub struct CommandHandler {
 #[derive(Deserialize)]
 struct Payload {
     livemode: bool,
+    /// The job is of a request, and not of one command.
+    #[serde(default)]
+    request: bool,
 }
 
 impl CommandHandler {
@@ -41,9 +44,15 @@ impl JobHandler for CommandHandler {
         if payload.livemode != self.billing.scope.livemode {
             return Err(JobError::retry("a command of the other mode; its own worker takes it"));
         }
-        match self.billing.send(self.provider.as_ref(), job.tenant, job.id).await {
+        let provider = self.provider.as_ref();
+        let outcome = if payload.request {
+            self.billing.drive(provider, job.tenant, job.id).await.map(drop)
+        } else {
+            self.billing.send(provider, job.tenant, job.id).await.map(drop)
+        };
+        match outcome {
             // What failed for good was recorded when it did, and whoever asked was told.
-            Ok(_) | Err(BillingError::CommandFailed { .. }) => Ok(()),
+            Ok(()) | Err(BillingError::CommandFailed { .. }) => Ok(()),
             Err(why) if why.is_retryable() || why.kind() == saas_core::ErrorKind::Misconfigured => {
                 Err(JobError::retry(reason_of(&why)))
             }

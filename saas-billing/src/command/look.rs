@@ -65,7 +65,7 @@ impl Billing {
     }
 
     /// Reads an object of the tenant and merges it.
-    pub(super) async fn read_in(
+    pub(crate) async fn read_in(
         &self,
         provider: &dyn PaymentProvider,
         tenant: TenantId,
@@ -82,7 +82,7 @@ impl Billing {
         let now = self.clock.now();
         let mut tx = SystemTx::begin(&self.system, ACTOR, "merge what was read").await?;
         tenant::lock_in(&mut tx, tenant).await?;
-        self.merge_answer(&mut tx, known.as_ref(), &reply, "checkout", now).await?;
+        self.merge_answer(&mut tx, known.as_ref(), &reply, "read", now).await?;
         tx.commit().await?;
         Ok(Some(reply))
     }

@@ -38,22 +38,22 @@ use crate::{
 };
 
 /// The outbox leaves a command to whoever asked for so long.
-const HEAD_START: TimeDelta = TimeDelta::seconds(30);
+pub(crate) const HEAD_START: TimeDelta = TimeDelta::seconds(30);
 /// Stripe keeps keys for at least 24 hours; after this, another one is used.
 const KEY_LIFE: TimeDelta = TimeDelta::hours(23);
 /// Keys tried in one go.
 const ROUNDS: usize = 3;
 
 /// Why and how a command is asked.
-pub(super) struct Wish<'a> {
-    pub(super) what: &'static str,
-    pub(super) slot: Option<Slot>,
-    pub(super) subject: Option<&'a str>,
+pub(crate) struct Wish<'a> {
+    pub(crate) what: &'static str,
+    pub(crate) slot: Option<Slot>,
+    pub(crate) subject: Option<&'a str>,
 }
 
 impl Billing {
     /// Puts a command on record, with the job that sees it through. The caller holds the tenant's lock.
-    pub(super) async fn ask(
+    pub(crate) async fn ask(
         &self,
         connection: &mut PgConnection,
         tenant: TenantId,
@@ -70,7 +70,7 @@ impl Billing {
     }
 
     /// Sends a command unless it has been done, and says what came of it. Any number of callers may do so at once.
-    pub(super) async fn send(
+    pub(crate) async fn send(
         &self,
         provider: &dyn PaymentProvider,
         tenant: TenantId,
@@ -221,7 +221,7 @@ fn key_of(asked: &Asked, now: DateTime<Utc>) -> Result<(IdempotencyKey, i64), Bi
 }
 
 /// Whether Stripe will give the same answer to every later try. A wrong API key is the operator's to change.
-const fn is_final(why: &ProviderError) -> bool {
+pub(crate) const fn is_final(why: &ProviderError) -> bool {
     match why {
         ProviderError::Declined { .. }
         | ProviderError::Refused { .. }
@@ -247,6 +247,7 @@ fn target(command: &Command) -> Option<&ObjectId> {
         | Command::PayInvoice(id)
         | Command::VoidInvoice(id)
         | Command::WriteOffInvoice(id) => Some(id),
+        Command::UpdateCustomer(update) => Some(&update.customer),
         Command::ChangeSubscription(change) => Some(&change.subscription),
         Command::CreateCustomer(_)
         | Command::OpenCheckout(_)

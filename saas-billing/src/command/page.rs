@@ -2,6 +2,7 @@
 
 use chrono::{DateTime, Utc};
 use saas_core::{JobId, TenantId};
+use sha2::{Digest, Sha256};
 
 use super::customer::{CustomerDetails, metadata};
 use crate::{
@@ -22,6 +23,7 @@ pub struct CheckoutPage {
     promotion_codes: bool,
     automatic_tax: bool,
     tax_ids: bool,
+    marks: Vec<Vec<u8>>,
 }
 
 impl CheckoutPage {
@@ -38,6 +40,7 @@ impl CheckoutPage {
             promotion_codes: false,
             automatic_tax: false,
             tax_ids: false,
+            marks: Vec::new(),
         }
     }
 
@@ -60,6 +63,22 @@ impl CheckoutPage {
     pub const fn with_trial(mut self, days: u32, payment: TrialPayment) -> Self {
         (self.trial_days, self.trial_payment) = (Some(days), payment);
         self
+    }
+
+    /// Says by what else this tenant would be recognised if it came again as another one: a card's fingerprint, a domain. Of a
+    /// trial there is one for each, for ever; only a hash is kept.
+    #[must_use]
+    pub fn with_trial_fingerprint(mut self, text: &str) -> Self {
+        let mark = Sha256::new().chain_update(b"saas-billing trial\0").chain_update(text).finalize().to_vec();
+        if !self.marks.contains(&mark) {
+            self.marks.push(mark);
+        }
+        self
+    }
+
+    /// What a trial is claimed by; `None` without a trial.
+    pub(super) fn trial_marks(&self) -> Option<&[Vec<u8>]> {
+        self.trial_days.filter(|days| *days > 0).map(|_| self.marks.as_slice())
     }
 
     /// Has a field for promotion codes.

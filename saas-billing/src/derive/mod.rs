@@ -7,16 +7,19 @@
 mod dunning;
 mod objects;
 mod plan;
+mod tenure;
 
 pub use dunning::GracePolicy;
 pub use objects::{AnyMerged, TenantObjects};
+#[cfg(feature = "postgres")]
+pub(crate) use plan::plan_item;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, Utc};
 use saas_core::{
-    PlanCatalog, PlanKey, PlanVersionRef,
-    subscription::{AccessLevel, PlanAssignment},
+    AddOnKey, PlanCatalog, PlanKey, PlanVersionRef,
+    subscription::{AccessLevel, PastPlan, PlanAssignment},
 };
 use serde::{Deserialize, Serialize};
 
@@ -38,6 +41,9 @@ pub struct Derived {
     pub status: Option<SubscriptionStatus>,
     /// Units of the plan's item.
     pub seats: Option<u64>,
+    /// What was bought beside the plan, and how many of each.
+    #[serde(default)]
+    pub addons: BTreeMap<AddOnKey, u32>,
     /// The present period of the plan's item.
     pub period: Option<Period>,
     /// What periods count from; the start of the present one where Stripe does not say.
@@ -50,6 +56,12 @@ pub struct Derived {
     /// When the first failure of the oldest unpaid invoice was. Of several live subscriptions all count, unless the one
     /// that decides is paid.
     pub unpaid_since: Option<DateTime<Utc>>,
+    /// Since when it is that version of that plan, or the default plan again; `None` for who never had another.
+    #[serde(default)]
+    pub since: Option<DateTime<Utc>>,
+    /// The plans before it, the latest first. The default plan has no version: it was the newest.
+    #[serde(default)]
+    pub before: Vec<PastPlan>,
     /// Since when there is no access whatever is paid: the trial ended without a payment method.
     pub suspended_since: Option<DateTime<Utc>>,
     /// What recurs of all its subscriptions.
@@ -66,16 +78,19 @@ impl Derived {
     /// What the tenant is on at `now`; `default_plan` when nothing live was bought.
     #[must_use]
     pub fn assignment(&self, policy: &GracePolicy, default_plan: &PlanKey, now: DateTime<Utc>) -> PlanAssignment {
-        let Some(bought) = &self.plan else { return PlanAssignment::active(default_plan.clone()) };
+        let (since, before) = (self.since, self.before.clone());
+        let Some(bought) = &self.plan else {
+            return PlanAssignment { since, before, ..PlanAssignment::active(default_plan.clone()) };
+        };
         PlanAssignment {
             plan: bought.plan.clone(),
             version: Some(bought.version),
             standing: policy.standing(self.unpaid_since, self.suspended_since, now),
             anchor: self.anchor,
             ends_at: self.ends_at,
-            addons: Vec::new(),
-            since: None,
-            before: Vec::new(),
+            addons: self.addons.iter().map(|(addon, quantity)| (addon.clone(), *quantity)).collect(),
+            since,
+            before,
         }
     }
 
@@ -101,20 +116,23 @@ impl Derived {
     }
 
     /// What the tenant is on, for the record: at any instant of the future the same as [`assignment`](Self::assignment) will
-    /// say then, if nothing new is heard. `None` when nothing live was bought.
+    /// say then, if nothing new is heard. `None` when nothing was ever bought.
     #[must_use]
-    pub fn on_record(&self, policy: &GracePolicy) -> Option<PlanAssignment> {
-        let bought = self.plan.as_ref()?;
+    pub fn on_record(&self, policy: &GracePolicy, default_plan: &PlanKey) -> Option<PlanAssignment> {
+        if self.plan.is_none() && self.since.is_none() {
+            return None;
+        }
         // A debt counts from its own instant on, which Stripe's clock may put ahead of ours.
         let as_of = self.unpaid_since.unwrap_or(DateTime::UNIX_EPOCH);
-        Some(self.assignment(policy, &bought.plan, as_of))
+        Some(self.assignment(policy, default_plan, as_of))
     }
 
     /// Whether the answer to "which plan, and is it paid" is the same.
     #[must_use]
     pub fn answers_like(&self, other: &Self) -> bool {
-        (&self.plan, self.anchor, self.ends_at, self.unpaid_since, self.suspended_since)
-            == (&other.plan, other.anchor, other.ends_at, other.unpaid_since, other.suspended_since)
+        (&self.plan, &self.addons, self.anchor, self.ends_at, self.unpaid_since, self.suspended_since)
+            == (&other.plan, &other.addons, other.anchor, other.ends_at, other.unpaid_since, other.suspended_since)
+            && (self.since, &self.before) == (other.since, &other.before)
     }
 }
 
@@ -200,9 +218,15 @@ pub fn derive(objects: &TenantObjects, catalog: &PlanCatalog) -> Derived {
         let choice = plan::choose(merged, catalog, &mut derived.alerts);
         ((*preference, choice.rank, merged.value().created, &merged.value().id), merged, choice)
     });
-    let Some((_, best, choice)) = choices.max_by(|a, b| a.0.cmp(&b.0)) else { return derived };
+    let Some((_, best, choice)) = choices.max_by(|a, b| a.0.cmp(&b.0)) else {
+        (derived.since, derived.before) = tenure::since_and_before(objects, catalog, (None, None));
+        return derived;
+    };
     let subscription = best.value();
     derived.plan = choice.plan;
+    derived.addons = plan::addons(subscription, catalog);
+    let present = (derived.plan.as_ref(), Some(&subscription.id));
+    (derived.since, derived.before) = tenure::since_and_before(objects, catalog, present);
     derived.seats = choice.item.and_then(|item| item.quantity);
     derived.period = choice.item.and_then(|item| item.period);
     derived.anchor = subscription.anchor.or(derived.period.map(|period| period.start));

@@ -243,6 +243,24 @@ impl AnyMerged {
         }
     }
 
+    /// Whether the object is over, and says which plan the tenant had before: a subscription that gave access.
+    #[must_use]
+    pub fn is_past(&self) -> bool {
+        match self {
+            Self::Subscription(merged) => {
+                let started = || merged.history().facts().any(|(fact, _)| *fact == Fact::SubscriptionStarted);
+                merged.value().is_final() && started()
+            }
+            Self::Customer(_)
+            | Self::CheckoutSession(_)
+            | Self::Invoice(_)
+            | Self::Charge(_)
+            | Self::Refund(_)
+            | Self::Dispute(_)
+            | Self::CreditNote(_) => false,
+        }
+    }
+
     /// Whether what the tenant has can depend on the object. The rest is history.
     #[must_use]
     pub fn is_current(&self) -> bool {

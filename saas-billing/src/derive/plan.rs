@@ -1,8 +1,8 @@
 //! From prices to a plan of the catalogue.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use saas_core::{PlanCatalog, PlanVersionRef};
+use saas_core::{AddOnKey, PlanCatalog, PlanVersionRef};
 
 use super::Alert;
 use crate::{
@@ -37,12 +37,35 @@ pub(super) fn choose<'a>(
     let unknown = subscription
         .items
         .iter()
+        .filter(|item| catalog.addon_for_price(item.price.id.as_str()).is_none())
         .map(|item| Alert::UnknownPrice { subscription: subscription.id.clone(), price: item.price.id.clone() });
     alerts.extend(unknown);
     let plan = merged.history().prices().into_iter().find_map(|price| catalog.plan_for_price(price.as_str()));
-    Choice { rank: plan.as_ref().map_or(0, |plan| rank(catalog, plan)), plan, item: subscription.items.first() }
+    Choice { rank: plan.as_ref().map_or(0, |plan| rank(catalog, plan)), plan, item: plan_item(subscription, catalog) }
 }
 
-fn rank(catalog: &PlanCatalog, plan: &PlanVersionRef) -> u32 {
+/// The item whose price is a plan's; where none is known, the first that is no add-on's.
+pub(crate) fn plan_item<'a>(subscription: &'a Subscription, catalog: &PlanCatalog) -> Option<&'a SubscriptionItem> {
+    let price = |item: &SubscriptionItem| catalog.plan_for_price(item.price.id.as_str()).is_some();
+    let addon = |item: &SubscriptionItem| catalog.addon_for_price(item.price.id.as_str()).is_some();
+    let items = &subscription.items;
+    items.iter().find(|item| price(item)).or_else(|| items.iter().find(|item| !addon(item)))
+}
+
+/// The add-ons among its items: no more of one than the catalogue allows, which the gate would not take.
+pub(super) fn addons(subscription: &Subscription, catalog: &PlanCatalog) -> BTreeMap<AddOnKey, u32> {
+    let mut addons: BTreeMap<AddOnKey, u32> = BTreeMap::new();
+    for item in &subscription.items {
+        let Some(addon) = catalog.addon_for_price(item.price.id.as_str()) else { continue };
+        let quantity = u32::try_from(item.quantity.unwrap_or(1)).unwrap_or(u32::MAX);
+        if quantity > 0 {
+            let had = addons.entry(addon.key().clone()).or_default();
+            *had = had.saturating_add(quantity).min(addon.max_quantity());
+        }
+    }
+    addons
+}
+
+pub(super) fn rank(catalog: &PlanCatalog, plan: &PlanVersionRef) -> u32 {
     catalog.plan(&plan.plan).map_or(0, |plan| plan.rank())
 }

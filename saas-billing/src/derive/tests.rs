@@ -48,12 +48,12 @@ fn seconds(at_seconds: i64) -> i64 {
     at(at_seconds).timestamp()
 }
 
-/// Objects from `(type, second, object)`, in every order that `rotations` makes of them.
+/// Objects from `(type, second, object)`; what was before the change stands in the object, where nobody reads it.
 fn objects(events: &[(&str, i64, Value)]) -> TenantObjects {
     let mut objects = TenantObjects::default();
     for (n, (event_type, second, object)) in events.iter().enumerate() {
         let body = json!({"id": format!("evt_{n}"), "object": "event", "type": event_type, "created": seconds(*second),
-                          "livemode": false, "data": {"object": object}});
+                          "livemode": false, "data": {"object": object, "previous_attributes": object["before"]}});
         let body = body.to_string();
         let envelope = Envelope::read(body.as_bytes()).unwrap();
         objects.merge(read_snapshot(&envelope).unwrap().unwrap());
@@ -416,4 +416,93 @@ fn what_an_unknown_payload_lacks_is_an_error_and_never_a_default() {
     odd["created"] = "ada@example.com".into();
     let error = read(odd).unwrap_err().to_string();
     assert!(error.starts_with("event.data.object: JSON of an unexpected shape at line"), "{error}");
+}
+
+/// Another price, with or without the word that it was another before.
+fn moved(id: &str, price: &str, from: Option<&str>) -> Value {
+    let mut object = subscription(id, "active", price);
+    if let Some(from) = from {
+        object["before"] = json!({"items": subscription(id, "active", from)["items"]});
+    }
+    object
+}
+
+fn ended(id: &str, price: &str, second: i64) -> Value {
+    let mut object = subscription(id, "canceled", price);
+    object["ended_at"] = seconds(second).into();
+    object
+}
+
+/// Since when, and the plans before it.
+fn tenure(derived: &Derived) -> (Option<i64>, Vec<String>) {
+    let second = |at: DateTime<Utc>| (at - super::tests::at(0)).num_seconds();
+    let before = derived.before.iter().map(|past| {
+        let version = past.version.map_or_else(|| "newest".to_owned(), |version| version.to_string());
+        format!("{}@{version} since {:?}", past.plan, past.since.map(second))
+    });
+    (derived.since.map(second), before.collect())
+}
+
+// f-M14, D1: by Stripe's clock, whatever the order.
+#[test]
+fn since_when_a_plan_is_had_and_what_was_before_it() {
+    let bought = (CREATED, 10, subscription("sub_1", "active", "price_starter"));
+    let unpaid = (UPDATED, 60, subscription("sub_1", "past_due", "price_starter"));
+    let upgraded = (UPDATED, 100, moved("sub_1", "price_pro", Some("price_starter")));
+    let renewed = (UPDATED, 30 * DAY, moved("sub_1", "price_pro", None));
+    let over = ("customer.subscription.deleted", 150, ended("sub_1", "price_pro", 150));
+    let again = (CREATED, 300, subscription("sub_2", "active", "price_pro"));
+    let lines = |lines: &[&str]| lines.iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(tenure(&derived(&[])), (None, vec![]), "the default plan, as long as anybody knows");
+    let free = "free@newest since None";
+    let known = derived(&[bought.clone(), unpaid.clone()]);
+    assert_eq!(tenure(&known), (Some(10), lines(&[free])), "another standing is no other plan");
+    let known = derived(&[bought.clone(), unpaid.clone(), upgraded.clone(), renewed]);
+    assert_eq!(tenure(&known), (Some(100), lines(&["starter@1 since Some(10)", free])));
+    let known = derived(&[bought.clone(), upgraded.clone(), over.clone()]);
+    assert_eq!(tenure(&known), (Some(150), lines(&["pro@2 since Some(100)", "starter@1 since Some(10)", free])));
+    let known = derived(&[bought.clone(), upgraded, over, again]);
+    let before = ["free@newest since Some(150)", "pro@2 since Some(100)", "starter@1 since Some(10)", free];
+    assert_eq!(tenure(&known), (Some(300), lines(&before)));
+    // The report of the change was lost: from the last report of what was before it, and nothing later moves that.
+    let lost = [bought, unpaid, (UPDATED, 200, moved("sub_1", "price_pro", None))];
+    assert_eq!(tenure(&derived(&lost)), (Some(60), lines(&["starter@1 since Some(10)", free])));
+}
+
+#[test]
+fn an_item_or_a_quantity_more_is_no_other_plan_and_a_first_payment_begins_it() {
+    let mut waiting = subscription("sub_1", "incomplete", "price_starter");
+    waiting["items"]["data"][0]["quantity"] = 1.into();
+    let more = {
+        let mut object = subscription("sub_1", "active", "price_starter");
+        let addon = json!({"id": "si_z", "quantity": 1, "price": {"id": "price_addon"},
+                           "current_period_start": seconds(0), "current_period_end": seconds(30 * DAY)});
+        object["items"]["data"].as_array_mut().unwrap().push(addon);
+        object["before"] = json!({"items": subscription("sub_1", "active", "price_starter")["items"]});
+        object
+    };
+    let known = derived(&[
+        (CREATED, 0, waiting),
+        (UPDATED, 40, subscription("sub_1", "active", "price_starter")),
+        (UPDATED, 90, more),
+    ]);
+    assert_eq!(tenure(&known).0, Some(40));
+}
+
+#[test]
+fn of_several_subscriptions_the_better_one_was_had() {
+    let known = derived(&[
+        (CREATED, 10, subscription("sub_1", "active", "price_starter")),
+        (CREATED, 50, subscription("sub_2", "active", "price_pro")),
+        ("customer.subscription.deleted", 90, ended("sub_2", "price_pro", 90)),
+    ]);
+    assert_eq!(plan(&known).as_deref(), Some("starter@1"));
+    let before = ["pro@2 since Some(50)", "starter@1 since Some(10)", "free@newest since None"];
+    assert_eq!(tenure(&known), (Some(90), before.map(str::to_owned).to_vec()));
+    // The better one is not paid for: the other decides, and is had since it was bought.
+    let known = derived(&[
+        (CREATED, 10, subscription("sub_1", "active", "price_starter")),
+        (CREATED, 50, subscription("sub_2", "unpaid", "price_pro")),
+    ]);
+    assert_eq!((plan(&known).as_deref(), tenure(&known).0), (Some("starter@1"), Some(10)));
 }

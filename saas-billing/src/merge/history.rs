@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use saas_core::InvalidInput;
 use serde::{Deserialize, Serialize};
 
-use super::arrears::Arrears;
+use super::{StripeObject, arrears::Arrears, tenure::Tenure};
 use crate::object::ObjectId;
 
 /// Entries of each kind that are kept.
@@ -106,7 +106,7 @@ impl TryFrom<String> for Fact {
     }
 }
 
-/// The facts and the prices ever seen of one object, and its present arrears.
+/// The facts and the prices ever seen of one object, its present arrears, and what it was charged by since when.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct History {
     /// With the earliest instant at which each was reported.
@@ -115,15 +115,23 @@ pub struct History {
     prices: BTreeMap<ObjectId, DateTime<Utc>>,
     #[serde(default)]
     arrears: Arrears,
+    #[serde(default)]
+    tenure: Tenure,
 }
 
 impl History {
-    pub(super) fn new(at: DateTime<Utc>, facts: Vec<Fact>, prices: Vec<ObjectId>, arrears: Arrears) -> Self {
+    pub(super) fn new(
+        at: DateTime<Utc>,
+        facts: Vec<Fact>,
+        prices: Vec<ObjectId>,
+        (arrears, tenure): (Arrears, Tenure),
+    ) -> Self {
         let with = |price| (price, at);
         Self {
             facts: facts.into_iter().map(|fact| (fact, at)).collect(),
             prices: prices.into_iter().map(with).collect(),
             arrears,
+            tenure,
         }
     }
 
@@ -137,6 +145,7 @@ impl History {
             self.prices.entry(price).and_modify(|known| *known = at.max(*known)).or_insert(at);
         }
         self.arrears = self.arrears.join(other.arrears);
+        self.tenure = self.tenure.join(other.tenure);
         while self.facts.len() > MAX_ENTRIES {
             self.facts.pop_last();
         }
@@ -169,6 +178,14 @@ impl History {
     #[must_use]
     pub const fn paid_at(&self) -> Option<DateTime<Utc>> {
         self.arrears.paid_at()
+    }
+
+    /// The lists of prices that it was charged by up to the present `value`, the earliest first, each with the instant since
+    /// when: that of the report of the change or, where that is lost, of the last report of what was before. `None`: since it
+    /// began.
+    #[must_use]
+    pub fn charged_by<T: StripeObject>(&self, value: &T) -> Vec<(Option<DateTime<Utc>>, Vec<ObjectId>)> {
+        self.tenure.steps(&value.prices())
     }
 
     /// The prices ever charged by, latest first.

@@ -26,6 +26,7 @@ mod refund;
 mod resolve;
 mod snapshot;
 mod subscription;
+mod tenure;
 
 pub use hash::ContentHash;
 pub use history::{Fact, History};

@@ -36,6 +36,11 @@ pub trait StripeObject:
         Vec::new()
     }
 
+    /// All prices that it is charged by at the same time, in one order; `None` where this value does not say all of them.
+    fn charged_by(&self) -> Option<Vec<ObjectId>> {
+        None
+    }
+
     /// Whether payments are behind; `None` where this value does not say.
     fn is_behind(&self) -> Option<bool> {
         None

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use chrono::{DateTime, SubsecRound, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::{ContentHash, History, StripeObject, arrears::Arrears};
+use super::{ContentHash, History, StripeObject, arrears::Arrears, tenure::Tenure};
 
 /// How a snapshot came about.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,7 +72,9 @@ impl<T: StripeObject> Snapshot<T> {
     pub(super) fn history(&self) -> History {
         let before = self.before.as_ref().and_then(StripeObject::is_behind);
         let arrears = Arrears::of(self.created, self.value.is_behind(), before);
-        History::new(self.created, self.facts.clone(), self.value.prices(), arrears)
+        let charged_before = self.before.as_ref().and_then(StripeObject::charged_by);
+        let tenure = Tenure::of(self.created, self.value.charged_by(), charged_before);
+        History::new(self.created, self.facts.clone(), self.value.prices(), (arrears, tenure))
     }
 }
 

@@ -46,6 +46,10 @@ impl StripeObject for Subscription {
         self.items.iter().map(|item| item.price.id.clone()).collect()
     }
 
+    fn charged_by(&self) -> Option<Vec<ObjectId>> {
+        (!self.items_truncated && !self.items.is_empty()).then(|| self.prices())
+    }
+
     fn is_behind(&self) -> Option<bool> {
         match self.status {
             SubscriptionStatus::PastDue | SubscriptionStatus::Unpaid => Some(true),

@@ -27,6 +27,8 @@ fn subscription(status: &str, field: i64) -> Subscription {
         created: Some(at(0)),
         anchor: None,
         discounts: Vec::new(),
+        pending: None,
+        schedule: None,
     }
 }
 

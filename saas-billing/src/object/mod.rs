@@ -28,7 +28,7 @@ pub use id::{ObjectId, ObjectKind};
 pub use invoice::{Collection, Invoice, InvoiceStatus};
 pub use refund::{Refund, RefundStatus};
 pub use subscription::{
-    Interval, Pause, PauseBehavior, Period, Price, Subscription, SubscriptionItem, SubscriptionStatus,
+    Interval, Pause, PauseBehavior, PendingUpdate, Period, Price, Subscription, SubscriptionItem, SubscriptionStatus,
 };
 pub(crate) use wire::Text;
 pub use wire::Unreadable;

@@ -143,6 +143,22 @@ pub struct Subscription {
     /// What is taken off the whole, in the order in which it is taken off.
     #[serde(default)]
     pub discounts: Vec<Discount>,
+    /// A change of its items that waits for its payment.
+    #[serde(default)]
+    pub pending: Option<PendingUpdate>,
+    /// The schedule that it is under, `sub_sched_…`.
+    #[serde(default)]
+    pub schedule: Option<ObjectId>,
+}
+
+/// A change that is made when it is paid and dropped when it is not
+/// (<https://docs.stripe.com/billing/subscriptions/pending-updates>).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PendingUpdate {
+    /// When it is dropped.
+    pub expires_at: Option<DateTime<Utc>>,
+    /// The items after it, by price; `None` where the quantity stays or is metered.
+    pub items: Vec<(ObjectId, Option<u64>)>,
 }
 
 #[derive(Deserialize)]
@@ -174,6 +190,24 @@ struct Wire<'a> {
     /// Before API version 2025-03-31 (basil): the first of them, whole.
     #[serde(borrow)]
     discount: Option<WireDiscount<'a>>,
+    #[serde(borrow)]
+    pending_update: Option<WirePending<'a>>,
+    #[serde(borrow)]
+    schedule: Option<Reference<'a>>,
+}
+
+#[derive(Deserialize)]
+struct WirePending<'a> {
+    expires_at: Option<i64>,
+    #[serde(borrow)]
+    subscription_items: Option<Vec<WirePendingItem<'a>>>,
+}
+
+#[derive(Deserialize)]
+struct WirePendingItem<'a> {
+    #[serde(borrow)]
+    price: Option<Reference<'a>>,
+    quantity: Option<u64>,
 }
 
 #[derive(Deserialize)]
@@ -276,6 +310,8 @@ impl Subscription {
             created: instant(wire.created),
             anchor: instant(wire.billing_cycle_anchor),
             discounts: discounts(wire.discounts, wire.discount)?,
+            pending: wire.pending_update.map(WirePending::read).transpose()?,
+            schedule: reference("subscription.schedule", wire.schedule)?,
         })
     }
 }
@@ -320,6 +356,19 @@ impl WireItem<'_> {
             period: period(self.current_period_start, self.current_period_end).or(common),
             discounts: discounts(self.discounts, None)?,
         })
+    }
+}
+
+impl WirePending<'_> {
+    fn read(self) -> Result<PendingUpdate, Unreadable> {
+        let mut items = Vec::new();
+        for item in self.subscription_items.unwrap_or_default() {
+            if let Some(price) = reference("pending_update.price", item.price)? {
+                items.push((price, item.quantity));
+            }
+        }
+        items.sort();
+        Ok(PendingUpdate { expires_at: instant(self.expires_at), items })
     }
 }
 

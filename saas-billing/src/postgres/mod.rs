@@ -14,8 +14,11 @@ pub(crate) mod ledger_read;
 pub(crate) mod object;
 pub(crate) mod receipt;
 pub(crate) mod reconcile;
+pub(crate) mod request;
 pub(crate) mod revenue;
+pub(crate) mod seat;
 pub(crate) mod state;
+pub(crate) mod trial;
 
 use crate::{config::BillingConfig, mode::Mode};
 

@@ -13,7 +13,7 @@ use crate::{
 
 const CORRUPT: CoreError = CoreError::Corrupt { table: "saas.billing_object", column: "merged" };
 
-/// The objects that what the tenant has can depend on, and those named besides.
+/// The objects that what the tenant has and had can depend on, and those named besides.
 pub(crate) async fn load(
     connection: &mut PgConnection,
     tenant: TenantId,
@@ -23,7 +23,7 @@ pub(crate) async fn load(
     let rows: Vec<(String, Value)> = sqlx::query_as(
         "select kind, merged
          from saas.billing_object
-         where tenant_id = $1 and livemode = $2 and (is_current or object_id = any($3))",
+         where tenant_id = $1 and livemode = $2 and (is_current or is_past or object_id = any($3))",
     )
     .bind(tenant.as_uuid())
     .bind(livemode)
@@ -121,11 +121,11 @@ pub(crate) async fn store(
 ) -> Result<(), CoreError> {
     sqlx::query(
         "insert into saas.billing_object
-            (tenant_id, livemode, object_id, kind, status, is_current, merged, updated_at)
-         values ($1, $2, $3, $4, $5, $6, $7, $8)
+            (tenant_id, livemode, object_id, kind, status, is_current, is_past, merged, updated_at)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9)
          on conflict (tenant_id, livemode, object_id) do update
-         set status = excluded.status, is_current = excluded.is_current, merged = excluded.merged,
-             updated_at = excluded.updated_at",
+         set status = excluded.status, is_current = excluded.is_current, is_past = excluded.is_past,
+             merged = excluded.merged, updated_at = excluded.updated_at",
     )
     .bind(tenant.as_uuid())
     .bind(livemode)
@@ -133,6 +133,7 @@ pub(crate) async fn store(
     .bind(kind.as_str())
     .bind(merged.status())
     .bind(merged.is_current())
+    .bind(merged.is_past())
     .bind(merged.to_stored().map_err(|_| CORRUPT)?)
     .bind(now)
     .execute(connection)

@@ -14,6 +14,8 @@ use crate::object::{Interval, ObjectId, PauseBehavior};
 pub enum Command {
     /// Makes a customer.
     CreateCustomer(NewCustomer),
+    /// Changes what stands on a customer's invoices.
+    UpdateCustomer(CustomerUpdate),
     /// Opens a page on which the customer subscribes.
     OpenCheckout(NewCheckout),
     /// Closes such a page. [`WrongState`](super::ProviderError::WrongState) when it was completed meanwhile.
@@ -143,6 +145,51 @@ impl fmt::Debug for NewCustomer {
             .field("email", &self.email)
             .field("metadata", &self.metadata)
             .finish_non_exhaustive()
+    }
+}
+
+/// What shall stand on a customer's invoices from now on; `None` leaves it as it is.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CustomerUpdate {
+    /// `cus_…`
+    pub customer: ObjectId,
+    /// Where Stripe sends receipts.
+    pub email: Option<EmailAddress>,
+    /// The name of whoever pays.
+    pub name: Option<String>,
+    /// Where they are; decides on taxes.
+    pub address: Option<PostalAddress>,
+}
+
+/// Nothing but the id: the rest may be a person's.
+impl fmt::Debug for CustomerUpdate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CustomerUpdate").field("customer", &self.customer).finish_non_exhaustive()
+    }
+}
+
+/// A place that letters go to, as Stripe writes it down.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PostalAddress {
+    /// Street and number.
+    pub line1: Option<String>,
+    /// Floor, department.
+    pub line2: Option<String>,
+    /// Town.
+    pub city: Option<String>,
+    /// State, county, province.
+    pub state: Option<String>,
+    /// Postal code.
+    pub postal_code: Option<String>,
+    /// Two letters of ISO 3166-1.
+    pub country: Option<String>,
+}
+
+/// Only the country: the rest may be a person's.
+impl fmt::Debug for PostalAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PostalAddress").field("country", &self.country).finish_non_exhaustive()
     }
 }
 

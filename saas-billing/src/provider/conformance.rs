@@ -10,9 +10,9 @@ use saas_core::IdempotencyKey;
 use serde_json::Value;
 
 use super::{
-    Aggregation, Cancellation, Command, Fetched, ItemChange, MeterReading, NewCheckout, NewCustomer, NewFeature,
-    NewMeter, NewPrice, NewProduct, NewSubscription, OnFailedPayment, PageLimit, PaymentProvider, Phase, PricedBy,
-    Proration, ProviderError, Query, Reply, SubscriptionChange, Tier, TrialPayment,
+    Aggregation, Cancellation, Command, CustomerUpdate, Fetched, ItemChange, MeterReading, NewCheckout, NewCustomer,
+    NewFeature, NewMeter, NewPrice, NewProduct, NewSubscription, OnFailedPayment, PageLimit, PaymentProvider, Phase,
+    PostalAddress, PricedBy, Proration, ProviderError, Query, Reply, SubscriptionChange, Tier, TrialPayment,
 };
 use crate::object::{Interval, ObjectId, ObjectKind, PauseBehavior};
 
@@ -236,11 +236,26 @@ pub async fn a_subscription_changes_pauses_and_ends(fixture: Fixture) {
     }
 }
 
+/// What is not named stays; an address is one thing.
+pub async fn a_customer_takes_other_words(fixture: Fixture) {
+    let customer = fixture.done(fixture.customer("ada"), "ada").await.id().unwrap();
+    let update = |name: Option<&str>, city: &str, line2: Option<&str>| {
+        let address =
+            PostalAddress { city: Some(city.to_owned()), line2: line2.map(str::to_owned), ..PostalAddress::default() };
+        let (name, address) = (name.map(str::to_owned), Some(address));
+        Command::UpdateCustomer(CustomerUpdate { customer: customer.clone(), email: None, name, address })
+    };
+    fixture.done(update(Some("Ada"), "London", Some("Second floor")), "first").await;
+    let after = json(&fixture.done(update(None, "Paris", None), "second").await.object);
+    assert_eq!((&after["name"], &after["email"]), (&"Ada".into(), &"ada@example.com".into()));
+    assert_eq!((&after["address"]["city"], &after["address"]["line2"]), (&"Paris".into(), &Value::Null));
+}
+
 /// A downgrade that waits for the end of the period, and is called off.
 pub async fn a_schedule_plans_and_lets_go(fixture: Fixture) {
     let (small, large) =
         (fixture.price("less", PricedBy::Unit(1000)).await, fixture.price("more", PricedBy::Unit(3000)).await);
-    let (_, subscription) = fixture.trial(&large).await;
+    let (customer, subscription) = fixture.trial(&large).await;
     let attached = json(&fixture.done(Command::AttachSchedule(subscription.clone()), "attach").await.object);
     let schedule = id(attached["id"].as_str().unwrap());
     let instant = |value: &Value| DateTime::from_timestamp(value.as_i64().unwrap(), 0);
@@ -255,6 +270,11 @@ pub async fn a_schedule_plans_and_lets_go(fixture: Fixture) {
     ];
     let planned = json(&fixture.done(Command::PlanPhases { schedule: schedule.clone(), phases }, "plan").await.object);
     assert_eq!(planned["phases"].as_array().unwrap().len(), 2);
+    let query = Query::Schedules { customer };
+    let listed = fixture.provider.list(&query, None, PageLimit::MAX).await.unwrap().objects;
+    let [listed] = listed.as_slice() else { panic!("{} schedules", listed.len()) };
+    let listed = json(listed);
+    assert_eq!((&listed["id"], &listed["current_phase"]), (&planned["id"], &planned["current_phase"]));
     assert_eq!(fixture.read(ObjectKind::Subscription, &subscription).await["schedule"], schedule.as_str());
     fixture.done(Command::ReleaseSchedule(schedule), "release").await;
     assert!(fixture.read(ObjectKind::Subscription, &subscription).await["schedule"].is_null());
@@ -318,6 +338,7 @@ macro_rules! payment_provider_conformance {
             one_key_has_one_effect, a_key_of_another_call_is_refused, what_is_not_there_is_missing,
             a_refusal_says_what_and_not_whose, a_list_is_read_page_by_page, a_page_opens_is_listed_and_closes_once,
             a_subscription_changes_pauses_and_ends, a_schedule_plans_and_lets_go,
+            a_customer_takes_other_words,
             prices_and_features_are_found_by_their_keys, a_reading_counts_once_and_its_repeat_is_no_error,
         );
     };

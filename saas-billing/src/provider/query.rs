@@ -25,6 +25,11 @@ pub enum Query {
         /// Whose; of all customers if `None`.
         customer: Option<ObjectId>,
     },
+    /// Schedules of a customer's subscriptions, newest first, those that are over too.
+    Schedules {
+        /// Whose.
+        customer: ObjectId,
+    },
     /// Invoices.
     Invoices {
         /// Whose; of all customers if `None`.

@@ -6,9 +6,9 @@ use super::form::{Form, escape};
 use crate::{
     object::{InvoiceStatus, ObjectId, ObjectKind},
     provider::{
-        Aggregation, Cancellation, Command, ItemChange, MeterReading, NewCheckout, NewCustomer, NewPrice,
-        NewSubscription, OnFailedPayment, PageLimit, Phase, PricedBy, Proration, Query, SubscriptionChange, Tier,
-        TrialPayment,
+        Aggregation, Cancellation, Command, CustomerUpdate, ItemChange, MeterReading, NewCheckout, NewCustomer,
+        NewPrice, NewSubscription, OnFailedPayment, PageLimit, Phase, PricedBy, Proration, Query, SubscriptionChange,
+        Tier, TrialPayment,
     },
 };
 
@@ -73,6 +73,9 @@ impl Call {
     pub(crate) fn of(command: &Command) -> Self {
         match command {
             Command::CreateCustomer(new) => Self::post("/v1/customers").with(|form| customer(form, new)),
+            Command::UpdateCustomer(update) => {
+                Self::post(at("/v1/customers", &update.customer, "")).with(|form| details(form, update))
+            }
             Command::OpenCheckout(new) => Self::post("/v1/checkout/sessions").with(|form| checkout(form, new)),
             Command::ExpireCheckout(session) => Self::post(at("/v1/checkout/sessions", session, "/expire")),
             Command::OpenPortal(new) => Self::post("/v1/billing_portal/sessions").with(|form| {
@@ -196,6 +199,9 @@ impl Call {
             Query::Subscriptions { customer } => Self::get("/v1/subscriptions").with(|form| {
                 form.put_some("customer", customer.as_ref()).put("status", "all");
             }),
+            Query::Schedules { customer } => Self::get("/v1/subscription_schedules").with(|form| {
+                form.put("customer", customer);
+            }),
             Query::Invoices { customer, status } => Self::get("/v1/invoices").with(|form| {
                 let status = status.as_ref().map(InvoiceStatus::as_str);
                 form.put_some("customer", customer.as_ref()).put_some("status", status);
@@ -232,6 +238,23 @@ fn at(list: &str, id: &ObjectId, verb: &str) -> String {
 fn customer(form: &mut Form, new: &NewCustomer) {
     form.put_some("email", new.email.as_ref()).put_some("name", new.name.as_ref());
     form.put_map("metadata", &new.metadata).put_some("test_clock", new.test_clock.as_ref());
+}
+
+fn details(form: &mut Form, update: &CustomerUpdate) {
+    form.put_some("email", update.email.as_ref()).put_some("name", update.name.as_ref());
+    if let Some(address) = &update.address {
+        for (field, text) in [
+            ("line1", &address.line1),
+            ("line2", &address.line2),
+            ("city", &address.city),
+            ("state", &address.state),
+            ("postal_code", &address.postal_code),
+            ("country", &address.country),
+        ] {
+            // An address is one thing: what it lacks is not left over from the one before.
+            form.put(format!("address[{field}]"), text.as_deref().unwrap_or_default());
+        }
+    }
 }
 
 fn checkout(form: &mut Form, new: &NewCheckout) {

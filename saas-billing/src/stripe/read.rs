@@ -23,6 +23,7 @@ pub(crate) fn named(command: &Command) -> Option<&ObjectId> {
         | Command::WriteOffInvoice(id)
         | Command::ArchivePrice(id) => Some(id),
         Command::ChangeSubscription(change) => Some(&change.subscription),
+        Command::UpdateCustomer(update) => Some(&update.customer),
         Command::OpenCheckout(new) => Some(&new.customer),
         Command::OpenPortal(new) => Some(&new.customer),
         Command::CreateSubscription(new) => Some(&new.customer),

@@ -94,6 +94,11 @@ impl Engine<'_> {
             return Err(Unmade::Declined);
         }
         let waits = bill.at_once && !pays && failing == Failing::Wait;
+        // Another change takes the place of one that waits.
+        let former = self.world.subscriptions.get_mut(id).and_then(|sub| sub.pending.take());
+        if let Some(former) = former {
+            self.close(&former.invoice, false);
+        }
         if !waits {
             self.put_items(id, after.clone(), bill.restarts);
         }

@@ -103,6 +103,7 @@ pub(super) fn new_customer(engine: &mut Engine<'_>, email: Option<String>) -> St
         id: id.clone(),
         email,
         name: None,
+        address: None,
         metadata: Metadata::new(),
         created: engine.now,
         deleted: false,

@@ -342,6 +342,7 @@ impl Engine<'_> {
     /// Withdraws an open invoice or a draft, or writes it off.
     pub(super) fn close(&mut self, id: &str, uncollectible: bool) {
         let now = self.now;
+        let dropped = (!uncollectible && self.is_pending(id)).then(|| self.drop_pending(id)).flatten();
         let Some(sim) = self.world.invoices.get_mut(id) else { return };
         sim.next_step = None;
         let (status, event, at) = if uncollectible {
@@ -352,6 +353,16 @@ impl Engine<'_> {
         *at = Some(now);
         sim.status = status;
         self.emit(event, ObjectKind::Invoice, id);
+        if let Some(subscription) = dropped {
+            self.emit("customer.subscription.updated", ObjectKind::Subscription, &subscription);
+        }
+    }
+
+    /// Forgets the change that waits for an invoice; says of which subscription.
+    fn drop_pending(&mut self, invoice: &str) -> Option<String> {
+        let subscription = self.world.invoices.get(invoice)?.subscription.clone();
+        self.world.subscriptions.get_mut(&subscription)?.pending = None;
+        Some(subscription)
     }
 
     pub(super) fn set_status(&mut self, id: &str, status: &'static str) {
@@ -370,6 +381,9 @@ impl Engine<'_> {
         sub.status = "canceled";
         sub.canceled_at = sub.canceled_at.or(Some(now));
         sub.ended_at = Some(now);
+        if let Some(schedule) = sub.schedule.as_ref().and_then(|id| self.world.schedules.get_mut(id)) {
+            schedule.status = "canceled";
+        }
         self.emit("customer.subscription.deleted", ObjectKind::Subscription, id);
     }
 }

@@ -106,7 +106,7 @@ fn seconds(at: Option<DateTime<Utc>>) -> Value {
 pub(super) fn customer(customer: &SimCustomer, livemode: bool) -> Value {
     let method = customer.has_payment_method.then(|| format!("pm_of_{}", customer.id));
     json!({
-        "id": customer.id, "object": "customer", "address": null, "balance": customer.balance,
+        "id": customer.id, "object": "customer", "address": customer.address, "balance": customer.balance,
         "created": customer.created.timestamp(), "currency": null, "customer_account": null, "default_source": null,
         "delinquent": customer.declines, "description": null, "discount": null, "email": customer.email,
         "invoice_prefix": "5C2A90F1",

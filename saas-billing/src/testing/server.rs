@@ -13,7 +13,7 @@ use http_body_util::{BodyExt, Limited, combinators::BoxBody};
 use hyper::{
     Request, Response, StatusCode,
     body::{Bytes, Frame, Incoming},
-    header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, LOCATION, RETRY_AFTER},
+    header::{AUTHORIZATION, CONTENT_TYPE, DATE, HeaderMap, HeaderValue, LOCATION, RETRY_AFTER},
     server::conn::http1,
     service::service_fn,
 };
@@ -121,12 +121,18 @@ async fn serve(simulator: Arc<StripeSimulator>, request: Request<Incoming>) -> R
         version: header("stripe-version"),
     };
     let (response, manner) = simulator.answer(&request);
-    match manner {
-        Manner::Whole => Ok(whole(response)),
-        Manner::Cut => Err(io::Error::other("cut")),
+    let mut response = match manner {
+        Manner::Whole => whole(response),
+        Manner::Cut => return Err(io::Error::other("cut")),
         Manner::Silent => std::future::pending().await,
-        Manner::Stuck => Ok(stuck(response)),
+        Manner::Stuck => stuck(response),
+    };
+    // By its own clock: whoever reads an object dates it by this, and its events have that clock's seconds.
+    let date = simulator.now().format("%a, %d %b %Y %H:%M:%S GMT").to_string();
+    if let Ok(date) = HeaderValue::try_from(date) {
+        response.headers_mut().insert(DATE, date);
     }
+    Ok(response)
 }
 
 fn text(headers: &HeaderMap, name: &str) -> Option<String> {

@@ -276,7 +276,18 @@ impl StripeSimulator {
 
     /// The next calls of the API go wrong, one after the other in these ways.
     pub fn inject(&self, faults: impl IntoIterator<Item = Fault>) {
-        self.world().faults.extend(faults);
+        self.world().faults.extend(faults.into_iter().map(Some));
+    }
+
+    /// As [`inject`](Self::inject), after so many calls of the API that go well.
+    pub fn inject_after(&self, calls: usize, faults: impl IntoIterator<Item = Fault>) {
+        let well = std::iter::repeat_n(None, calls);
+        self.world().faults.extend(well.chain(faults.into_iter().map(Some)));
+    }
+
+    /// From now on all calls go well. Says how many faults no call has met.
+    pub fn heal(&self) -> usize {
+        std::mem::take(&mut self.world().faults).into_iter().flatten().count()
     }
 
     /// From now on only this API key is accepted; before, every secret key of test mode is.

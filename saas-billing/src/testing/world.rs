@@ -84,6 +84,8 @@ pub(super) struct SimCustomer {
     pub(super) id: String,
     pub(super) email: Option<String>,
     pub(super) name: Option<String>,
+    /// Its parts by name.
+    pub(super) address: Option<BTreeMap<String, String>>,
     pub(super) metadata: Metadata,
     pub(super) created: DateTime<Utc>,
     pub(super) deleted: bool,
@@ -255,7 +257,7 @@ pub(super) struct World {
     /// Answers under their idempotency keys.
     pub(super) saved: BTreeMap<String, Saved>,
     /// What goes wrong with the next calls.
-    pub(super) faults: VecDeque<Fault>,
+    pub(super) faults: VecDeque<Option<Fault>>,
     /// The only API key that is accepted; any of test mode if `None`.
     pub(super) accepted: Option<String>,
     /// Calls of the API that were answered or meant to be.

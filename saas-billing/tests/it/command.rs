@@ -41,7 +41,7 @@ impl Shop {
     }
 
     /// The outbox, some time later.
-    async fn worker(&self) -> saas_core::outbox::Pass {
+    pub(crate) async fn worker(&self) -> saas_core::outbox::Pass {
         self.database.clock().advance(TimeDelta::seconds(31));
         let clock: SharedClock = Arc::new(self.database.clock().clone());
         let provider: Arc<dyn PaymentProvider> = Arc::clone(&self.stripe) as _;
@@ -329,7 +329,10 @@ async fn a_caller_that_goes_away_at_any_step_leaves_one_customer_and_one_page() 
 }
 
 /// Polls so many times and drops the future then; says whether it ended by itself.
-async fn ends_within<T>(polls: usize, mut future: std::pin::Pin<Box<dyn Future<Output = T> + Send + '_>>) -> bool {
+pub(crate) async fn ends_within<T>(
+    polls: usize,
+    mut future: std::pin::Pin<Box<dyn Future<Output = T> + Send + '_>>,
+) -> bool {
     let mut left = polls;
     std::future::poll_fn(move |context| {
         left -= 1;

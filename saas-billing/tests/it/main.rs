@@ -2,8 +2,10 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test's helpers fail the test")]
 
+mod account;
 mod apply;
 mod calls;
+mod changes;
 mod command;
 mod crash;
 mod dependents;
@@ -16,6 +18,10 @@ mod proration;
 mod provider;
 mod reconcile;
 mod revenue;
+mod seats;
 mod shop;
 mod simulator;
+mod stops;
 mod story;
+mod till;
+mod trials;

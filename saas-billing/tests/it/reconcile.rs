@@ -205,8 +205,8 @@ async fn an_object_that_one_side_does_not_have_is_found() {
     let stranger = line.shop.stripe.create_customer("stranger@example.com");
     // A subscription that Stripe never had, as after a restore of the wrong backup.
     let sql =
-        "insert into saas.billing_object (tenant_id, livemode, object_id, kind, status, is_current, merged, updated_at)
-               select tenant_id, livemode, 'sub_ghost', kind, status, is_current, merged, updated_at
+        "insert into saas.billing_object (tenant_id, livemode, object_id, kind, status, is_current, is_past, merged, updated_at)
+               select tenant_id, livemode, 'sub_ghost', kind, status, is_current, is_past, merged, updated_at
                from saas.billing_object where kind = 'subscription'";
     sqlx::query(sql).execute(&mut *line.shop.owner.lock().await).await.unwrap();
     let gone = purchase.subscription.to_string();

@@ -26,6 +26,26 @@ rank = 10
 version = 1
 prices = ["price_pro"]
 grants = { export = true }
+[plans.team]
+rank = 20
+[[plans.team.versions]]
+version = 1
+prices = ["price_team", "price_team_year"]
+grants = { export = true }
+[plans.old]
+rank = 5
+[[plans.old.versions]]
+version = 1
+state = "archived"
+prices = ["price_old"]
+[[plans.old.versions]]
+version = 2
+prices = ["price_old_2"]
+[addons.more]
+mode = "stack"
+max_quantity = 3
+prices = ["price_more"]
+grants = { export = true }
 "#;
 
 pub(crate) const OPERATOR: Actor = Actor::system("test");
@@ -46,6 +66,9 @@ pub(crate) fn config(stripe: &StripeSimulator) -> BillingConfig {
 pub(crate) fn stripe(database: &TestDatabase) -> StripeSimulator {
     let stripe = StripeSimulator::new("whsec_test_0123456789abcdef", database.clock().clone()).unwrap();
     stripe.create_price("price_pro", 2000, "eur", &Interval::Month);
+    stripe.create_price("price_team", 5000, "eur", &Interval::Month);
+    stripe.create_price("price_team_year", 50_000, "eur", &Interval::Year);
+    stripe.create_price("price_more", 300, "eur", &Interval::Month);
     stripe
 }
 

@@ -150,9 +150,9 @@ impl PlanChange {
 pub enum OverLimit {
     /// No further use; all else stays as it is.
     Block,
-    /// No further use, and the application is told to let the tenant read and take away, and change nothing.
+    /// No further use, and the tenant reads and takes away, and changes nothing: features that need full access are off.
     ReadOnly,
-    /// Further use up to the limit of the plan before, for so many days after the change; then none.
+    /// Further use up to the limit of the plan before, for so many days after the change; then read-only.
     Grace {
         /// From 1.
         days: u16,

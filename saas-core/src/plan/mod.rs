@@ -98,5 +98,5 @@ pub use feature::{
     Aggregation, Credit, FailPolicy, Feature, FeatureId, FeatureKind, Meter, MeterId, Rollout, StaticValue,
 };
 pub use limit::{Limit, MeterLimit, OverLimit, Overage, PlanChange, Rollover, Window, WindowAnchor};
-pub use over::{MeterOver, OverLimitReport, OverLimitState, over_limit};
+pub use over::{MeterOver, OverLimitReport, OverLimitState, OverLimits, over_limit};
 pub use version::{Plan, PlanVersion, PlanVersionRef, VersionId, VersionState};

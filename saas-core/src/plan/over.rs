@@ -2,11 +2,12 @@
 
 use std::fmt;
 
+use async_trait::async_trait;
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::Serialize;
 
 use super::{Limit, MeterLimit, OverLimit, Overage, PlanCatalog, PlanVersion, PlanVersionRef};
-use crate::{FeatureKey, MeterKey};
+use crate::{CoreError, FeatureKey, MeterKey, TenantContext};
 
 /// What a tenant has beyond a plan. Nothing is taken away because of it: data stays, and only what the plan's limits say
 /// ([`OverLimit`]) is refused.
@@ -37,6 +38,13 @@ pub struct MeterOver {
     pub policy: OverLimit,
 }
 
+/// Says what a tenant would have beyond a plan. Whoever counts uses implements it, and whoever sells plans asks.
+#[async_trait]
+pub trait OverLimits: fmt::Debug + Send + Sync + 'static {
+    /// What the tenant would have beyond a version of a plan, came it to that now.
+    async fn report(&self, ctx: &dyn TenantContext, to: &PlanVersionRef) -> Result<OverLimitReport, CoreError>;
+}
+
 /// What holds for a tenant that has more than its plan allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
@@ -50,8 +58,20 @@ pub enum OverLimitState {
     },
     /// It uses no more of what it has too much of.
     Blocked,
-    /// The application lets it read and take away, and change nothing.
+    /// It reads and takes away, and changes nothing: features that need full access are off.
     ReadOnly,
+}
+
+impl OverLimitState {
+    /// From when a tenant that came to the plan at `since` with more than it allows may only read; `None` for never.
+    #[must_use]
+    pub fn read_only_from(policy: OverLimit, since: DateTime<Utc>) -> Option<DateTime<Utc>> {
+        match policy {
+            OverLimit::Block => None,
+            OverLimit::ReadOnly => Some(since),
+            OverLimit::Grace { days } => since.checked_add_signed(TimeDelta::days(i64::from(days))),
+        }
+    }
 }
 
 /// What a tenant on `from` would have beyond `to`, with so much used of each meter in the window that `to` counts it in.
@@ -82,34 +102,35 @@ impl MeterOver {
     /// A meter against the limit of a plan; `None` for a plan without it.
     #[must_use]
     pub fn new(meter: MeterKey, used: u64, rule: Option<&MeterLimit>) -> Self {
-        let most = match rule.map(|rule| (rule.limit, rule.overage, rule.overage_max)) {
+        let policy = rule.map_or(OverLimit::Block, |rule| rule.over_limit);
+        let over = used.saturating_sub(Self::most(rule));
+        Self { meter, used, limit: rule.map(|rule| rule.limit), over, policy }
+    }
+
+    /// The most that a limit lets through; nothing of a meter that the plan does not include.
+    #[must_use]
+    pub fn most(rule: Option<&MeterLimit>) -> u64 {
+        match rule.map(|rule| (rule.limit, rule.overage, rule.overage_max)) {
             None => 0,
             Some((Limit::Unlimited, ..)) => u64::MAX,
             Some((Limit::Max(max), Overage::Block, _)) => max,
             Some((Limit::Max(max), Overage::Allow | Overage::Bill, beyond)) => {
                 beyond.map_or(u64::MAX, |beyond| max.saturating_add(beyond))
             }
-        };
-        let policy = rule.map_or(OverLimit::Block, |rule| rule.over_limit);
-        Self { meter, used, limit: rule.map(|rule| rule.limit), over: used.saturating_sub(most), policy }
+        }
     }
 
     /// What holds at `now` for a tenant that came to the plan at `since`.
     #[must_use]
     pub fn state(&self, since: Option<DateTime<Utc>>, now: DateTime<Utc>) -> OverLimitState {
-        match (self.over, self.policy, since) {
-            (0, ..) => OverLimitState::Within,
-            (_, OverLimit::Grace { days }, Some(since)) => {
-                let until = since.checked_add_signed(TimeDelta::days(i64::from(days)));
-                until
-                    .filter(|until| *until > now)
-                    .map_or(OverLimitState::Blocked, |until| OverLimitState::Grace { until })
-            }
-            (_, OverLimit::ReadOnly, Some(_)) => OverLimitState::ReadOnly,
-            // It used more than it has by what had happened, not by a change of plan.
-            (_, OverLimit::Grace { .. } | OverLimit::ReadOnly, None) | (_, OverLimit::Block, _) => {
-                OverLimitState::Blocked
-            }
+        if self.over == 0 {
+            return OverLimitState::Within;
+        }
+        // None: by what had happened, not by a change of plan; or all else stays as it is.
+        match since.and_then(|since| OverLimitState::read_only_from(self.policy, since)) {
+            Some(from) if from <= now => OverLimitState::ReadOnly,
+            Some(until) => OverLimitState::Grace { until },
+            None => OverLimitState::Blocked,
         }
     }
 }
@@ -215,7 +236,7 @@ mod tests {
         let storage = report.exceeding().nth(1).unwrap();
         let states = [0, 13, 14].map(|day| storage.state(Some(at(0)), at(day)));
         let grace = OverLimitState::Grace { until: at(14) };
-        assert_eq!(states, [grace, grace, OverLimitState::Blocked]);
+        assert_eq!(states, [grace, grace, OverLimitState::ReadOnly]);
         assert_eq!(report.state(Some(at(0)), at(1)), OverLimitState::Blocked, "the strictest");
         let back = over_limit(&catalog, version("free"), version("pro"), &used[1..2]);
         assert_eq!(back.state(Some(at(0)), at(1)), OverLimitState::Within);

@@ -19,7 +19,7 @@ pub struct PlanRecord {
     pub revision: Revision,
     /// Since when.
     pub at: DateTime<Utc>,
-    /// What the tenant was on; `None` when nothing was bought and the default plan of the catalogue held.
+    /// What the tenant was on; `None` when nothing was ever bought and the default plan of the catalogue held.
     pub assignment: Option<PlanAssignment>,
 }
 

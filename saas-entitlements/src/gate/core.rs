@@ -8,6 +8,7 @@ use tokio::sync::{Semaphore, watch};
 
 use super::{
     GateOptions,
+    clock::GateClock,
     flight::{Launch, wait},
     shelf::{Coarse, Landed, LoadFailed, Shelf},
     staleness::{Staleness, Watch},
@@ -25,7 +26,7 @@ pub(crate) struct Core {
     pub(crate) fingerprint: u64,
     pub(crate) names: hashbrown::HashMap<FeatureKey, FeatureHandle, foldhash::fast::RandomState>,
     pub(crate) catalog: PlanCatalog,
-    pub(crate) clock: SharedClock,
+    pub(crate) clock: GateClock,
     pub(crate) counters: Counters,
     pub(crate) watch: Watch,
     pub(crate) options: GateOptions,
@@ -50,6 +51,7 @@ impl Core {
         let longest = options.ttl.max(options.unknown_ttl);
         let load_timeout = TimeDelta::from_std(options.load_timeout).unwrap_or(TimeDelta::MAX);
         let floor_life = longest + load_timeout + load_timeout;
+        let clock = GateClock::new(clock, options.max_skew);
         let time = Coarse::new(clock.now(), longest);
         let max_floors = options.capacity.saturating_mul(2).max(1_024);
         Self {
@@ -234,7 +236,10 @@ impl Core {
     pub(crate) fn staleness(&self) -> Staleness {
         let now = self.clock.now();
         let clock_behind = self.lock().time.behind(now);
-        self.watch.read(clock_behind, now)
+        Staleness {
+            clock_skew_ms: self.clock.skew().map(|skew| skew.num_milliseconds()),
+            ..self.watch.read(clock_behind, now)
+        }
     }
 
     fn serves_as_last_known(&self, held: &Snapshot, now: DateTime<Utc>) -> bool {

@@ -14,7 +14,7 @@ use super::{
     stats::count,
 };
 use crate::{
-    EntitlementsError,
+    Dated, EntitlementsError,
     resolve::resolve,
     snapshot::{Origin, ShelfLife, Snapshot},
 };
@@ -61,9 +61,16 @@ impl Core {
             let permit = self.permits.acquire().await.map_err(closed)?;
             let began = self.begin(tenant);
             count(&self.counters.loads);
-            let state = self.source.load(tenant, began.read_at).await?;
+            let asked = self.clock.own_time();
+            let Dated { state, read_at } = self.source.load_dated(tenant, began.read_at).await?;
+            if let (Some(asked), Some(told)) = (asked, read_at)
+                && self.clock.compare(asked, told)
+            {
+                // What was read is what held at another time than was meant.
+                continue;
+            }
             let mut snapshot = match state {
-                Some(state) => resolve(&self.catalog, tenant, state, began.read_at)?,
+                Some(state) => self.with_usage(resolve(&self.catalog, tenant, state, began.read_at)?).await?,
                 None => Snapshot::unknown(&self.catalog, tenant, began.read_at),
             };
             snapshot.life = match snapshot.origin {
@@ -82,6 +89,16 @@ impl Core {
             tokio::time::sleep(std::time::Duration::from_millis(pause)).await;
             pause = (pause * 2).min(LAST_PAUSE_MS);
         }
+    }
+
+    /// Of most tenants no usage is read.
+    async fn with_usage(&self, snapshot: Snapshot) -> Result<Snapshot, EntitlementsError> {
+        let watched = snapshot.watched();
+        if watched.is_empty() {
+            return Ok(snapshot);
+        }
+        let used = self.source.watch(snapshot.tenant, &watched, snapshot.at).await?;
+        Ok(snapshot.with_usage(&used.unwrap_or_default()))
     }
 
     /// What is known as a load begins, and how long its result may live: counted from here, since the state is as of now.

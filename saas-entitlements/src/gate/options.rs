@@ -19,11 +19,12 @@ pub struct GateOptions {
     pub(crate) load_timeout: Duration,
     pub(crate) concurrent_loads: usize,
     pub(crate) tick: Duration,
+    pub(crate) max_skew: TimeDelta,
 }
 
 impl Default for GateOptions {
     /// 20,000 tenants; 60 s; 2 s for tenants that do not exist; 1 hour in an outage; 0.5 s between tries; 2 s per load; 8
-    /// loads at once; 20 ms per tick.
+    /// loads at once; 20 ms per tick; 5 s between the clocks of process and source.
     fn default() -> Self {
         Self {
             capacity: 20_000,
@@ -34,6 +35,7 @@ impl Default for GateOptions {
             load_timeout: Duration::from_secs(2),
             concurrent_loads: 8,
             tick: Duration::from_millis(20),
+            max_skew: TimeDelta::seconds(5),
         }
     }
 }
@@ -85,4 +87,8 @@ options! {
     with_concurrent_loads concurrent_loads: usize, 1, 1_024, "1 to 1,024 loads";
     /// How often the coarse clock is read. Time boundaries are met this late at most.
     with_tick tick: Duration, Duration::from_millis(1), Duration::from_secs(1), "1 millisecond to 1 second";
+    /// How far the process' clock may be from the source's, which each load compares. Up to here the gate and the meters go by
+    /// the process' own; beyond it they go by the source's until that is right again, which is warned of once and shown by
+    /// [`Staleness::clock_skew_ms`](crate::Staleness::clock_skew_ms).
+    with_max_skew max_skew: TimeDelta, TimeDelta::milliseconds(100), TimeDelta::hours(1), "0.1 seconds to 1 hour";
 }

@@ -25,6 +25,10 @@ pub struct Staleness {
     /// How far the clock that the table is judged by is behind; `None` while it does not run, and every question takes the
     /// slow path. Time boundaries are met this late.
     pub clock_behind: Option<Duration>,
+    /// How far the source's clock was ahead of the process' when it was last read, in milliseconds, as far as is certain:
+    /// negative where the process' is ahead; `None` where they cannot be compared. Beyond
+    /// [`max_skew`](crate::GateOptions::with_max_skew), the gate and the meters go by the source's.
+    pub clock_skew_ms: Option<i64>,
     /// The ways by which changes are heard of. Without any, the `ttl` is the bound.
     pub channels: Vec<ChannelHealth>,
 }
@@ -138,7 +142,7 @@ impl Watch {
         self.notes().channels.retain(|channel| channel.id != id);
     }
 
-    /// `clock_behind` is the caller's to know.
+    /// `clock_behind` and the skew are the caller's to know.
     pub(crate) fn read(&self, clock_behind: Option<Duration>, now: DateTime<Utc>) -> Staleness {
         let mut notes = self.notes();
         let health = |channel: &mut Channel| ChannelHealth {
@@ -147,7 +151,12 @@ impl Watch {
             worst_lag: channel.lag.read(now),
         };
         let channels = notes.channels.iter_mut().map(health).collect();
-        Staleness { oldest_answer: notes.ages.read(now).unwrap_or_default(), clock_behind, channels }
+        Staleness {
+            oldest_answer: notes.ages.read(now).unwrap_or_default(),
+            clock_behind,
+            clock_skew_ms: None,
+            channels,
+        }
     }
 
     fn notes(&self) -> MutexGuard<'_, Notes> {

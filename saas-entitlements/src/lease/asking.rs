@@ -27,9 +27,11 @@ impl Inner {
         meter: &MeterKey,
         amount: u64,
     ) -> Result<LeasedUse, EntitlementsError> {
-        let (tenant, now) = (ctx.tenant(), self.entitlements.core.clock.now());
+        let tenant = ctx.tenant();
         for _ in 0..ATTEMPTS {
             let snapshot = self.entitlements.snapshot(tenant).await;
+            // After it: the first load may have found the clock to be wrong.
+            let now = self.entitlements.core.clock.now();
             let rule = match way_of(&snapshot, meter, amount, now)? {
                 Way::Lent(rule) => Arc::new(rule),
                 Way::Denied(why) => return Ok(LeasedUse::Denied(why)),

@@ -7,13 +7,16 @@ use std::{
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
-use saas_core::{Revision, TenantId, subscription::PlanAssignment};
+use saas_core::{Actor, RequestContext, Revision, TenantId, subscription::PlanAssignment};
 
-use crate::{EntitlementsError, Override, SnapshotSource, TenantState};
+use crate::{CounterStore, EntitlementsError, Override, SnapshotSource, TenantState, Watched, memory::MemoryCounters};
 
 /// Plans and overrides in memory. A clone is another handle to the same tenants.
 #[derive(Debug, Clone, Default)]
-pub struct MemorySource(Arc<Mutex<HashMap<TenantId, TenantState>>>);
+pub struct MemorySource {
+    tenants: Arc<Mutex<HashMap<TenantId, TenantState>>>,
+    counters: Option<Arc<MemoryCounters>>,
+}
 
 impl MemorySource {
     /// No tenants.
@@ -22,10 +25,25 @@ impl MemorySource {
         Self::default()
     }
 
+    /// Knows what is used, too, so that a tenant which has more than its plan allows may only read, where the plan says so.
+    #[must_use]
+    pub fn with_counters(self, counters: Arc<MemoryCounters>) -> Self {
+        Self { counters: Some(counters), ..self }
+    }
+
+    /// Raises a tenant's revision, as a use does in a database after which the tenant may only read, or may write again.
+    /// `None` for a tenant without a plan.
+    pub fn raise(&self, tenant: TenantId) -> Option<Revision> {
+        let mut tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = tenants.get_mut(&tenant)?;
+        state.revision = Revision::new(state.revision.get() + 1);
+        Some(state.revision)
+    }
+
     /// Puts a tenant on a plan and returns its new revision. Pass that to
     /// [`Entitlements::hear`](crate::Entitlements::hear), as the database's notification would.
     pub fn put_plan(&self, tenant: TenantId, assignment: PlanAssignment) -> Revision {
-        let mut tenants = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
         let state = tenants.entry(tenant).or_insert_with(|| TenantState {
             revision: Revision::NONE,
             assignment: assignment.clone(),
@@ -39,7 +57,7 @@ impl MemorySource {
 
     /// Puts an override in force, in the place of the one about the same subject. `None` for a tenant without a plan.
     pub fn put_override(&self, tenant: TenantId, new: Override) -> Option<Revision> {
-        let mut tenants = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
         let state = tenants.get_mut(&tenant)?;
         state.overrides.retain(|old| old.grant.subject() != new.grant.subject());
         state.overrides.push(new);
@@ -49,7 +67,7 @@ impl MemorySource {
 
     /// Says which cohorts a tenant is in. `None` for a tenant without a plan.
     pub fn put_cohorts(&self, tenant: TenantId, cohorts: &[&str]) -> Option<Revision> {
-        let mut tenants = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
         let state = tenants.get_mut(&tenant)?;
         state.cohorts = cohorts.iter().map(|cohort| (*cohort).into()).collect();
         state.revision = Revision::new(state.revision.get() + 1);
@@ -58,13 +76,28 @@ impl MemorySource {
 
     /// Removes a tenant.
     pub fn remove(&self, tenant: TenantId) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&tenant);
+        self.tenants.lock().unwrap_or_else(PoisonError::into_inner).remove(&tenant);
     }
 }
 
 #[async_trait]
 impl SnapshotSource for MemorySource {
     async fn load(&self, tenant: TenantId, _: DateTime<Utc>) -> Result<Option<TenantState>, EntitlementsError> {
-        Ok(self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&tenant).cloned())
+        Ok(self.tenants.lock().unwrap_or_else(PoisonError::into_inner).get(&tenant).cloned())
+    }
+
+    async fn watch(
+        &self,
+        tenant: TenantId,
+        windows: &[Watched],
+        now: DateTime<Utc>,
+    ) -> Result<Option<Vec<u64>>, EntitlementsError> {
+        let Some(counters) = &self.counters else { return Ok(None) };
+        let ctx = RequestContext::new_at(tenant, Actor::system("entitlements"), now);
+        let mut used = Vec::with_capacity(windows.len());
+        for watched in windows {
+            used.push(counters.used(&ctx, &watched.meter, watched.window, watched.period).await?);
+        }
+        Ok(Some(used))
     }
 }

@@ -116,11 +116,11 @@ impl Adjustments {
         ctx: &dyn TenantContext,
         correction: Correction,
     ) -> Result<Corrected, EntitlementsError> {
-        let now = self.entitlements.core.clock.now();
         let Correction { meter, amount, key, item, member, at, reason } = correction;
         let reason = checked_reason("correction reason", reason)?;
-        check_instant(at, now)?;
         let snapshot = self.entitlements.snapshot(ctx.tenant()).await;
+        let now = self.entitlements.core.clock.now();
+        check_instant(at, now)?;
         let declared = declared(&snapshot, &meter)?;
         check_correctable(declared, amount)?;
         let item = check_item(declared, item.as_deref())?;

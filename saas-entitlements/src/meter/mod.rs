@@ -262,9 +262,10 @@ impl Meter {
         kind: DrawKind,
         of: &Use<'_>,
     ) -> Result<Consumption, EntitlementsError> {
-        let now = self.entitlements.core.clock.now();
         for _ in 0..ATTEMPTS {
             let snapshot = self.entitlements.snapshot(ctx.tenant()).await;
+            // After it: the first load may have found the clock to be wrong.
+            let now = self.entitlements.core.clock.now();
             let ruled = match decide(&snapshot, kind, of, ctx.actor(), now)? {
                 Verdict::Draw(ruled) => ruled,
                 Verdict::Denied(denied) => return Ok(denied),
@@ -286,8 +287,8 @@ impl Meter {
     /// # Errors
     /// As [`consume`](Self::consume).
     pub async fn usage(&self, ctx: &dyn TenantContext, meter: &MeterKey) -> Result<Option<Usage>, EntitlementsError> {
-        let now = self.entitlements.core.clock.now();
         let snapshot = self.entitlements.snapshot(ctx.tenant()).await;
+        let now = self.entitlements.core.clock.now();
         let Some((rule, period)) = rule_at(&snapshot, meter, now)? else { return Ok(None) };
         let used = self.store.used(ctx, snapshot.paying(meter), rule.window, period).await?;
         Ok(Some(Usage { used, limit: rule.limit, period }))
@@ -304,8 +305,8 @@ impl Meter {
         meter: &MeterKey,
         member: &str,
     ) -> Result<Option<Usage>, EntitlementsError> {
-        let now = self.entitlements.core.clock.now();
         let snapshot = self.entitlements.snapshot(ctx.tenant()).await;
+        let now = self.entitlements.core.clock.now();
         additive(declared(&snapshot, meter)?)?;
         let member = check_name("member", member)?;
         let Some((rule, period)) = rule_at(&snapshot, meter, now)? else { return Ok(None) };

@@ -1,8 +1,9 @@
 //! What a tenant has beyond its plan, or would have beyond another one.
 
+use async_trait::async_trait;
 use saas_core::{
-    CoreError, PlanKey, TenantContext,
-    plan::{MeterOver, OverLimitReport, OverLimitState},
+    CoreError, PlanKey, Refusal, TenantContext,
+    plan::{MeterOver, OverLimitReport, OverLimitState, OverLimits, PlanVersionRef},
 };
 
 use super::Meter;
@@ -84,5 +85,15 @@ impl Meter {
             meters.push(MeterOver::new(meter.key().clone(), used, terms.as_ref().map(|terms| &terms.rule)));
         }
         Ok(meters)
+    }
+}
+
+#[async_trait]
+impl OverLimits for Meter {
+    async fn report(&self, ctx: &dyn TenantContext, to: &PlanVersionRef) -> Result<OverLimitReport, CoreError> {
+        self.preview_change(ctx, &to.plan, Some(to.version)).await.map_err(|why| match why {
+            EntitlementsError::Core(core) => core,
+            other => CoreError::Refused(Refusal::new(other.kind(), other.code(), other)),
+        })
     }
 }

@@ -211,9 +211,10 @@ impl Reservations {
             let why = "is shorter than a second or longer than a day";
             return Err(InvalidInput::new("life", why, "reserve for as long as the work takes at most").into());
         }
-        let now = self.entitlements.core.clock.now();
         for _ in 0..ATTEMPTS {
             let snapshot = self.entitlements.snapshot(ctx.tenant()).await;
+            // After it: the first load may have found the clock to be wrong.
+            let now = self.entitlements.core.clock.now();
             check_reservable(&snapshot, meter, now)?;
             let of = Use::new(meter.clone(), amount, key);
             let ruled = match decide(&snapshot, DrawKind::Consume, &of, ctx.actor(), now)? {
@@ -377,8 +378,8 @@ impl Work {
 
     /// Commits under the limit that the tenant has by now.
     async fn commit(&self, mut draw: Draw) -> Result<Settlement, EntitlementsError> {
-        let now = self.entitlements.core.clock.now();
         let snapshot = self.entitlements.snapshot(self.ctx.tenant()).await;
+        let now = self.entitlements.core.clock.now();
         let present = snapshot.terms(&draw.meter, now).filter(|present| present.period == draw.period);
         match present {
             Some(present) => {

@@ -4,6 +4,7 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use saas_core::{
     CoreError, InvalidInput, MeterKey, TenantContext, TenantTx, UsageEventId, UsageGrantId, audit, plan::Window,
+    revision, tenant,
 };
 use sqlx::types::Uuid;
 
@@ -169,10 +170,11 @@ async fn correct_in(
         adjustment;
     let (item, member) = (item.as_deref(), member.as_deref());
     let (tenant, actor) = (tx.tenant(), tx.actor().to_string());
+    tenant::hold_in(tx, tenant).await?;
     open_window(tx, counter, *window, *period).await?;
     // As for a use: first the counter, then the key.
-    let (before, held, by_member): (i64, i64, bool) = sqlx::query_as(
-        "select greatest(used, 0), held, by_member
+    let (before, held, by_member, over_above): (i64, i64, bool, Option<i64>) = sqlx::query_as(
+        "select greatest(used, 0), held, by_member, over_above
          from saas.usage_counter
          where tenant_id = $1 and meter = $2 and window_kind = $3 and window_start = $4
          for no key update",
@@ -266,6 +268,9 @@ async fn correct_in(
     .execute(&mut **tx)
     .await
     .map_err(CoreError::from_database)?;
+    if over_above.is_some_and(|most| (before > most) != (after > most)) {
+        revision::bump_in(tx, tenant).await?;
+    }
     if let Some(member) = member.filter(|_| by_member) {
         add_to_member(tx, &window, member, taken).await?;
     }

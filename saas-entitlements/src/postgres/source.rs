@@ -11,7 +11,7 @@ use saas_core::{
 use sqlx::types::Json;
 use uuid::Uuid;
 
-use crate::{EntitlementsError, Override, OverrideGrant, SnapshotSource, TenantState};
+use crate::{Dated, EntitlementsError, Override, OverrideGrant, SnapshotSource, TenantState, Watched};
 
 /// Reads what decides about a tenant from PostgreSQL and the source of plans.
 #[derive(Debug, Clone)]
@@ -28,7 +28,8 @@ impl PostgresSource {
     }
 }
 
-/// The tenant's revision, and one of its overrides: null for a tenant without any; since when it is not served; its cohorts.
+/// The tenant's revision, and one of its overrides: null for a tenant without any; since when it is not served; its cohorts;
+/// the database's time.
 type Row = (
     i64,
     Option<Uuid>,
@@ -39,11 +40,16 @@ type Row = (
     Option<DateTime<Utc>>,
     Option<DateTime<Utc>>,
     Vec<String>,
+    DateTime<Utc>,
 );
 
 #[async_trait]
 impl SnapshotSource for PostgresSource {
     async fn load(&self, tenant: TenantId, now: DateTime<Utc>) -> Result<Option<TenantState>, EntitlementsError> {
+        Ok(self.load_dated(tenant, now).await?.state)
+    }
+
+    async fn load_dated(&self, tenant: TenantId, now: DateTime<Utc>) -> Result<Dated, EntitlementsError> {
         let ctx = RequestContext::new_at(tenant, Actor::system("entitlements"), now);
         let mut tx = TenantTx::begin(&*self.binding, &ctx).await?;
         // One statement, one snapshot: the overrides are exactly those of the revision.
@@ -51,7 +57,8 @@ impl SnapshotSource for PostgresSource {
             "select t.revision, o.id, o.granted, o.author, o.reason, o.created_at, o.expires_at,
                     (select s.since from saas.tenant_status s
                      where s.tenant_id = $1 and s.state in ('suspended', 'erasing', 'erased')),
-                    array(select c.cohort from saas.tenant_cohort c where c.tenant_id = $1)
+                    array(select c.cohort from saas.tenant_cohort c where c.tenant_id = $1),
+                    clock_timestamp() -- what the gate's own clock is held to
              from saas.tenant t
              left join saas.override o on o.tenant_id = $1 and o.expires_at > $2
              where t.id = $1
@@ -64,8 +71,8 @@ impl SnapshotSource for PostgresSource {
         .map_err(CoreError::from_database)?;
         // Back to the pool before the source of plans takes a connection of its own: two at once can lock a pool up.
         tx.rollback().await?;
-        let Some(first) = rows.first() else { return Ok(None) };
-        let revision = revision(first)?;
+        let Some(first) = rows.first() else { return Ok(Dated { state: None, read_at: None }) };
+        let (revision, read_at) = (revision(first)?, Some(first.9));
         let not_served_since = first.7;
         let cohorts = first.8.iter().map(|cohort| cohort.as_str().into()).collect();
         let overrides = rows.into_iter().filter_map(stored_override).collect();
@@ -75,7 +82,29 @@ impl SnapshotSource for PostgresSource {
         if let Some(since) = not_served_since {
             assignment.standing = Standing::Suspended { since };
         }
-        Ok(Some(TenantState { revision, assignment, overrides, cohorts }))
+        Ok(Dated { state: Some(TenantState { revision, assignment, overrides, cohorts }), read_at })
+    }
+
+    async fn watch(
+        &self,
+        tenant: TenantId,
+        windows: &[Watched],
+        now: DateTime<Utc>,
+    ) -> Result<Option<Vec<u64>>, EntitlementsError> {
+        let ctx = RequestContext::new_at(tenant, Actor::system("entitlements"), now);
+        let mut tx = TenantTx::begin(&*self.binding, &ctx).await?;
+        let used: Vec<i64> = sqlx::query_scalar("select saas.usage_watch($1, $2, $3, $4, $5)")
+            .bind(tenant.as_uuid())
+            .bind(windows.iter().map(|watched| watched.meter.as_str()).collect::<Vec<_>>())
+            .bind(windows.iter().map(|watched| watched.window.as_str()).collect::<Vec<_>>())
+            .bind(windows.iter().map(|watched| watched.period.start).collect::<Vec<_>>())
+            .bind(windows.iter().map(|watched| i64::try_from(watched.most).unwrap_or(i64::MAX)).collect::<Vec<_>>())
+            .fetch_one(&mut *tx)
+            .await
+            .map_err(CoreError::from_database)?;
+        tx.commit().await?;
+        let corrupt = |_| CoreError::Corrupt { table: "saas.usage_counter", column: "used" };
+        Ok(Some(used.into_iter().map(|used| u64::try_from(used).map_err(corrupt)).collect::<Result<_, _>>()?))
     }
 }
 

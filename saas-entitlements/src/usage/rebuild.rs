@@ -6,7 +6,7 @@
 use std::str::FromStr;
 
 use chrono::{DateTime, Utc};
-use saas_core::{CoreError, MeterKey, PageSize, SystemTx, TenantContext, TenantId, audit, plan::Window};
+use saas_core::{CoreError, MeterKey, PageSize, SystemTx, TenantContext, TenantId, audit, plan::Window, revision};
 use serde::Serialize;
 
 use super::{ACTOR, UsagePipeline};
@@ -183,19 +183,24 @@ impl UsagePipeline {
             Rebuild::Repair if drift.used != drift.events || drift.details > 0 => {}
             Rebuild::Repair | Rebuild::DryRun => return Ok(Some(drift)),
         }
-        sqlx::query(
+        let turned: Option<bool> = sqlx::query_scalar(
             "update saas.usage_counter
              set used = $5
-             where tenant_id = $1 and meter = $2 and window_kind = $3 and window_start = $4",
+             where tenant_id = $1 and meter = $2 and window_kind = $3 and window_start = $4
+             returning ($6 > over_above) <> ($5 > over_above)",
         )
         .bind(ctx.tenant().as_uuid())
         .bind(meter.as_str())
         .bind(window.as_str())
         .bind(window_start)
         .bind(drift.events)
-        .execute(&mut *tx)
+        .bind(drift.used)
+        .fetch_one(&mut *tx)
         .await
         .map_err(CoreError::from_database)?;
+        if turned == Some(true) {
+            revision::bump_in(&mut tx, ctx.tenant()).await?;
+        }
         sqlx::query(
             "select saas.usage_detail_rebuild(tenant_id, meter, window_kind, window_start, by_member)
              from saas.usage_counter

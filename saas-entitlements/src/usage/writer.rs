@@ -198,8 +198,8 @@ async fn write(mut receiver: mpsc::Receiver<Pending>, system: SystemPool, clock:
 /// Writers take rows in one order, so that two at once do not wait for each other.
 ///
 /// # Errors
-/// - [`Invalid`](ErrorKind::Invalid) or [`Conflict`](ErrorKind::Conflict): one of them cannot be stored, such as a tenant that
-///   is not there; nothing was counted.
+/// - [`Invalid`](ErrorKind::Invalid) or [`Conflict`](ErrorKind::Conflict): one of them cannot be stored, such as one of a
+///   tenant that is not there or is being erased (constraint `usage_event_tenant`); nothing was counted.
 /// - [`Unavailable`](ErrorKind::Unavailable) and [`OutcomeUnknown`](ErrorKind::OutcomeUnknown): repeat with the same keys.
 pub async fn record_many(
     system: &SystemPool,
@@ -210,52 +210,11 @@ pub async fn record_many(
 }
 
 const RECORD: &str = "
-    with input as materialized (
-        select *
-        from unnest($1::integer[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::uuid[], $7::bigint[], $8::bigint[],
-                    $9::text[], $10::timestamptz[], $11::timestamptz[], $12::timestamptz[], $13::text[], $14::text[])
-             as i (n, tenant_id, meter, counter, key, event_id, amount, units, window_kind, window_start, window_end, at,
-                   member, actor)
-    ), fresh as (
-        insert into saas.usage_key (tenant_id, meter, key, amount, event_id, at)
-        select tenant_id, meter, key, amount, event_id, $15
-        from input
-        order by tenant_id, meter, key
-        on conflict (tenant_id, meter, key) do nothing
-        returning event_id
-    ), counted as materialized (
-        select i.* from input i join fresh using (event_id)
-    ), events as (
-        insert into saas.usage_event
-            (tenant_id, id, recorded_at, meter, counter, kind, amount, units, window_kind, window_start, at, key, member,
-             actor)
-        select tenant_id, event_id, $15, meter, counter, 'record', amount, units, window_kind, window_start,
-               least(at, $15), key, member, actor
-        from counted
-    ), counters as (
-        insert into saas.usage_counter as c (tenant_id, meter, window_kind, window_start, window_end, used)
-        select tenant_id, counter, window_kind, window_start, max(window_end), sum(units)::bigint
-        from counted
-        group by tenant_id, counter, window_kind, window_start
-        order by tenant_id, counter, window_kind, window_start
-        on conflict (tenant_id, meter, window_kind, window_start) do update set used = c.used + excluded.used
-        returning tenant_id, meter, window_kind, window_start, by_member
-    ), members as (
-        insert into saas.usage_member as m (tenant_id, meter, window_kind, window_start, member, used)
-        select i.tenant_id, i.counter, i.window_kind, i.window_start, i.member, sum(i.units)::bigint
-        from counted i
-        join counters c on c.tenant_id = i.tenant_id and c.meter = i.counter and c.window_kind = i.window_kind
-                       and c.window_start = i.window_start
-        where c.by_member and i.member is not null
-        group by i.tenant_id, i.counter, i.window_kind, i.window_start, i.member
-        order by i.tenant_id, i.counter, i.window_kind, i.window_start, i.member
-        on conflict (tenant_id, meter, window_kind, window_start, member) do update set used = m.used + excluded.used
-    )
-    select i.n, k.amount
-    from input i
-    left join fresh f using (event_id)
-    left join saas.usage_key k on k.tenant_id = i.tenant_id and k.meter = i.meter and k.key = i.key
-    where f.event_id is null";
+    select n, prior
+    from saas.usage_record($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)";
+
+/// What many uses of a batch share.
+type Place<'a> = (TenantId, &'a MeterKey, &'a MeterKey, Window, Period);
 
 async fn record_all(
     system: &SystemPool,
@@ -263,53 +222,67 @@ async fn record_all(
     now: DateTime<Utc>,
 ) -> Result<Vec<Recorded>, EntitlementsError> {
     let mut outcomes = vec![Recorded::Counted; records.len()];
-    let mut first_of = HashMap::with_capacity(records.len());
-    // A key that is twice in here: the first one counts.
+    let name = |n: usize| (records[n].tenant, &records[n].meter, records[n].key.as_str());
+    let mut order: Vec<usize> = (0..records.len()).collect();
+    order.sort_by_key(|n| name(*n));
+    // The sort keeps the order of equals: of a key that is twice in here, the first one counts.
     let mut sent: Vec<usize> = Vec::with_capacity(records.len());
-    for (n, record) in records.iter().enumerate() {
-        let first = *first_of.entry((record.tenant, &record.meter, record.key.as_str())).or_insert(n);
-        if first == n {
-            sent.push(n);
-        } else if records[first].amount == record.amount {
-            outcomes[n] = Recorded::AlreadyCounted;
-        } else {
-            outcomes[n] = Recorded::KeyReused;
+    for n in order {
+        match sent.last() {
+            Some(first) if name(*first) == name(n) => outcomes[n] = repeated(records[n], records[*first].amount),
+            Some(_) | None => sent.push(n),
         }
     }
+    let uses = || sent.iter().map(|n| records[*n]);
+    let mut places: Vec<Place<'_>> = Vec::new();
+    let mut place_of = HashMap::new();
+    let mut at_places = Vec::with_capacity(sent.len());
+    for record in uses() {
+        let place = (record.tenant, &record.meter, &record.counter, record.window, record.period);
+        at_places.push(*place_of.entry(place).or_insert_with(|| {
+            places.push(place);
+            // As the database counts: from 1.
+            i32::try_from(places.len()).unwrap_or(i32::MAX)
+        }));
+    }
     let column = |amount: fn(&UsageRecord) -> u64| {
-        let stored = |n: &usize| i64::try_from(amount(records[*n])).map_err(|_| too_large());
-        sent.iter().map(stored).collect::<Result<Vec<i64>, _>>()
+        let stored = |record| i64::try_from(amount(record)).map_err(|_| too_large());
+        uses().map(stored).collect::<Result<Vec<i64>, _>>()
     };
-    let texts = |text: fn(&UsageRecord) -> &str| sent.iter().map(|n| text(records[*n])).collect::<Vec<&str>>();
-    let instants = |of: fn(&UsageRecord) -> DateTime<Utc>| sent.iter().map(|n| of(records[*n])).collect::<Vec<_>>();
     let mut tx = SystemTx::begin(system, ACTOR, "record uses").await?;
-    let repeated: Vec<(i32, Option<i64>)> = sqlx::query_as(RECORD)
-        .bind((0..sent.len()).map(|n| i32::try_from(n).unwrap_or(i32::MAX)).collect::<Vec<_>>())
-        .bind(sent.iter().map(|n| records[*n].tenant.as_uuid()).collect::<Vec<_>>())
-        .bind(texts(|record| record.meter.as_str()))
-        .bind(texts(|record| record.counter.as_str()))
-        .bind(texts(|record| record.key.as_str()))
-        .bind(sent.iter().map(|_| UsageEventId::mint_at(now).as_uuid()).collect::<Vec<_>>())
+    let known: Vec<(i32, Option<i64>)> = sqlx::query_as(RECORD)
+        .bind(places.iter().map(|(tenant, ..)| tenant.as_uuid()).collect::<Vec<_>>())
+        .bind(places.iter().map(|(_, meter, ..)| meter.as_str()).collect::<Vec<_>>())
+        .bind(places.iter().map(|(_, _, counter, ..)| counter.as_str()).collect::<Vec<_>>())
+        .bind(places.iter().map(|(.., window, _)| window.as_str()).collect::<Vec<_>>())
+        .bind(places.iter().map(|(.., period)| period.start).collect::<Vec<_>>())
+        .bind(places.iter().map(|(.., period)| period.end).collect::<Vec<_>>())
+        .bind(at_places)
+        .bind(uses().map(|record| record.key.as_str()).collect::<Vec<_>>())
+        .bind(uses().map(|_| UsageEventId::mint_at(now).as_uuid()).collect::<Vec<_>>())
         .bind(column(|record| record.amount)?)
         .bind(column(|record| record.units)?)
-        .bind(texts(|record| record.window.as_str()))
-        .bind(instants(|record| record.period.start))
-        .bind(sent.iter().map(|n| records[*n].period.end).collect::<Vec<_>>())
-        .bind(instants(|record| record.at))
-        .bind(sent.iter().map(|n| records[*n].member.as_deref()).collect::<Vec<_>>())
-        .bind(sent.iter().map(|n| records[*n].actor.to_string()).collect::<Vec<_>>())
+        .bind(uses().map(|record| record.at).collect::<Vec<_>>())
+        .bind(uses().map(|record| record.member.as_deref()).collect::<Vec<_>>())
+        .bind(uses().map(|record| record.actor.to_string()).collect::<Vec<_>>())
         .bind(now)
         .fetch_all(&mut *tx)
         .await
         .map_err(CoreError::from_database)?;
     tx.commit().await?;
-    for (position, prior) in repeated {
-        let Some(n) = usize::try_from(position).ok().and_then(|position| sent.get(position)) else { continue };
+    for (place, prior) in known {
+        let sent = usize::try_from(place).ok().and_then(|place| sent.get(place.checked_sub(1)?));
+        let Some(n) = sent.copied() else { continue };
         // A key that another one wrote meanwhile is not seen yet: what it counted is known to its own caller.
-        let is_same = prior.is_none_or(|prior| u64::try_from(prior) == Ok(records[*n].amount));
-        outcomes[*n] = if is_same { Recorded::AlreadyCounted } else { Recorded::KeyReused };
+        let prior = prior.map_or(Some(records[n].amount), |prior| u64::try_from(prior).ok());
+        outcomes[n] = prior.map_or(Recorded::KeyReused, |prior| repeated(records[n], prior));
     }
     Ok(outcomes)
+}
+
+/// What a use is whose key was counted with this amount.
+fn repeated(record: &UsageRecord, counted: u64) -> Recorded {
+    if record.amount == counted { Recorded::AlreadyCounted } else { Recorded::KeyReused }
 }
 
 fn too_large() -> EntitlementsError {

@@ -3,7 +3,7 @@
 use saas_core::{MeterKey, TenantId, testing::TestDatabase};
 use saas_entitlements::{THRESHOLD_TOPIC, ThresholdCrossed};
 
-use crate::{CALLS_LIMIT, JOBS_LIMIT};
+use crate::{CALLS_LIMIT, JOBS_LIMIT, TAPS_LIMIT, TOKENS_LIMIT, journal::Noted};
 
 pub(crate) struct Books<'a> {
     database: &'a TestDatabase,
@@ -15,8 +15,9 @@ impl<'a> Books<'a> {
         Self { database, tenant }
     }
 
-    /// Granted = recorded + reserved + stranded, and never more than the limit: at this instant, whatever is under way.
-    pub(crate) async fn balance(&self) {
+    /// Granted = recorded + reserved + stranded, and never more than the limit: at this instant, whatever is under way. What
+    /// was `noted` as granted before this instant is in it.
+    pub(crate) async fn balance(&self, noted: &Noted) {
         // One statement sees one state.
         let rows: Vec<(String, i64, i64, i64, i64)> = sqlx::query_as(
             "select c.meter, c.used + c.burnt, c.held,
@@ -39,15 +40,19 @@ impl<'a> Books<'a> {
         for (meter, counted, held, recorded, out) in rows {
             assert_eq!(counted, recorded, "`{meter}`: what is counted is what is recorded and stranded");
             assert_eq!(held, out, "`{meter}`: what is held is what is out");
-            let limit = match meter.as_str() {
-                "jobs" => JOBS_LIMIT,
-                "calls" => CALLS_LIMIT,
-                _ => continue,
+            let (limit, may_be_out, granted) = match meter.as_str() {
+                "jobs" => (JOBS_LIMIT, 0, noted.jobs),
+                // What is out at once is all that can be stranded at once.
+                "calls" => (CALLS_LIMIT, CALLS_LIMIT / 100, noted.calls_least),
+                "taps" => (TAPS_LIMIT, TAPS_LIMIT / 100, noted.taps),
+                "tokens" => (TOKENS_LIMIT, TOKENS_LIMIT, noted.tokens),
+                "pings" => (u64::MAX, 0, noted.pings),
+                other => panic!("`{other}` was counted"),
             };
-            let limit = i64::try_from(limit).unwrap();
+            let (counted, held) = (u64::try_from(counted).unwrap(), u64::try_from(held).unwrap());
             assert!(counted + held <= limit, "`{meter}`: {counted} + {held} of {limit}");
-            // What is out at once is all that can be stranded at once.
-            assert!(held <= limit / 100, "`{meter}`: {held} are out");
+            assert!(held <= may_be_out, "`{meter}`: {held} are out");
+            assert!(granted <= counted + held, "`{meter}`: {granted} were granted, {counted} + {held} are known");
         }
     }
 
@@ -80,11 +85,21 @@ impl<'a> Books<'a> {
         percents
     }
 
-    /// Of a meter's units: stranded, and recorded.
+    /// Of a meter's units: held.
+    pub(crate) async fn held(&self, meter: &MeterKey) -> i64 {
+        sqlx::query_scalar("select held from saas.usage_counter where tenant_id = $1 and meter = $2")
+            .bind(self.tenant.as_uuid())
+            .bind(meter.as_str())
+            .fetch_one(&mut self.database.owner().await)
+            .await
+            .unwrap()
+    }
+
+    /// Of a meter's units: stranded, less what turned up later, and recorded.
     pub(crate) async fn stranded_and_recorded(&self, meter: &MeterKey) -> (u64, u64) {
         let (stranded, recorded): (i64, i64) = sqlx::query_as(
-            "select coalesce(sum(units) filter (where kind = 'stranded'), 0)::bigint,
-                    coalesce(sum(units) filter (where kind <> 'stranded'), 0)::bigint
+            "select coalesce(sum(units) filter (where kind in ('stranded', 'correction')), 0)::bigint,
+                    coalesce(sum(units) filter (where kind not in ('stranded', 'correction')), 0)::bigint
              from saas.usage_event where tenant_id = $1 and counter = $2",
         )
         .bind(self.tenant.as_uuid())

@@ -15,9 +15,17 @@ pub(crate) enum Pair {
     Pings,
     /// Units that may have been granted to a task; units that were.
     Calls(usize),
+    /// The next key; units granted under the keys before it.
+    Taps,
+    /// The next key that nobody has tried; units that were refused after a try without an answer.
+    Tried,
+    /// Uses that Redis admitted; nothing.
+    Admitted,
+    /// The next key; units granted under the keys before it.
+    Tokens,
 }
 
-const PAIRS: u64 = 6;
+const PAIRS: u64 = 10;
 
 impl Pair {
     const fn place(self) -> u64 {
@@ -26,6 +34,10 @@ impl Pair {
             Self::Pings => 1,
             Self::Jobs(task) => 2 + task as u64,
             Self::Calls(task) => 4 + task as u64,
+            Self::Taps => 6,
+            Self::Tried => 7,
+            Self::Admitted => 8,
+            Self::Tokens => 9,
         }
     }
 }
@@ -87,6 +99,12 @@ pub(crate) struct Noted {
     pub(crate) pings: u64,
     pub(crate) calls_most: u64,
     pub(crate) calls_least: u64,
+    pub(crate) taps: u64,
+    /// Taps that were refused and may have been counted.
+    pub(crate) taps_in_doubt: u64,
+    /// Taps that were admitted by Redis, in uses.
+    pub(crate) admitted: u64,
+    pub(crate) tokens: u64,
     pub(crate) answers: Vec<Answer>,
 }
 
@@ -96,12 +114,16 @@ impl Noted {
         for worker in 0..PROCESSES {
             let journal = Journal::open(folder, worker);
             noted.pings += journal.read(Pair::Pings).1;
+            noted.taps += journal.read(Pair::Taps).1;
+            noted.taps_in_doubt += journal.read(Pair::Tried).1;
+            noted.admitted += journal.read(Pair::Admitted).0;
+            noted.tokens += journal.read(Pair::Tokens).1;
             for task in 0..2 {
                 noted.jobs += journal.read(Pair::Jobs(task)).1;
                 let (most, least) = journal.read(Pair::Calls(task));
                 (noted.calls_most, noted.calls_least) = (noted.calls_most + most, noted.calls_least + least);
             }
-            let bytes = std::fs::read(file_of(folder, worker, "answers")).unwrap();
+            let bytes = std::fs::read(file_of(folder, worker, "answers")).unwrap_or_default();
             noted.answers.extend(bytes.chunks_exact(24).map(Answer::read));
         }
         noted

@@ -1,16 +1,19 @@
-//! Ten minutes of traffic, compressed, while everything is killed that can be: the database, connections, processes.
+//! Ten minutes of traffic, compressed, while everything is killed that can be: the database, Redis, connections, processes.
 //!
 //! The program runs itself again as each worker. A worker does what an application would do in each second: uses counted one
-//! by one under keys, uses from memory by lease, uses recorded in batches, and questions to the gate. It writes down what it
-//! has begun and what it was answered in files, which survive its death; whoever takes its place repeats what was begun under
-//! the same key. The supervisor kills at random moments, changes plans meanwhile, and asks the living database whether its
-//! books balance. `KILL_SEED` repeats a run.
+//! by one under keys, by PostgreSQL and by Redis, uses from memory by lease, work that reserves first, uses recorded in
+//! batches, and questions to the gate. It writes down what it has begun and what it was answered in files, which survive its
+//! death; whoever takes its place repeats what was begun under the same key. The supervisor kills at random moments, changes
+//! plans meanwhile, and asks the living database after each kill whether its books balance. `KILL_SEED` repeats a run: the
+//! same is killed in the same seconds.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod books;
 mod journal;
 mod plans;
 mod readers;
+mod taps;
+mod tokens;
 mod victims;
 mod worker;
 
@@ -33,6 +36,8 @@ use crate::{
     books::Books,
     journal::Noted,
     plans::Changer,
+    taps::Tap,
+    tokens::Work,
     victims::{Scene, Victim},
 };
 
@@ -40,7 +45,7 @@ use crate::{
 const SECONDS: u64 = 600;
 const PROCESSES: usize = 4;
 /// Kills in a run.
-const KILLS: usize = 24;
+const KILLS: usize = 36;
 /// Of the whole test; reached only by a failure.
 const PATIENCE: Duration = Duration::from_secs(300);
 
@@ -50,11 +55,17 @@ const JOBS: MeterKey = MeterKey::from_static("jobs");
 const CALLS: MeterKey = MeterKey::from_static("calls");
 /// Recorded in batches, without a limit.
 const PINGS: MeterKey = MeterKey::from_static("pings");
+/// Used under keys, admitted by Redis.
+const TAPS: MeterKey = MeterKey::from_static("taps");
+/// Reserved, then used.
+const TOKENS: MeterKey = MeterKey::from_static("tokens");
 /// What the plan that comes and goes has.
 const EXPORT: FeatureKey = FeatureKey::from_static("export");
-/// Below what the traffic asks for: both limits are reached.
+/// Below what the traffic asks for: each limit is reached.
 const JOBS_LIMIT: u64 = 8_000;
 const CALLS_LIMIT: u64 = 460_000;
+const TAPS_LIMIT: u64 = 30_000;
+const TOKENS_LIMIT: u64 = 4_000;
 
 const CATALOG: &str = "
 default_plan = 'free'
@@ -64,12 +75,16 @@ fail = 'closed'
 [meters]
 jobs = { aggregation = 'sum' }
 calls = { aggregation = 'sum' }
+taps = { aggregation = 'sum' }
+tokens = { aggregation = 'sum' }
 [plans.free]
 rank = 0
 [[plans.free.versions]]
 version = 1
 limits.jobs = { max = 8_000, window = 'lifetime', overage = 'block' }
 limits.calls = { max = 460_000, window = 'lifetime', overage = 'block', warn = [50, 100] }
+limits.taps = { max = 30_000, window = 'lifetime', overage = 'block' }
+limits.tokens = { max = 4_000, window = 'lifetime', overage = 'block' }
 [plans.pro]
 rank = 1
 [[plans.pro.versions]]
@@ -77,6 +92,8 @@ version = 1
 grants = { export = true }
 limits.jobs = { max = 8_000, window = 'lifetime', overage = 'block' }
 limits.calls = { max = 460_000, window = 'lifetime', overage = 'block', warn = [50, 100] }
+limits.taps = { max = 30_000, window = 'lifetime', overage = 'block' }
+limits.tokens = { max = 4_000, window = 'lifetime', overage = 'block' }
 ";
 
 fn main() {
@@ -127,6 +144,8 @@ async fn whatever_is_killed_no_unit_is_lost_doubled_or_granted_beyond_the_limit(
     let folder = Folder(env::temp_dir().join(format!("saas-kill-{}", database.name())));
     std::fs::create_dir(&folder.0).unwrap();
 
+    // Every file is there before anybody writes to it.
+    drop(Noted::read(&folder.0));
     let mut scene = Scene::open(&database, &folder.0, &tenants);
     let mut changer = Changer::new(&database, &tenants);
     let books = Books::new(&database, tenants.busy.tenant());
@@ -147,15 +166,18 @@ async fn whatever_is_killed_no_unit_is_lost_doubled_or_granted_beyond_the_limit(
             // Each kind at least once, then any.
             let which = if killed.len() < victims.len() { killed.len() } else { random.usize(..victims.len()) };
             let from = micros(SystemClock.now());
-            let what = victims[which].kill(&mut scene, &mut server, &mut random);
+            scene.recover();
+            // What a victim draws changes nothing for those after it.
+            let what = victims[which].kill(&mut scene, &mut server, &mut random.fork());
+            println!("at second {served}: {what}");
             changer.outage(from, micros(SystemClock.now()));
             killed.push(what);
-            books.balance().await;
+            books.balance(&Noted::read(&folder.0)).await;
         }
     }
     assert_eq!(killed.len(), KILLS, "the traffic ended first: {killed:?}");
 
-    let (rest, doubtful) = settle(&database, &tenants, &books, started).await;
+    let rests = settle(&database, &tenants, &books, &scene.recover(), started + PATIENCE).await;
     let (stranded, recorded) = books.stranded_and_recorded(&CALLS).await;
     readers::have_read_everything(&database, &folder.0, tenants.busy.tenant()).await;
     let noted = Noted::read(&folder.0);
@@ -164,55 +186,71 @@ async fn whatever_is_killed_no_unit_is_lost_doubled_or_granted_beyond_the_limit(
     assert_eq!(noted.jobs, JOBS_LIMIT, "the limit was reached, to the last unit");
     // In batches, under keys: exactly what was acknowledged.
     assert_eq!(books.stranded_and_recorded(&PINGS).await, (0, noted.pings), "batched uses");
+    tokens::are_accounted_for(&books, &noted, rests.tokens).await;
+    let (lost_taps, taps) = taps::are_accounted_for(&books, &noted, rests.taps).await;
     // By lease, without keys: what was granted is counted, and nothing is counted that was not begun or lost with a lease.
     assert_eq!(recorded + stranded, CALLS_LIMIT);
     // Each warning once, whoever died between what reached it and the saying so.
     assert_eq!(books.warnings(&CALLS).await, [50, 100]);
-    let (least, most) = (noted.calls_least + rest, noted.calls_most + rest + doubtful);
+    let (least, most) = (noted.calls_least + rests.calls, noted.calls_most + rests.calls + rests.calls_in_doubt);
     assert!(least <= CALLS_LIMIT, "{least} were granted");
     assert!(recorded <= most, "{recorded} recorded of {most} begun");
-    let bound = CALLS_LIMIT / 100;
-    assert!(stranded <= bound * KILLS as u64, "{stranded} stranded by {KILLS} kills, each {bound} at most");
+    for (stranded, limit) in [(stranded, CALLS_LIMIT), (lost_taps, TAPS_LIMIT)] {
+        let bound = limit / 100;
+        assert!(stranded <= bound * KILLS as u64, "{stranded} stranded by {KILLS} kills, each {bound} at most");
+    }
     let (refused, late) = changer.after_the_bound(&noted.answers);
     assert!(late.is_empty(), "the gate granted what was taken away, so many microseconds after the bound: {late:?}");
     assert!(changer.changes() > 3 && refused > 100, "{} changes, {refused} answers: too few", changer.changes());
     println!(
-        "{served} seconds of traffic of {PROCESSES} processes in {:.1} s; calls: {recorded} recorded, {stranded} stranded \
-         ({bound} at once at most), granted {least} to {most}; jobs: {}; pings: {}; gate: {} answers, {} changes of the plan, \
-         {refused} refused after the bound, none granted",
+        "{served} seconds of traffic of {PROCESSES} processes in {:.1} s; calls: {recorded} recorded, {stranded} stranded, \
+         granted {least} to {most}; taps: {taps} recorded, {lost_taps} stranded, {} uses admitted by Redis, {} units refused \
+         in doubt; tokens: {} and {} in the end; jobs: {}; pings: {}; gate: {} answers, {} changes of the plan, {refused} \
+         refused after the bound, none granted",
         started.elapsed().as_secs_f64(),
+        noted.admitted,
+        noted.taps_in_doubt,
+        noted.tokens,
+        rests.tokens,
         noted.jobs,
         noted.pings,
         noted.answers.len(),
         changer.changes(),
     );
-    let mut kinds = killed;
-    kinds.sort_unstable();
-    println!("killed: {}", kinds.join(", "));
 }
 
-/// Uses what is left of the leased meter to the last unit, once the leases of the dead are over. Returns how much that was,
-/// and how much may have been beside it.
-async fn settle(database: &TestDatabase, tenants: &Tenants, books: &Books<'_>, started: Instant) -> (u64, u64) {
+/// What was used in the end, to the last unit.
+struct Rests {
+    calls: u64,
+    /// May have been used beside it.
+    calls_in_doubt: u64,
+    taps: u64,
+    tokens: u64,
+}
+
+/// Uses what is left of each meter to the last unit, once what the dead held is over.
+async fn settle(database: &TestDatabase, tenants: &Tenants, books: &Books<'_>, redis: &str, until: Instant) -> Rests {
     let (gate, _) = services(database);
     let leases = worker::leases(&gate, database.tenants());
-    let (mut rest, mut doubtful) = (0, 0);
+    let (mut calls, mut calls_in_doubt) = (0, 0);
     loop {
-        assert!(started.elapsed() < PATIENCE, "the leases of the dead are not reclaimed");
+        assert!(Instant::now() < until, "the leases of the dead are not reclaimed");
         match leases.consume(&tenants.busy, &CALLS, 1).await {
-            Ok(LeasedUse::Granted) => rest += 1,
+            Ok(LeasedUse::Granted) => calls += 1,
             Ok(LeasedUse::Exhausted { held: 0, .. }) => break,
             Ok(LeasedUse::Exhausted { .. }) => {}
             Ok(denied @ LeasedUse::Denied(_)) => panic!("{denied:?}"),
             // On a connection from before the last end of the server.
-            Err(error) if worker::is_passing(&error) => doubtful += 1,
+            Err(error) if worker::is_passing(&error) => calls_in_doubt += 1,
             Err(error) => panic!("{error:?}"),
         }
     }
     leases.shutdown().await.unwrap();
-    books.balance().await;
+    let taps = Tap::open(&gate, database.tenants(), redis).use_the_rest(tenants, books, until).await;
+    let tokens = Work::open(&gate, database.tenants()).use_the_rest(tenants, until).await;
+    books.balance(&Noted::default()).await;
     books.leases_are_over().await;
-    (rest, doubtful)
+    Rests { calls, calls_in_doubt, taps, tokens }
 }
 
 /// The supervisor's own gate, straight on the database.

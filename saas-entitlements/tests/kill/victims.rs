@@ -11,7 +11,7 @@ use std::{
 
 use saas_core::{
     TenantContext,
-    testing::{Cut, DevServer, Proxy, TestDatabase},
+    testing::{Cut, DevServer, Proxy, RedisServer, TestDatabase},
 };
 use sqlx::ConnectOptions as _;
 
@@ -20,20 +20,30 @@ use crate::{PATIENCE, PROCESSES, Tenants};
 /// Something that fails in production.
 pub(crate) trait Victim: Send {
     /// Kills it and, where that is not its own business, has it come back. Says what it was.
-    fn kill(&mut self, scene: &mut Scene, server: &mut DevServer, random: &mut fastrand::Rng) -> &'static str;
+    fn kill(&mut self, scene: &mut Scene, server: &mut DevServer, random: &mut fastrand::Rng) -> String;
 }
 
 pub(crate) fn all() -> Vec<Box<dyn Victim>> {
-    vec![Box::new(Database), Box::new(Worker), Box::new(ListenerConnection), Box::new(Connections), Box::new(Answers)]
+    vec![
+        Box::new(Database),
+        Box::new(Worker),
+        Box::new(ListenerConnection),
+        Box::new(Connections),
+        Box::new(Answers),
+        Box::new(Redis),
+        Box::new(RedisContents),
+        Box::new(RedisConnections),
+        Box::new(RedisAnswers),
+    ]
 }
 
 /// The server, in the middle of whatever it does.
 struct Database;
 
 impl Victim for Database {
-    fn kill(&mut self, _: &mut Scene, server: &mut DevServer, _: &mut fastrand::Rng) -> &'static str {
+    fn kill(&mut self, _: &mut Scene, server: &mut DevServer, _: &mut fastrand::Rng) -> String {
         server.crash().unwrap();
-        "database"
+        "database".to_owned()
     }
 }
 
@@ -41,7 +51,7 @@ impl Victim for Database {
 struct Worker;
 
 impl Victim for Worker {
-    fn kill(&mut self, scene: &mut Scene, _: &mut DevServer, random: &mut fastrand::Rng) -> &'static str {
+    fn kill(&mut self, scene: &mut Scene, _: &mut DevServer, random: &mut fastrand::Rng) -> String {
         let which = random.usize(..PROCESSES);
         let place = &mut scene.places[which];
         if let Some(mut process) = place.process.take() {
@@ -50,7 +60,7 @@ impl Victim for Worker {
             place.incarnation += 1;
             place.process = Some(scene.setting.start(which, place));
         }
-        "process"
+        format!("process {which}")
     }
 }
 
@@ -58,10 +68,8 @@ impl Victim for Worker {
 struct ListenerConnection;
 
 impl Victim for ListenerConnection {
-    fn kill(&mut self, scene: &mut Scene, _: &mut DevServer, random: &mut fastrand::Rng) -> &'static str {
-        let how = if random.bool() { Cut::Reset } else { Cut::Close };
-        scene.places[random.usize(..PROCESSES)].hearing.cut(how);
-        "listener connection"
+    fn kill(&mut self, scene: &mut Scene, _: &mut DevServer, random: &mut fastrand::Rng) -> String {
+        format!("listener connection of {}", cut(scene, random, |place| &place.hearing))
     }
 }
 
@@ -69,10 +77,8 @@ impl Victim for ListenerConnection {
 struct Connections;
 
 impl Victim for Connections {
-    fn kill(&mut self, scene: &mut Scene, _: &mut DevServer, random: &mut fastrand::Rng) -> &'static str {
-        let how = if random.bool() { Cut::Reset } else { Cut::Close };
-        scene.places[random.usize(..PROCESSES)].asking.cut(how);
-        "connections"
+    fn kill(&mut self, scene: &mut Scene, _: &mut DevServer, random: &mut fastrand::Rng) -> String {
+        format!("connections of {}", cut(scene, random, |place| &place.asking))
     }
 }
 
@@ -80,19 +86,75 @@ impl Victim for Connections {
 struct Answers;
 
 impl Victim for Answers {
-    fn kill(&mut self, scene: &mut Scene, _: &mut DevServer, random: &mut fastrand::Rng) -> &'static str {
-        scene.places[random.usize(..PROCESSES)].asking.cut_instead_of_answer(random.u64(..6));
-        "answer"
+    fn kill(&mut self, scene: &mut Scene, _: &mut DevServer, random: &mut fastrand::Rng) -> String {
+        format!("answer to {}", cut_instead_of_answer(scene, random, |place| &place.asking))
     }
 }
 
-/// A place for a process, and its roads to the database.
+/// Redis, with all that it holds; it comes back empty, at once or when the next is killed.
+struct Redis;
+
+impl Victim for Redis {
+    fn kill(&mut self, scene: &mut Scene, _: &mut DevServer, random: &mut fastrand::Rng) -> String {
+        if random.bool() {
+            scene.redis.restart().unwrap();
+            return "redis".to_owned();
+        }
+        scene.redis.kill();
+        scene.is_redis_down = true;
+        "redis for a while".to_owned()
+    }
+}
+
+/// What Redis holds; it lives on.
+struct RedisContents;
+
+impl Victim for RedisContents {
+    fn kill(&mut self, scene: &mut Scene, _: &mut DevServer, _: &mut fastrand::Rng) -> String {
+        let client = redis::Client::open(scene.redis.url()).unwrap();
+        redis::cmd("FLUSHALL").exec(&mut client.get_connection().unwrap()).unwrap();
+        "contents of redis".to_owned()
+    }
+}
+
+/// All connections of a process to Redis.
+struct RedisConnections;
+
+impl Victim for RedisConnections {
+    fn kill(&mut self, scene: &mut Scene, _: &mut DevServer, random: &mut fastrand::Rng) -> String {
+        format!("redis connections of {}", cut(scene, random, |place| &place.counting))
+    }
+}
+
+/// The same, at the moment at which an answer is due.
+struct RedisAnswers;
+
+impl Victim for RedisAnswers {
+    fn kill(&mut self, scene: &mut Scene, _: &mut DevServer, random: &mut fastrand::Rng) -> String {
+        format!("redis answer to {}", cut_instead_of_answer(scene, random, |place| &place.counting))
+    }
+}
+
+fn cut(scene: &Scene, random: &mut fastrand::Rng, road: impl Fn(&Place) -> &Proxy) -> String {
+    let (which, how) = (random.usize(..PROCESSES), if random.bool() { Cut::Reset } else { Cut::Close });
+    road(&scene.places[which]).cut(how);
+    format!("{which} ({how:?})")
+}
+
+fn cut_instead_of_answer(scene: &Scene, random: &mut fastrand::Rng, road: impl Fn(&Place) -> &Proxy) -> usize {
+    let which = random.usize(..PROCESSES);
+    road(&scene.places[which]).cut_instead_of_answer(random.u64(..6));
+    which
+}
+
+/// A place for a process, and its roads to the database and to Redis.
 struct Place {
     process: Option<Process>,
     incarnation: usize,
     is_done: bool,
     asking: Proxy,
     hearing: Proxy,
+    counting: Proxy,
 }
 
 /// Does not outlive the supervisor, whatever becomes of it.
@@ -135,6 +197,7 @@ impl Setting {
             .env("KILL_APP", through(0, &place.asking))
             .env("KILL_SYSTEM", through(1, &place.asking))
             .env("KILL_LISTEN", through(0, &place.hearing))
+            .env("KILL_REDIS", format!("redis://{}", place.counting.address()))
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
@@ -154,6 +217,8 @@ pub(crate) struct Scene {
     places: Vec<Place>,
     setting: Setting,
     receiver: Receiver<Heard>,
+    redis: RedisServer,
+    is_redis_down: bool,
 }
 
 impl Scene {
@@ -167,10 +232,13 @@ impl Scene {
             logins: [database.options("saas_app"), database.options("saas_system")],
             sender,
         };
+        let redis = RedisServer::start().unwrap();
         let road = || Proxy::start((host.as_str(), port)).unwrap();
-        let mut scene = Self { places: Vec::new(), setting, receiver };
+        let mut scene = Self { places: Vec::new(), setting, receiver, redis, is_redis_down: false };
         for worker in 0..PROCESSES {
-            let mut place = Place { process: None, incarnation: 0, is_done: false, asking: road(), hearing: road() };
+            let counting = Proxy::start(("127.0.0.1", scene.redis.port())).unwrap();
+            let (asking, hearing) = (road(), road());
+            let mut place = Place { process: None, incarnation: 0, is_done: false, asking, hearing, counting };
             place.process = Some(scene.setting.start(worker, &place));
             scene.places.push(place);
         }
@@ -179,6 +247,14 @@ impl Scene {
 
     pub(crate) fn is_at_work(&self) -> bool {
         self.places.iter().any(|place| !place.is_done)
+    }
+
+    /// Has what was killed for a while come back; returns where the tier is.
+    pub(crate) fn recover(&mut self) -> String {
+        if std::mem::take(&mut self.is_redis_down) {
+            self.redis.restart().unwrap();
+        }
+        self.redis.url()
     }
 
     /// Waits for a process to say something: how many seconds of traffic were served by that.

@@ -16,7 +16,7 @@ use saas_core::{
 };
 use saas_entitlements::{
     AssignedPlans, Consumption, Entitlements, EntitlementsError, GateOptions, LeaseOptions, LeasedUse, Leases, Meter,
-    Period, PostgresCounters, PostgresLeases, PostgresSource, RevisionListener, SCHEMA,
+    Period, PostgresCounters, PostgresLeases, PostgresSource, RedisRevisions, RevisionListener, RevisionRelay, SCHEMA,
     usage::{Recorded, UsageRecord, UsageWriter, WriterOptions},
 };
 use sqlx::postgres::PgConnectOptions;
@@ -26,6 +26,8 @@ use crate::{
     journal::{Answer, Journal, Pair},
     micros,
     readers::Readers,
+    taps::{self, Tap},
+    tokens::Work,
     told,
 };
 
@@ -53,7 +55,10 @@ pub(crate) fn is_passing(error: &EntitlementsError) -> bool {
 }
 
 /// Repeats until there is an answer.
-async fn answer<T, E: std::fmt::Debug>(passing: impl Fn(&E) -> bool, mut ask: impl AsyncFnMut() -> Result<T, E>) -> T {
+pub(crate) async fn answer<T, E: std::fmt::Debug>(
+    mut passing: impl FnMut(&E) -> bool,
+    mut ask: impl AsyncFnMut() -> Result<T, E>,
+) -> T {
     loop {
         match ask().await {
             Ok(answer) => return answer,
@@ -72,6 +77,8 @@ struct Process {
     gate: Entitlements,
     meter: Meter,
     leases: Leases,
+    tap: Tap,
+    work: Work,
     writer: UsageWriter,
     readers: Readers,
 }
@@ -102,7 +109,8 @@ pub(crate) async fn work(worker: usize) {
         .with_retry_after(TimeDelta::milliseconds(10));
     let gate = Entitlements::with_options(catalog, Arc::new(source), Arc::new(SystemClock), options).unwrap();
     let _clock = gate.start_clock();
-    let _listener = RevisionListener::start(gate.clone(), login("KILL_LISTEN"));
+    let redis_url: String = told("KILL_REDIS");
+    let _hears = Hears::start(worker, &gate, login("KILL_LISTEN"), &redis_url);
     let folder: PathBuf = told("KILL_FOLDER");
     let process = Process {
         worker,
@@ -112,11 +120,13 @@ pub(crate) async fn work(worker: usize) {
         asked: acting_in(told("KILL_ASKED")),
         meter: Meter::new(gate.clone(), Arc::new(PostgresCounters::new(binding))),
         leases: leases(&gate, &tenants),
+        tap: Tap::open(&gate, &tenants, &redis_url),
+        work: Work::open(&gate, &tenants),
         readers: Readers::new(system.clone(), &folder, worker),
         writer: UsageWriter::start(system, Arc::new(SystemClock), WriterOptions::default().with_pause(PAUSE)),
         gate,
     };
-    let served = process.journal.read(Pair::Served).0;
+    let (served, admitted) = (process.journal.read(Pair::Served).0, process.journal.read(Pair::Admitted).0);
     for second in served..SECONDS {
         process.serve_a_second().await;
         if second.is_multiple_of(SECONDS_A_RUN) {
@@ -125,12 +135,32 @@ pub(crate) async fn work(worker: usize) {
                 Ok(()) | Err(_) => {}
             }
         }
+        process.tap.note(admitted, &process.journal);
         process.journal.note(Pair::Served, (second + 1, 0));
         say("second");
     }
+    process.work.end(&process.journal).await;
+    process.tap.shutdown().await;
     answer(is_passing, async || process.leases.shutdown().await).await;
     process.writer.shut_down().await;
     say("done");
+}
+
+/// How a process hears of changes. Each passes them on; every other one hears of them over Redis alone.
+enum Hears {
+    Listening { _listener: RevisionListener, _relay: RevisionRelay },
+    OverRedis { _revisions: RedisRevisions, _relay: RevisionRelay },
+}
+
+impl Hears {
+    fn start(worker: usize, gate: &Entitlements, login: PgConnectOptions, redis: &str) -> Self {
+        let _relay = RevisionRelay::listening(login.clone(), taps::redis(redis));
+        if worker.is_multiple_of(2) {
+            Self::Listening { _listener: RevisionListener::start(gate.clone(), login), _relay }
+        } else {
+            Self::OverRedis { _revisions: RedisRevisions::start(gate.clone(), taps::redis(redis)), _relay }
+        }
+    }
 }
 
 fn answers(folder: &Path, worker: usize) -> File {
@@ -151,6 +181,8 @@ impl Process {
             self.record(),
             self.use_by_lease(0),
             self.use_by_lease(1),
+            self.tap.serve(&self.busy, self.worker, &self.journal),
+            self.work.serve(&self.busy, self.worker, &self.journal),
             self.ask()
         );
     }

@@ -455,6 +455,9 @@ async fn a_downgrade_is_reported_before_and_holds_what_was_declared_after() {
         assert!(app.consume(meter, amount, "before").await.is_granted());
     }
     let report = app.meter.preview_change(&app.acme, &FREE, None).await.unwrap();
+    // The port that billing asks gives the same answer.
+    let port: &dyn saas_core::plan::OverLimits = &app.meter;
+    assert_eq!(port.report(&app.acme, &report.plan).await.unwrap(), report);
     assert_eq!(
         report.to_string(),
         "on `free@1`: `files` is 9 of 5 (read-only), `seats` is 7 of 3 (grace for 14 days); loses `export`"

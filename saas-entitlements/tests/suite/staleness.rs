@@ -96,9 +96,22 @@ async fn figures_are_plain_data() {
     assert_eq!(text["oldest_answer"], serde_json::json!({ "secs": 0, "nanos": 0 }));
 }
 
-/// Keeps what was said about degraded answers.
-#[derive(Debug, Clone, Default)]
-struct Said(Arc<Mutex<Vec<(Level, String)>>>);
+/// Keeps what was said about one subject.
+#[derive(Debug, Clone)]
+pub(crate) struct Said {
+    target: &'static str,
+    told: Arc<Mutex<Vec<(Level, String)>>>,
+}
+
+impl Said {
+    pub(crate) fn of(target: &'static str) -> Self {
+        Self { target, told: Arc::default() }
+    }
+
+    pub(crate) fn told(&self) -> Vec<(Level, String)> {
+        self.told.lock().unwrap().clone()
+    }
+}
 
 struct Text(String);
 
@@ -110,7 +123,7 @@ impl Visit for Text {
 
 impl Subscriber for Said {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.target() == "saas.entitlements.gate.degraded"
+        metadata.target() == self.target
     }
 
     fn new_span(&self, _: &Attributes<'_>) -> Id {
@@ -124,7 +137,7 @@ impl Subscriber for Said {
     fn event(&self, event: &Event<'_>) {
         let mut text = Text(String::new());
         event.record(&mut text);
-        self.0.lock().unwrap().push((*event.metadata().level(), text.0));
+        self.told.lock().unwrap().push((*event.metadata().level(), text.0));
     }
 
     fn enter(&self, _: &Id) {}
@@ -135,7 +148,7 @@ impl Subscriber for Said {
 // G11: the alarm.
 #[tokio::test]
 async fn every_degraded_answer_is_traced_and_counted_and_the_log_is_not_flooded() {
-    let said = Said::default();
+    let said = Said::of("saas.entitlements.gate.degraded");
     let _guard = tracing::subscriber::set_default(said.clone());
     let stage = Stage::new();
     let tenant = stage.tenant("pro");
@@ -151,7 +164,7 @@ async fn every_degraded_answer_is_traced_and_counted_and_the_log_is_not_flooded(
     assert!(stage.export(tenant).await);
     let stats = stage.gate.stats();
     assert_eq!((stats.last_known_answers, stats.fail_policy_answers), (11, 1));
-    let said = said.0.lock().unwrap().clone();
+    let said = said.told();
     let of = |level: Level| said.iter().filter(|(of, _)| *of == level).map(|(_, text)| text).collect::<Vec<_>>();
     let each = of(Level::DEBUG);
     assert_eq!(each.len(), 12);

@@ -10,7 +10,8 @@ use async_trait::async_trait;
 use chrono::{DateTime, NaiveDate, TimeDelta, Utc};
 use futures_util::future::join_all;
 use saas_core::{
-    Clock, CoreError, MeterKey, PageSize, RequestContext, SystemPool, TenantContext, TenantTx, UsageEventId, doctor,
+    Clock, CoreError, MeterKey, PageSize, RequestContext, SystemPool, TenantContext, TenantId, TenantTx, UsageEventId,
+    doctor,
     plan::Window,
     testing::{Proxy, TestDatabase},
 };
@@ -19,7 +20,7 @@ use saas_entitlements::{
     analytics::{Adoption, Span, activation_in, active_members_in, adoption_in, last_active_in},
     usage::{
         Bucket, Delivery, Rebuild, Recorded, Retention, SeriesPoint, SeriesQuery, UsageBatch, UsageExport,
-        UsagePipeline, UsageRecord, UsageWriter, WriterOptions, series_in,
+        UsagePipeline, UsageRecord, UsageWriter, WriterOptions, record_many, series_in,
     },
 };
 use sqlx::Executor;
@@ -460,6 +461,61 @@ fn record(ctx: &RequestContext, key: &str, amount: u64, moment: DateTime<Utc>) -
         key: key.parse().unwrap(),
         member: None,
     }
+}
+
+#[tokio::test]
+async fn whatever_adds_uses_takes_the_tenants_row_first() {
+    let stage = Stage::start().await;
+    let careless: Vec<String> = sqlx::query_scalar(
+        "select p.oid::regprocedure::text
+         from pg_proc p
+         where p.pronamespace = 'saas'::regnamespace and p.prosrc ~ 'insert into saas\\.usage_(event|key)\\M'
+           and (p.prosrc !~ 'for key share'
+                or position('for key share' in p.prosrc) > position('insert into saas.usage_' in p.prosrc))",
+    )
+    .fetch_all(&mut stage.database.owner().await)
+    .await
+    .unwrap();
+    assert_eq!(careless, Vec::<String>::new(), "nothing else keeps these from outliving their tenant");
+}
+
+#[tokio::test]
+async fn uses_in_bulk_wait_for_no_change_of_their_tenants_and_are_of_tenants_that_are_there() {
+    let stage = Stage::start().await;
+    let now = stage.now();
+    let mut changing = TenantTx::begin(stage.database.tenants(), &stage.acme).await.unwrap();
+    saas_core::revision::bump_in(&mut changing, stage.acme.tenant()).await.unwrap();
+    let uses = [record(&stage.acme, "one", 1, now), record(&stage.globex, "two", 2, now)];
+    // Held up by the change, it would end with the lock timeout of the role.
+    let recorded = record_many(stage.database.system(), &uses, now).await.unwrap();
+    assert_eq!(recorded, [Recorded::Counted; 2]);
+    drop(changing);
+
+    let stranger = RequestContext::new_at(TenantId::mint_at(now), stage.acme.actor().clone(), now);
+    let uses = [record(&stage.acme, "three", 1, now), record(&stranger, "four", 1, now)];
+    let refused = record_many(stage.database.system(), &uses, now).await.unwrap_err();
+    assert_eq!(refused.kind(), saas_core::ErrorKind::Conflict);
+    let EntitlementsError::Core(refused) = refused else { panic!("{refused}") };
+    assert_eq!(refused.constraint(), Some("usage_event_tenant"));
+    assert_eq!(stage.count("select count(*) from saas.usage_key").await, 2, "all or none");
+}
+
+#[tokio::test]
+async fn a_batch_tells_of_each_use_whether_it_was_counted() {
+    let stage = Stage::start().await;
+    let now = stage.now();
+    let system = stage.database.system();
+    let uses = [("b", 1), ("a", 2), ("b", 1), ("b", 3)].map(|(key, amount)| record(&stage.acme, key, amount, now));
+    let recorded = record_many(system, &uses, now).await.unwrap();
+    assert_eq!(recorded, [Recorded::Counted, Recorded::Counted, Recorded::AlreadyCounted, Recorded::KeyReused]);
+    let other_window = record(&stage.acme, "c", 4, now - TimeDelta::days(1));
+    let uses = [record(&stage.acme, "b", 9, now), other_window, record(&stage.acme, "a", 2, now)];
+    let recorded = record_many(system, &uses, now).await.unwrap();
+    assert_eq!(recorded, [Recorded::KeyReused, Recorded::Counted, Recorded::AlreadyCounted]);
+    assert_eq!(record_many(system, &[], now).await.unwrap(), []);
+    assert_eq!(stage.count("select sum(units)::bigint from saas.usage_event").await, 7);
+    assert_eq!(stage.count("select sum(used)::bigint from saas.usage_counter").await, 7);
+    assert_eq!(stage.count("select count(*) from saas.usage_counter").await, 2);
 }
 
 // C2, C4, C5, C6, C12: what a process that is killed had not acknowledged is in tests/kill.

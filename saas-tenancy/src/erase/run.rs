@@ -1,6 +1,6 @@
 //! The doing of an approved erasure: one small transaction after the other, from wherever it is.
 
-use saas_core::{CoreError, SystemPool, SystemTx, TenantId, revision};
+use saas_core::{CoreError, SystemPool, SystemTx, TenantId, revision, tenant};
 use serde_json::json;
 
 use super::{
@@ -64,6 +64,16 @@ impl Erasures {
     }
 
     async fn try_step(&self, tenant: TenantId, reached: &mut Reached) -> Result<EraseStep, TenancyError> {
+        if let Some(step) = self.go_a_step(tenant, reached).await? {
+            return Ok(step);
+        }
+        // Whoever came in before the door closed has left, also where an earlier process was lost before it could wait.
+        self.wait_until_left(tenant).await?;
+        self.end(tenant).await
+    }
+
+    /// One step; `None` when there is nothing to do but to end it.
+    async fn go_a_step(&self, tenant: TenantId, reached: &mut Reached) -> Result<Option<EraseStep>, TenancyError> {
         let mut tx = SystemTx::begin(&self.system, RUN, "erase a tenant").await?;
         lifecycle::lock_tenant(&mut tx, tenant).await?;
         let Some(erasure) = store::find_locked(&mut tx, tenant).await? else {
@@ -73,12 +83,32 @@ impl Erasures {
             EraseState::Requested => return Err(TenancyError::Erasure { present: Some(erasure.state) }),
             EraseState::Approved | EraseState::Failed => self.start(&mut tx, &erasure).await?,
             EraseState::Running => return self.go_on(tx, erasure, reached).await,
-            EraseState::Done => self.finish(&mut tx, erasure).await?,
+            EraseState::Done => return Ok(None),
         };
         tx.commit().await?;
-        if matches!(step, EraseStep::Begun) {
-            self.wait_until_left(tenant).await?;
-        }
+        self.wait_until_left(tenant).await?;
+        Ok(Some(step))
+    }
+
+    /// Ends an erasure of which no step is left, or goes back to the tables that have rows again.
+    ///
+    /// Rows that do not refer to the tenant by a foreign key, such as usage events, are added under a shared lock of its row:
+    /// with the row taken whole, none is on its way, and whoever waits for the row finds the tenant erased.
+    async fn end(&self, tenant: TenantId) -> Result<EraseStep, TenancyError> {
+        let mut tx = SystemTx::begin(&self.system, RUN, "end the erasure of a tenant").await?;
+        tenant::lock_to_remove_in(&mut tx, tenant).await?;
+        let Some(erasure) = store::find_locked(&mut tx, tenant).await? else {
+            return Err(TenancyError::Erasure { present: None });
+        };
+        let step = match erasure.state {
+            EraseState::Requested | EraseState::Approved | EraseState::Failed => {
+                return Err(TenancyError::Erasure { present: Some(erasure.state) });
+            }
+            // Another run has found rows meanwhile: the next step erases them.
+            EraseState::Running if store::next(&mut tx, tenant).await?.is_some() => return Ok(EraseStep::Begun),
+            EraseState::Running | EraseState::Done => self.finish(&mut tx, erasure).await?,
+        };
+        tx.commit().await?;
         Ok(step)
     }
 
@@ -121,7 +151,7 @@ impl Erasures {
         mut tx: SystemTx,
         erasure: Erasure,
         reached: &mut Reached,
-    ) -> Result<EraseStep, TenancyError> {
+    ) -> Result<Option<EraseStep>, TenancyError> {
         let tenant = erasure.tenant;
         let step = match store::next(&mut tx, tenant).await? {
             Some(Next::Table { name, at_place: false }) => self.batch(&mut tx, tenant, name).await?,
@@ -137,11 +167,11 @@ impl Erasures {
                 *reached = place.into_pool();
                 EraseStep::PlaceShut
             }
-            Some(Next::Remove) => return self.remove(tx, &erasure, reached).await,
-            None => self.finish(&mut tx, erasure).await?,
+            Some(Next::Remove) => return self.remove(tx, &erasure, reached).await.map(Some),
+            None => return Ok(None),
         };
         tx.commit().await?;
-        Ok(step)
+        Ok(Some(step))
     }
 
     /// The place that a step was listed for.

@@ -130,6 +130,10 @@ impl Request<'_, '_> {
             },
         };
         std::mem::take(&mut self.params).finish()?;
+        if at_end.is_some() && sub.schedule.is_some() {
+            let message = "The subscription is managed by the subscription schedule, and updating any cancelation behavior directly is not allowed.";
+            return Err(ApiError::new(400, REFUSED, "", message));
+        }
         if items != sub.items {
             self.engine.change(id, items, prorate, failing, at).map_err(|why| match why {
                 Unmade::Declined => ApiError::declined(),
@@ -204,6 +208,14 @@ impl Request<'_, '_> {
         schedule
             .map(|schedule| payload::schedule(schedule, self.engine.livemode))
             .ok_or_else(|| ApiError::not_found("subscription_schedule", id))
+    }
+
+    pub(super) fn list_schedules(mut self) -> Outcome {
+        let customer = self.params.take("customer");
+        let fits = |schedule: &SimSchedule| customer.as_ref().is_none_or(|customer| schedule.customer == *customer);
+        let ids = Self::all(&self.engine.world.schedules, fits);
+        let shown = ids.into_iter().filter_map(|id| Some((id.clone(), self.schedule(&id).ok()?))).collect();
+        self.page("/v1/subscription_schedules", shown)
     }
 
     fn active_schedule(&self, id: &str) -> Result<SimSchedule, ApiError> {

@@ -91,6 +91,24 @@ impl Request<'_, '_> {
         self.done(ObjectKind::Customer, &id)
     }
 
+    pub(super) fn update_customer(mut self, id: &str) -> Outcome {
+        let email = self.params.take("email");
+        if email.as_deref().is_some_and(|email| !email.contains('@')) {
+            return Err(ApiError::invalid("email_invalid", "email"));
+        }
+        let (name, address) = (self.params.take("name"), self.params.map("address"));
+        std::mem::take(&mut self.params).finish()?;
+        let customer = self.engine.world.customers.get_mut(id).filter(|customer| !customer.deleted);
+        let customer = customer.ok_or_else(|| ApiError::not_found("customer", id))?;
+        customer.email = email.or(customer.email.take());
+        customer.name = name.or(customer.name.take());
+        if !address.is_empty() {
+            customer.address = Some(address.into_iter().filter(|(_, text)| !text.is_empty()).collect());
+        }
+        self.engine.emit("customer.updated", ObjectKind::Customer, id);
+        self.done(ObjectKind::Customer, id)
+    }
+
     pub(super) fn list_customers(mut self) -> Outcome {
         let from = self.params.instant("created[gte]")?;
         let fits = |customer: &crate::testing::world::SimCustomer| {

@@ -123,7 +123,7 @@ type Outcome = Result<Value, ApiError>;
 /// Answers one request, or says how it fails to.
 pub(super) fn handle(engine: &mut Engine<'_>, request: &ApiRequest) -> (ApiResponse, Manner) {
     engine.world.calls += 1;
-    let fault = engine.world.faults.pop_front();
+    let fault = engine.world.faults.pop_front().flatten();
     let unbegun = |status: u16, kind, code, retry_after| {
         let error = ApiError::new(status, kind, code, "injected");
         (ApiResponse { retry_after, ..answer(status, &error.body()) }, Manner::Whole)
@@ -245,6 +245,7 @@ fn route(request: Request<'_, '_>, method: &str, path: &str) -> Outcome {
         ("POST", ["customers"]) => request.create_customer(),
         ("GET", ["customers"]) => request.list_customers(),
         ("GET", ["customers", id]) => request.customer(id),
+        ("POST", ["customers", id]) => request.update_customer(id),
         ("DELETE", ["customers", id]) => request.delete_customer(id),
         ("POST", ["checkout", "sessions"]) => request.open_checkout(),
         ("GET", ["checkout", "sessions"]) => request.list_checkouts(),
@@ -258,6 +259,7 @@ fn route(request: Request<'_, '_>, method: &str, path: &str) -> Outcome {
         ("DELETE", ["subscriptions", id]) => request.cancel_subscription(id),
         ("POST", ["subscriptions", id, "resume"]) => request.resume_subscription(id),
         ("POST", ["subscription_schedules"]) => request.attach_schedule(),
+        ("GET", ["subscription_schedules"]) => request.list_schedules(),
         ("POST", ["subscription_schedules", id]) => request.plan_phases(id),
         ("POST", ["subscription_schedules", id, "release"]) => request.release_schedule(id),
         ("POST", ["invoices", "create_preview"]) => request.preview(),

@@ -1,6 +1,6 @@
 -- What the application's login ($1) may call. An invoker's function can do no more than its caller.
 select p.oid::regprocedure::text, format('%I.%I', n.nspname, p.proname), p.prokind::text,
-       p.prosecdef or exists (select from unnest(p.proconfig) s where s !~ '^search_path='),
+       p.prosecdef or exists (select from unnest(p.proconfig) s where s !~ '^(search_path|plan_cache_mode)='),
        array(select t.oid::bigint
              from unnest(string_to_array(nullif(p.proargtypes::text, ''), ' ')) with ordinality as u (arg, place)
              join pg_type t on t.oid = u.arg::oid order by u.place),

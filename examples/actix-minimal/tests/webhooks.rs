@@ -1,0 +1,159 @@
+//! The webhook endpoints of both frameworks, over real HTTP: what Stripe signed gets through byte for byte, and nothing else.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{net::SocketAddr, sync::Arc};
+
+use actix_web::{HttpServer, dev::ServerHandle};
+use async_trait::async_trait;
+use axum::{Router, extract::DefaultBodyLimit};
+use saas_billing::{
+    Accepted, Billing, BillingConfig, BillingError, Mode, SIGNATURE_HEADER, SigningSecrets, WebhookProcessor,
+    testing::StripeSimulator,
+    web::{actix::endpoint, tower::WebhookEndpoint},
+};
+use saas_core::{PlanCatalog, SharedClock, testing::TestDatabase};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+};
+
+const PATH: &str = "/webhooks/stripe";
+const LIMIT: usize = 64 * 1024;
+
+/// One processor behind both.
+struct Endpoints {
+    axum: SocketAddr,
+    actix: SocketAddr,
+    handle: ServerHandle,
+}
+
+impl Endpoints {
+    async fn of(processor: Arc<dyn WebhookProcessor>) -> Self {
+        // Limits of the application's own do not come in between.
+        let router = Router::new().route_service(PATH, WebhookEndpoint::new(Arc::clone(&processor)));
+        let router = router.layer(DefaultBodyLimit::max(16));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let axum = listener.local_addr().unwrap();
+        tokio::spawn(axum::serve(listener, router).into_future());
+        let server = HttpServer::new(move || {
+            let limit = actix_web::web::PayloadConfig::new(16);
+            let app = actix_web::App::new().app_data(limit);
+            app.service(endpoint(PATH, Arc::clone(&processor)))
+        });
+        let server = server.workers(1).disable_signals().bind("127.0.0.1:0").unwrap();
+        let actix = server.addrs()[0];
+        let server = server.run();
+        let handle = server.handle();
+        tokio::spawn(server);
+        Self { axum, actix, handle }
+    }
+
+    /// The status that both answer.
+    async fn send(&self, head: &str, body: &[u8]) -> u16 {
+        let (axum, actix) = (send(self.axum, head, body).await, send(self.actix, head, body).await);
+        assert_eq!(axum, actix, "axum answers the one, actix the other, to:\n{head}");
+        axum
+    }
+
+    async fn post(&self, headers: &[(&str, &str)], body: &[u8]) -> u16 {
+        let mut head = format!("POST {PATH} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n", body.len());
+        for (name, value) in headers {
+            head += &format!("{name}: {value}\r\n");
+        }
+        self.send(&head, body).await
+    }
+}
+
+async fn send(to: SocketAddr, head: &str, body: &[u8]) -> u16 {
+    let mut stream = TcpStream::connect(to).await.unwrap();
+    stream.write_all(format!("{head}connection: close\r\n\r\n").as_bytes()).await.unwrap();
+    // Who stops reading answers before all is sent.
+    let _ = stream.write_all(body).await;
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer).await;
+    let answer = String::from_utf8_lossy(&answer).into_owned();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+    assert!(body.is_empty() || body.trim() == "0", "an answer says nothing to whoever asks: {answer}");
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
+    assert!(status != Some(405) || head.to_ascii_lowercase().contains("allow: post"), "{head}");
+    status.unwrap_or(0)
+}
+
+fn chunked(body: &[u8]) -> Vec<u8> {
+    let mut chunks = Vec::new();
+    for chunk in body.chunks(1_000) {
+        chunks.extend_from_slice(format!("{:x}\r\n", chunk.len()).as_bytes());
+        chunks.extend_from_slice(chunk);
+        chunks.extend_from_slice(b"\r\n");
+    }
+    chunks.extend_from_slice(b"0\r\n\r\n");
+    chunks
+}
+
+// W1, W2, W39
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_stripe_signed_gets_through_byte_for_byte_and_nothing_else() {
+    let db = TestDatabase::start(&[&saas_core::SCHEMA, &saas_billing::SCHEMA]).await;
+    let stripe = StripeSimulator::new("whsec_test_0123456789abcdef", db.clock().clone()).unwrap();
+    let catalog = PlanCatalog::from_toml(include_str!("../../axum-minimal/plans.toml")).unwrap();
+    let secrets = SigningSecrets::new(vec![stripe.secret()]).unwrap();
+    let config = BillingConfig::new(catalog, secrets, Mode::Test).with_body_limit(LIMIT);
+    let clock: SharedClock = Arc::new(db.clock().clone());
+    let billing = Billing::new(config, Arc::new(db.tenants().clone()), db.system().clone(), clock);
+    let endpoints = Endpoints::of(Arc::new(billing)).await;
+    let mut owner = db.owner().await;
+    let mut receipts = async || -> i64 {
+        sqlx::query_scalar("select count(*) from saas.billing_receipt").fetch_one(&mut owner).await.unwrap()
+    };
+
+    // Pretty-printed, with characters that a parser would write in another way.
+    let body = "{\n  \"id\": \"evt_1\", \"object\": \"event\", \"type\": \"customer.updated\", \"created\": 1800000000,\n  \
+                \"livemode\": false, \"data\": {\"object\": {\"id\": \"cus_1\", \"object\": \"customer\", \"name\": \"\\u00e4 ä /\"}}}\n";
+    let body = body.as_bytes();
+    let signature = stripe.sign(body);
+    let signed = (SIGNATURE_HEADER, signature.as_str());
+    for content_type in ["application/json; charset=utf-8", "text/plain", "application/x-www-form-urlencoded"] {
+        assert_eq!(endpoints.post(&[signed, ("content-type", content_type)], body).await, 200, "{content_type}");
+    }
+    let head = format!(
+        "POST {PATH} HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n{SIGNATURE_HEADER}: {signature}\r\n"
+    );
+    assert_eq!(endpoints.send(&head, &chunked(body)).await, 200);
+    assert_eq!(receipts().await, 1, "six deliveries of one event");
+
+    assert_eq!(endpoints.post(&[], body).await, 400, "nobody signed it");
+    let mut tampered = body.to_vec();
+    let last = tampered.len() - 1;
+    tampered[last] = b' ';
+    assert_eq!(endpoints.post(&[signed], &tampered).await, 400, "one byte");
+    assert_eq!(endpoints.send(&format!("GET {PATH} HTTP/1.1\r\nhost: localhost\r\n"), b"").await, 405);
+    assert_eq!(endpoints.send(&format!("PUT {PATH} HTTP/1.1\r\nhost: localhost\r\n"), b"").await, 405);
+    let large = vec![b' '; LIMIT + 1];
+    let signature = stripe.sign(&large);
+    assert_eq!(endpoints.post(&[(SIGNATURE_HEADER, &signature)], &large).await, 413);
+    let head = format!(
+        "POST {PATH} HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n{SIGNATURE_HEADER}: {signature}\r\n"
+    );
+    assert_eq!(endpoints.send(&head, &chunked(&large)).await, 413, "of unknown length");
+    assert_eq!(receipts().await, 1, "nothing of that was kept");
+    endpoints.handle.stop(false).await;
+}
+
+/// A processor that cannot store anything at present.
+#[derive(Debug)]
+struct Slow;
+
+#[async_trait]
+impl WebhookProcessor for Slow {
+    async fn process(&self, _: &[u8], _: &str) -> Result<Accepted, BillingError> {
+        Err(BillingError::TooSlow { seconds: 5 })
+    }
+}
+
+// W4: Stripe comes again
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_could_not_be_stored_is_asked_for_again() {
+    let endpoints = Endpoints::of(Arc::new(Slow)).await;
+    assert_eq!(endpoints.post(&[(SIGNATURE_HEADER, "t=1,v1=00")], b"{}").await, 503);
+    endpoints.handle.stop(false).await;
+}

@@ -1,0 +1,290 @@
+//! A tenant that comes to its plan with more than that allows: what the gate answers, and from when to when. On a real
+//! PostgreSQL, as the application role, in two gates that stand for two processes.
+
+use std::sync::Arc;
+
+use chrono::TimeDelta;
+use saas_core::{
+    Actor, Clock, FeatureKey, IdempotencyKey, MeterKey, PlanCatalog, PlanKey, RequestContext, SharedClock,
+    TenantContext,
+    plan::OverLimitState,
+    subscription::{AccessLevel, PastPlan, PlanAssignment},
+    testing::TestDatabase,
+};
+use saas_entitlements::{
+    Adjustments, AssignedPlans, Assignments, Consumption, Correction, Entitlements, EntitlementsError, FeatureRequired,
+    Meter, PostgresCounters, PostgresSource, Reason, RevisionListener, SCHEMA, UpgradeLink,
+    memory::{MemoryCounters, MemorySource},
+    usage::{Rebuild, UsagePipeline},
+};
+
+const EXPORT: FeatureKey = FeatureKey::from_static("export");
+const VIEW: FeatureKey = FeatureKey::from_static("view");
+const FILES: MeterKey = MeterKey::from_static("files");
+const SEATS: MeterKey = MeterKey::from_static("seats");
+const CALLS: MeterKey = MeterKey::from_static("calls");
+
+const PLANS: &str = r#"
+    default_plan = "free"
+    [features]
+    export = { kind = "boolean", fail = "closed" }
+    view = { kind = "boolean", fail = "open", min_access = "restricted" }
+    [meters]
+    files = { aggregation = "sum" }
+    seats = { aggregation = "sum" }
+    calls = { aggregation = "sum" }
+    [plans.free]
+    rank = 0
+    [[plans.free.versions]]
+    version = 1
+    grants = { export = true, view = true }
+    [plans.free.versions.limits]
+    files = { max = 5, window = "lifetime", overage = "block", over_limit = "read_only" }
+    seats = { max = 3, window = "lifetime", overage = "block", over_limit = { grace_days = 14 } }
+    calls = { max = 10, window = "day", overage = "block", over_limit = "read_only" }
+    [plans.team]
+    rank = 1
+    [[plans.team.versions]]
+    version = 1
+    grants = { export = true, view = true }
+    [plans.team.versions.limits]
+    files = { max = 8, window = "lifetime", overage = "block" }
+    seats = { max = 5, window = "lifetime", overage = "block" }
+    calls = { max = 50, window = "day", overage = "block" }
+    [plans.pro]
+    rank = 2
+    [[plans.pro.versions]]
+    version = 1
+    grants = { export = true, view = true }
+    [plans.pro.versions.limits]
+    files = { max = 100, window = "lifetime", overage = "block" }
+    seats = { max = 10, window = "lifetime", overage = "block" }
+    calls = { max = 100, window = "day", overage = "block" }
+"#;
+
+/// Words as a key.
+fn key_of(words: &str) -> IdempotencyKey {
+    words.replace(' ', "-").parse().unwrap()
+}
+
+struct App {
+    database: TestDatabase,
+    here: Entitlements,
+    /// Another process, which only hears.
+    there: Entitlements,
+    _listener: RevisionListener,
+    meter: Meter,
+    adjustments: Adjustments,
+    assignments: Assignments,
+    pipeline: UsagePipeline,
+    acme: RequestContext,
+}
+
+impl App {
+    /// A tenant on `pro`, at noon.
+    async fn start() -> Self {
+        let database = TestDatabase::builder().max_system_connections(6).start(&[&saas_core::SCHEMA, &SCHEMA]).await;
+        let acme = database.create_tenant("acme").await;
+        let noon = (database.clock().now() + TimeDelta::days(1)).date_naive().and_hms_opt(12, 0, 0).unwrap().and_utc();
+        database.clock().advance(noon - database.clock().now());
+        let clock: SharedClock = Arc::new(database.clock().clone());
+        let binding = Arc::new(database.tenants().clone());
+        let catalog = PlanCatalog::from_toml(PLANS).unwrap();
+        let plans = Arc::new(AssignedPlans::new(binding.clone(), &catalog));
+        let source = Arc::new(PostgresSource::new(binding.clone(), plans));
+        let link = UpgradeLink::new("/billing?plan={plan}").unwrap();
+        let gate = || Entitlements::new(catalog.clone(), source.clone(), clock.clone()).with_upgrade_link(link.clone());
+        let (here, there) = (gate(), gate());
+        let listener = RevisionListener::start(there.clone(), database.options("saas_app"));
+        let flushes = there.stats().flushes;
+        while there.stats().flushes == flushes {
+            tokio::task::yield_now().await;
+        }
+        let counters = Arc::new(PostgresCounters::new(binding));
+        let app = Self {
+            meter: Meter::new(here.clone(), counters.clone()),
+            adjustments: Adjustments::new(here.clone(), counters),
+            assignments: Assignments::new(database.system().clone(), here.clone(), clock.clone()),
+            pipeline: UsagePipeline::new(database.system().clone(), clock),
+            database,
+            here,
+            there,
+            _listener: listener,
+            acme,
+        };
+        app.change_plan("pro").await;
+        app
+    }
+
+    fn advance(&self, by: TimeDelta) {
+        self.database.clock().advance(by);
+        self.here.tick();
+        self.there.tick();
+    }
+
+    async fn change_plan(&self, to: &'static str) {
+        let plan = PlanAssignment::active(PlanKey::from_static(to));
+        self.assignments.put_assignment(self.acme.tenant(), plan, &Actor::system("test")).await.unwrap();
+    }
+
+    async fn consume(&self, meter: &MeterKey, amount: u64, key: &str) -> Consumption {
+        self.meter.consume(&self.acme, meter, amount, &key_of(key)).await.unwrap()
+    }
+
+    async fn correct(&self, meter: &MeterKey, amount: i64, key: &str) {
+        let at = self.database.clock().now();
+        let (key, reason) = (key_of(key), "a test".into());
+        let correction = Correction { meter: meter.clone(), amount, key, item: None, member: None, at, reason };
+        let _ = self.adjustments.correct(&self.acme, correction).await.unwrap();
+    }
+
+    async fn enabled(&self, gate: &Entitlements) -> (bool, bool) {
+        let snapshot = gate.snapshot(self.acme.tenant()).await;
+        let answers = (snapshot.is_feature_enabled(&EXPORT), snapshot.is_feature_enabled(&VIEW));
+        assert_eq!(snapshot.explain(&EXPORT).unwrap().enabled, answers.0);
+        assert_eq!(snapshot.require(&EXPORT).is_ok(), answers.0);
+        answers
+    }
+
+    /// The other process hears of it, by itself. Ends with the test's time where it does not.
+    async fn heard(&self, expected: (bool, bool)) {
+        while self.enabled(&self.there).await != expected {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    async fn refused(&self) -> FeatureRequired {
+        let refused = self.here.require(self.acme.tenant(), &EXPORT).await;
+        let Err(EntitlementsError::FeatureRequired(refused)) = refused else { unreachable!("{refused:?}") };
+        *refused
+    }
+}
+
+const READ_ONLY: (bool, bool) = (false, true);
+const FREE: (bool, bool) = (true, true);
+
+// D9, f-E15
+#[tokio::test(flavor = "multi_thread")]
+async fn a_downgrade_below_what_is_used_lets_the_tenant_only_read_until_it_has_less() {
+    let app = App::start().await;
+    let _ = app.consume(&FILES, 9, "nine files").await;
+    assert_eq!((app.enabled(&app.here).await, app.enabled(&app.there).await), (FREE, FREE));
+
+    app.change_plan("free").await;
+    assert_eq!(app.enabled(&app.here).await, READ_ONLY);
+    app.heard(READ_ONLY).await;
+    let refused = app.refused().await;
+    let Reason::OverLimit { excess, needs } = &refused.reason else { panic!("{refused}") };
+    assert_eq!((excess.meter.clone(), excess.used, excess.over, excess.until), (FILES, 9, 4, None));
+    assert_eq!(*needs, AccessLevel::Full);
+    assert_eq!(
+        refused.to_string(),
+        "`export` is paused: you have 9 of 5 `files`; remove 4 of them, or move to the plan `pro`: /billing?plan=pro"
+    );
+    assert_eq!(refused.http_status(), 402);
+    let told = app.here.snapshot(app.acme.tenant()).await.explain(&EXPORT).unwrap();
+    assert_eq!(told.access, AccessLevel::Restricted);
+    assert_eq!(
+        told.to_string(),
+        "`export` is off: `files` is 9 of 5, 4 too many, so the tenant may only read; it needs full access; `pro` is the \
+         first plan that has room for it."
+    );
+    assert!(told.in_full().ends_with("because `files` is 9 of 5, 4 too many."), "{}", told.in_full());
+    let by_the_meter = app.meter.over_limit_state(&app.acme).await.unwrap();
+    assert_eq!(by_the_meter, OverLimitState::ReadOnly, "both say the same");
+
+    app.correct(&FILES, -3, "three are gone").await;
+    assert_eq!(app.enabled(&app.there).await, READ_ONLY, "six of five");
+    app.correct(&FILES, -1, "one more").await;
+    app.heard(FREE).await;
+    let snapshot = app.there.snapshot(app.acme.tenant()).await;
+    app.here.hear(app.acme.tenant(), snapshot.revision());
+    assert_eq!(app.enabled(&app.here).await, FREE);
+    let revision = snapshot.revision();
+
+    // What has happened is counted whatever the limit, and what is more than it is noticed.
+    let _ = app.meter.record(&app.acme, &FILES, 1, &key_of("found one more")).await.unwrap();
+    app.heard(READ_ONLY).await;
+    let raised = app.there.snapshot(app.acme.tenant()).await.revision();
+    assert_eq!(raised.get(), revision.get() + 1, "only a use that crosses it raises the revision");
+    app.change_plan("pro").await;
+    app.heard(FREE).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenant_that_never_had_another_plan_is_refused_by_its_meters_alone() {
+    let app = App::start().await;
+    let _ = app.meter.record(&app.acme, &FILES, 900, &"many".parse().unwrap()).await.unwrap();
+    assert_eq!(app.enabled(&app.here).await, FREE, "`pro` blocks, and says nothing else");
+}
+
+// f-E15
+#[tokio::test(flavor = "multi_thread")]
+async fn a_grace_ends_by_itself_in_every_process() {
+    let app = App::start().await;
+    let _ = app.consume(&SEATS, 5, "five seats").await;
+    app.change_plan("free").await;
+    assert_eq!(app.enabled(&app.here).await, FREE, "in its grace");
+    app.heard(FREE).await;
+    let snapshot = app.here.snapshot(app.acme.tenant()).await;
+    assert_eq!(snapshot.next_boundary(), Some(app.database.clock().now() + TimeDelta::days(14)));
+    app.advance(TimeDelta::days(14));
+    assert_eq!((app.enabled(&app.here).await, app.enabled(&app.there).await), (READ_ONLY, READ_ONLY));
+    let refused = app.refused().await;
+    assert_eq!(refused.plan.as_ref().map(|plan| plan.plan.as_str()), Some("team"), "the lowest with room for five");
+    assert_eq!(app.meter.over_limit_state(&app.acme).await.unwrap(), OverLimitState::ReadOnly);
+    app.correct(&SEATS, -2, "two left").await;
+    app.heard(FREE).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_its_window_the_excess_is_over() {
+    let app = App::start().await;
+    let _ = app.consume(&CALLS, 20, "twenty calls").await;
+    app.change_plan("free").await;
+    assert_eq!(app.enabled(&app.here).await, READ_ONLY);
+    app.heard(READ_ONLY).await;
+    app.advance(TimeDelta::hours(12));
+    assert_eq!((app.enabled(&app.here).await, app.enabled(&app.there).await), (FREE, FREE), "a new day");
+    assert!(matches!(app.consume(&CALLS, 10, "ten calls").await, Consumption::Granted { .. }));
+    assert_eq!(app.enabled(&app.here).await, FREE);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rebuilt_counter_is_heard_of_where_it_turns_the_answer() {
+    let app = App::start().await;
+    let _ = app.consume(&FILES, 4, "four files").await;
+    app.change_plan("free").await;
+    app.heard(FREE).await;
+    sqlx::query("update saas.usage_counter set used = 9").execute(&mut app.database.owner().await).await.unwrap();
+    app.change_plan("free").await;
+    app.heard(READ_ONLY).await;
+    let windows = "select window_start from saas.usage_counter where meter = 'files'";
+    let start = sqlx::query_scalar(windows).fetch_one(&mut app.database.owner().await).await.unwrap();
+    let window = saas_core::plan::Window::Lifetime;
+    let mended = app.pipeline.rebuild(&app.acme, &FILES, window, start, Rebuild::Repair).await.unwrap();
+    assert!(mended.is_some_and(|drift| (drift.used, drift.events) == (9, 4)));
+    app.heard(FREE).await;
+}
+
+#[tokio::test]
+async fn plans_and_counters_in_memory_say_the_same() {
+    let noon = "2026-03-10T12:00:00Z".parse().unwrap();
+    let clock: SharedClock = Arc::new(saas_core::TestClock::at(noon));
+    let counters = Arc::new(MemoryCounters::new());
+    let tenants = MemorySource::new().with_counters(counters.clone());
+    let gate = Entitlements::new(PlanCatalog::from_toml(PLANS).unwrap(), Arc::new(tenants.clone()), clock.clone());
+    let meter = Meter::new(gate.clone(), counters);
+    let acme = RequestContext::new_at(saas_core::TenantId::mint_at(clock.now()), Actor::system("test"), clock.now());
+    let on = |plan: &'static str| PlanAssignment::active(PlanKey::from_static(plan));
+    gate.hear(acme.tenant(), tenants.put_plan(acme.tenant(), on("pro")));
+    let _ = meter.consume(&acme, &FILES, 9, &"nine".parse().unwrap()).await.unwrap();
+    let before = vec![PastPlan { plan: PlanKey::from_static("pro"), version: Some(1), since: None }];
+    let downgraded = PlanAssignment { since: Some(clock.now()), before, ..on("free") };
+    gate.hear(acme.tenant(), tenants.put_plan(acme.tenant(), downgraded));
+    let snapshot = gate.snapshot(acme.tenant()).await;
+    assert_eq!((snapshot.is_feature_enabled(&EXPORT), snapshot.is_feature_enabled(&VIEW)), READ_ONLY);
+    assert_eq!(snapshot.excess().map(|excess| excess.over), Some(4));
+    assert_eq!(snapshot.access(), AccessLevel::Full, "the standing is what billing says");
+    assert!(tenants.raise(acme.tenant()).is_some());
+}
