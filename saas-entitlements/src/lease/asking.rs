@@ -132,9 +132,18 @@ impl Inner {
                 }
                 Ok(lent)
             }
-            Ok(not @ (Borrowed::Refused { .. } | Borrowed::Outdated { .. })) => {
+            Ok(refused @ Borrowed::Refused { used, .. }) => {
                 cell.add(rest);
-                Ok(not)
+                // What lost holders had may have reached a threshold. What this one has not reported is not counted yet.
+                let counted = used.saturating_sub(state.held.as_ref().map_or(0, |held| spent - held.reported));
+                if counted >= state.due_from(rule) {
+                    self.announce(cell, state, rule, counted, now).await;
+                }
+                Ok(refused)
+            }
+            Ok(outdated @ Borrowed::Outdated { .. }) => {
+                cell.add(rest);
+                Ok(outdated)
             }
             Ok(Borrowed::Fenced) => {
                 state.held = None;

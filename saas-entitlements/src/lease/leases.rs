@@ -216,7 +216,7 @@ impl fmt::Debug for Leases {
 /// Ticks until the leases are gone.
 async fn keep_reporting(leases: Weak<Inner>) {
     let Some(period) = leases.upgrade().map(|inner| inner.options.tick) else { return };
-    let mut ticks = tokio::time::interval(period);
+    let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + period, period);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;

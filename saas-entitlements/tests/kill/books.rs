@@ -1,6 +1,7 @@
 //! Whether the books of the living database balance.
 
 use saas_core::{MeterKey, TenantId, testing::TestDatabase};
+use saas_entitlements::{THRESHOLD_TOPIC, ThresholdCrossed};
 
 use crate::{CALLS_LIMIT, JOBS_LIMIT, TAPS_LIMIT, TOKENS_LIMIT, journal::Noted};
 
@@ -67,6 +68,21 @@ impl<'a> Books<'a> {
         .unwrap();
         assert_eq!(ended, all);
         assert!(all > 0, "nothing was lent");
+    }
+
+    /// The warnings of a meter that were given, in percent.
+    pub(crate) async fn warnings(&self, meter: &MeterKey) -> Vec<u16> {
+        let payloads: Vec<Vec<u8>> =
+            sqlx::query_scalar("select payload from saas.outbox where tenant_id = $1 and topic = $2 order by id")
+                .bind(self.tenant.as_uuid())
+                .bind(THRESHOLD_TOPIC.as_str())
+                .fetch_all(&mut self.database.owner().await)
+                .await
+                .unwrap();
+        let events = payloads.iter().map(|payload| serde_json::from_slice::<ThresholdCrossed>(payload).unwrap());
+        let mut percents: Vec<_> = events.filter(|event| event.meter == *meter).map(|event| event.percent).collect();
+        percents.sort_unstable();
+        percents
     }
 
     /// Of a meter's units: held.

@@ -82,7 +82,7 @@ rank = 0
 [[plans.free.versions]]
 version = 1
 limits.jobs = { max = 8_000, window = 'lifetime', overage = 'block' }
-limits.calls = { max = 460_000, window = 'lifetime', overage = 'block' }
+limits.calls = { max = 460_000, window = 'lifetime', overage = 'block', warn = [50, 100] }
 limits.taps = { max = 30_000, window = 'lifetime', overage = 'block' }
 limits.tokens = { max = 4_000, window = 'lifetime', overage = 'block' }
 [plans.pro]
@@ -91,7 +91,7 @@ rank = 1
 version = 1
 grants = { export = true }
 limits.jobs = { max = 8_000, window = 'lifetime', overage = 'block' }
-limits.calls = { max = 460_000, window = 'lifetime', overage = 'block' }
+limits.calls = { max = 460_000, window = 'lifetime', overage = 'block', warn = [50, 100] }
 limits.taps = { max = 30_000, window = 'lifetime', overage = 'block' }
 limits.tokens = { max = 4_000, window = 'lifetime', overage = 'block' }
 ";
@@ -190,6 +190,8 @@ async fn whatever_is_killed_no_unit_is_lost_doubled_or_granted_beyond_the_limit(
     let (lost_taps, taps) = taps::are_accounted_for(&books, &noted, rests.taps).await;
     // By lease, without keys: what was granted is counted, and nothing is counted that was not begun or lost with a lease.
     assert_eq!(recorded + stranded, CALLS_LIMIT);
+    // Each warning once, whoever died between what reached it and the saying so.
+    assert_eq!(books.warnings(&CALLS).await, [50, 100]);
     let (least, most) = (noted.calls_least + rests.calls, noted.calls_most + rests.calls + rests.calls_in_doubt);
     assert!(least <= CALLS_LIMIT, "{least} were granted");
     assert!(recorded <= most, "{recorded} recorded of {most} begun");

@@ -209,6 +209,21 @@ async fn a_report_that_reaches_a_threshold_announces_it() {
     assert!(matches!(direct, saas_entitlements::Consumption::Granted { crossed, .. } if crossed.is_empty()));
 }
 
+// C11, C18
+#[tokio::test]
+async fn what_a_lost_holder_had_announces_what_it_reaches() {
+    let app = App::start().await;
+    let lost = app.process(of_size(500).with_life(Duration::ZERO));
+    assert!(lost.consume(&app.acme, &CALLS, 600).await.unwrap().is_granted());
+    assert_eq!(app.balance(&CALLS, Window::Day).await, (600, 200));
+    let next = app.process(of_size(50));
+    let refused = next.consume(&app.acme, &CALLS, 300).await.unwrap();
+    assert!(matches!(refused, LeasedUse::Exhausted { used: 800, held: 0, .. }), "{refused:?}");
+    assert_eq!(app.crossed().await, [(80, 800)]);
+    assert!(!next.consume(&app.acme, &CALLS, 300).await.unwrap().is_granted());
+    assert_eq!(app.crossed().await.len(), 1, "once");
+}
+
 // f-M9
 #[tokio::test]
 async fn what_is_left_over_is_carried_before_it_is_too_late_when_a_window_begins_with_a_lease() {
