@@ -245,7 +245,6 @@ async fn is_clean(connection: &mut PgConnection, sessions: Sessions, served: Opt
     })
 }
 
-#[expect(clippy::disallowed_types, reason = "literals of this module, a number, and a schema's mark")]
 async fn ask(connection: &mut PgConnection, question: sqlx::AssertSqlSafe<String>) -> Result<PgRow, sqlx::Error> {
     sqlx::raw_sql(question).fetch_one(connection).await
 }
