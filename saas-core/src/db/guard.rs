@@ -224,19 +224,19 @@ async fn is_clean(connection: &mut PgConnection, sessions: Sessions, served: Opt
     let nonce = next_nonce();
     let row = match (sessions, served) {
         (Sessions::Own, None) => {
-            let checked = ask(connection, sqlx::AssertSqlSafe(check(nonce))).await;
+            let checked = ask(connection, check(nonce)).await;
             match checked {
                 Err(error) if is_not_prepared(&error) => {
                     let prepare = format!("prepare {CHECK} (bigint) as select $1{IS_CLEAN}");
-                    ask(connection, sqlx::AssertSqlSafe(format!("{prepare}; {}", check(nonce)))).await
+                    ask(connection, format!("{prepare}; {}", check(nonce))).await
                 }
                 checked => checked,
             }
         }
         (Sessions::Own, Some(served)) => {
-            ask(connection, with_nonce("select ", nonce, &format!("{IS_CLEAN}, {}", served.count()))).await
+            ask(connection, with_nonce("select ", nonce, &format!("{IS_CLEAN}, {}", served.count())).0).await
         }
-        (Sessions::Shared, _) => ask(connection, with_nonce("select ", nonce, IS_CLEAN)).await,
+        (Sessions::Shared, _) => ask(connection, with_nonce("select ", nonce, IS_CLEAN).0).await,
     };
     row.is_ok_and(|row| {
         answers(Some(&row), nonce)
@@ -245,8 +245,8 @@ async fn is_clean(connection: &mut PgConnection, sessions: Sessions, served: Opt
     })
 }
 
-async fn ask(connection: &mut PgConnection, question: sqlx::AssertSqlSafe<String>) -> Result<PgRow, sqlx::Error> {
-    sqlx::raw_sql(question).fetch_one(connection).await
+async fn ask(connection: &mut PgConnection, question: String) -> Result<PgRow, sqlx::Error> {
+    sqlx::raw_sql(sqlx::AssertSqlSafe(question)).fetch_one(connection).await
 }
 
 /// The check, as a session of our own has it prepared: to plan it each time took longer than to make it.
