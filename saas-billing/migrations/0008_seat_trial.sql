@@ -13,7 +13,7 @@ create table saas.billing_seat (
 select saas.fence('saas.billing_seat', 'select, insert, update, delete');
 grant select, insert, update, delete on saas.billing_seat to saas_system;
 
--- One trial for ever: a row is never changed.
+-- One trial for ever: a row is never changed, and goes with its tenant, whose marks below stay.
 create table saas.billing_trial (
     tenant_id    uuid not null references saas.tenant (id) on delete restrict,
     livemode     boolean not null,
@@ -23,7 +23,7 @@ create table saas.billing_trial (
     primary key (tenant_id, livemode)
 );
 select saas.fence('saas.billing_trial', 'select');
-grant insert on saas.billing_trial to saas_system;
+grant select, insert, delete on saas.billing_trial to saas_system;
 
 -- What tells that two tenants are one: hashes of what the application passes (a card's fingerprint, a domain). They outlive
 -- the tenant, so that erasing one does not bring another trial: no reference, and nothing that could be read back.
