@@ -55,6 +55,10 @@ impl Field {
         self.gate.is_enabled(id, self.handles[feature]).if_ready() == Some(true)
     }
 
+    fn remembers(&self, id: TenantId) -> bool {
+        self.gate.is_enabled(id, self.handles[0]).if_ready().is_some()
+    }
+
     fn ask_by_name(&self, id: TenantId, feature: usize) -> bool {
         self.gate.is_feature_enabled(id, &self.keys[feature]).if_ready() == Some(true)
     }
@@ -72,8 +76,10 @@ impl Field {
             let answers = [self.ask_floor(*id, feature), self.ask_by_name(*id, feature), self.ask_moka(*id, feature)];
             assert_eq!(answers, [expected; 3], "floor, by name, moka");
         }
+        // A few tenants may have had to make room for others: their questions are misses.
+        let hits: Vec<_> = questions.of_thread(0).iter().filter(|(_, id, _)| self.remembers(*id)).collect();
         let counted = allocation_counter::measure(|| {
-            for (_, id, feature) in questions.of_thread(0) {
+            for (_, id, feature) in hits {
                 let feature = usize::from(*feature);
                 std::hint::black_box((self.ask_gate(*id, feature), self.ask_by_name(*id, feature)));
             }
