@@ -92,9 +92,21 @@ fails coherence::a_thousand_misses_at_once_are_one_read
 
 guard the next boundary ends an answer
 file  saas-entitlements/src/gate/shelf.rs
-edit  s/boundary.min(life)/boundary.max(life)/
+edit  s/end.min(life)/end.max(life)/
 test  --package saas-entitlements --test suite -- outage::
 fails outage::a_boundary_that_passes_while_cached_changes_the_answer_without_any_read
+
+guard usage read anew where time brought another limit to look at
+file  saas-entitlements/src/gate/core.rs
+edit  s/is_none_or(|moved| !moved.watches_others())/is_none_or(|_| true)/
+test  --package saas-entitlements --test suite -- excess::
+fails excess::a_trial_that_ends_by_time_alone_leaves_the_gate_knowing_what_is_used
+
+guard telling the past of a use that turned the answer
+file  saas-entitlements/migrations/0012_usage_watch.sql
+edit  s/    where h.tenant_id = of_tenant and h.meter = of_counter .*/    where false/
+test  --package saas-entitlements --test suite -- excess::
+fails excess::nobody_has_to_ask_for_the_past_to_be_known
 
 guard the catalogue of a handle
 file  saas-entitlements/src/entitlements.rs

@@ -20,7 +20,7 @@ declare
     counted integer[];
     fresh integer;
     by_member boolean;
-    turned uuid[];
+    turned saas.usage_counter[];
     gone uuid;
 begin
     perform from saas.tenant t where t.id = any (tenants) order by t.id for key share;
@@ -77,14 +77,16 @@ begin
         from input i
         order by 1, 2, 3, 4
         on conflict (tenant_id, meter, window_kind, window_start) do update set used = c.used + excluded.used
-        returning c.tenant_id, c.meter, c.window_kind, c.window_start, c.used, c.by_member, c.over_above
+        returning c as counter
     )
-    select bool_or(a.by_member),
-           array_agg(distinct a.tenant_id) filter (where a.used > a.over_above and a.used - i.units <= a.over_above)
+    select bool_or((a.counter).by_member),
+           array_agg(a.counter order by i.tenant)
+               filter (where (a.counter).used > (a.counter).over_above and (a.counter).used - i.units <= (a.counter).over_above)
     into by_member, turned
     from added a
-    join input i on i.tenant = a.tenant_id and i.counter = a.meter and i.window_kind = a.window_kind and i.start = a.window_start;
-    perform saas.bump_revision(u.tenant) from unnest(turned) as u (tenant);
+    join input i on i.tenant = (a.counter).tenant_id and i.counter = (a.counter).meter
+                and i.window_kind = (a.counter).window_kind and i.start = (a.counter).window_start;
+    perform saas.usage_turn(u.tenant_id, u.meter, u.window_kind, u.window_start, moment) from unnest(turned) as u;
     if by_member then
         insert into saas.usage_member as m (tenant_id, meter, window_kind, window_start, member, used)
         select tenants[places[u.n]], counters[places[u.n]], window_kinds[places[u.n]], starts[places[u.n]], members[u.n],

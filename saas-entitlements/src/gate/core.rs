@@ -162,13 +162,15 @@ impl Core {
         now: DateTime<Utc>,
     ) -> (Option<Arc<Snapshot>>, Option<Launch>) {
         let Some(held) = self.table.find(tenant).and_then(|slot| self.table.held(slot)) else { return (None, None) };
-        if shelf.is_current(&held, now) {
+        let passed = held.holds_until().is_some_and(|end| end <= now) || now < held.at;
+        let moved = passed.then(|| held.at(now));
+        let is_read = moved.as_ref().is_none_or(|moved| !moved.watches_others());
+        if shelf.is_current(&held, now) && is_read {
             if held.origin == Origin::UnknownTenant {
                 count(&self.counters.unknown_tenants);
             }
-            if held.next_boundary.is_some_and(|boundary| boundary <= now) || now < held.at {
+            if let Some(moved) = moved.map(Arc::new) {
                 // Time alone changed an answer: no need to read anything.
-                let moved = Arc::new(held.at(now));
                 shelf.publish(&self.table, Arc::clone(&moved));
                 return (Some(moved), None);
             }

@@ -6,7 +6,7 @@
 use std::str::FromStr;
 
 use chrono::{DateTime, Utc};
-use saas_core::{CoreError, MeterKey, PageSize, SystemTx, TenantContext, TenantId, audit, plan::Window, revision};
+use saas_core::{CoreError, MeterKey, PageSize, SystemTx, TenantContext, TenantId, audit, plan::Window};
 use serde::Serialize;
 
 use super::{ACTOR, UsagePipeline};
@@ -199,7 +199,7 @@ impl UsagePipeline {
         .await
         .map_err(CoreError::from_database)?;
         if turned == Some(true) {
-            revision::bump_in(&mut tx, ctx.tenant()).await?;
+            crate::postgres::turn_in(&mut tx, ctx.tenant(), (meter, window, window_start), self.clock.now()).await?;
         }
         sqlx::query(
             "select saas.usage_detail_rebuild(tenant_id, meter, window_kind, window_start, by_member)

@@ -18,13 +18,13 @@ use saas_entitlements::{
     usage::{Rebuild, UsagePipeline},
 };
 
-const EXPORT: FeatureKey = FeatureKey::from_static("export");
-const VIEW: FeatureKey = FeatureKey::from_static("view");
-const FILES: MeterKey = MeterKey::from_static("files");
-const SEATS: MeterKey = MeterKey::from_static("seats");
-const CALLS: MeterKey = MeterKey::from_static("calls");
+pub(crate) const EXPORT: FeatureKey = FeatureKey::from_static("export");
+pub(crate) const VIEW: FeatureKey = FeatureKey::from_static("view");
+pub(crate) const FILES: MeterKey = MeterKey::from_static("files");
+pub(crate) const SEATS: MeterKey = MeterKey::from_static("seats");
+pub(crate) const CALLS: MeterKey = MeterKey::from_static("calls");
 
-const PLANS: &str = r#"
+pub(crate) const PLANS: &str = r#"
     default_plan = "free"
     [features]
     export = { kind = "boolean", fail = "closed" }
@@ -63,26 +63,26 @@ const PLANS: &str = r#"
 "#;
 
 /// Words as a key.
-fn key_of(words: &str) -> IdempotencyKey {
+pub(crate) fn key_of(words: &str) -> IdempotencyKey {
     words.replace(' ', "-").parse().unwrap()
 }
 
-struct App {
-    database: TestDatabase,
-    here: Entitlements,
+pub(crate) struct App {
+    pub(crate) database: TestDatabase,
+    pub(crate) here: Entitlements,
     /// Another process, which only hears.
-    there: Entitlements,
+    pub(crate) there: Entitlements,
     _listener: RevisionListener,
-    meter: Meter,
+    pub(crate) meter: Meter,
     adjustments: Adjustments,
-    assignments: Assignments,
+    pub(crate) assignments: Assignments,
     pipeline: UsagePipeline,
-    acme: RequestContext,
+    pub(crate) acme: RequestContext,
 }
 
 impl App {
     /// A tenant on `pro`, at noon.
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let database = TestDatabase::builder().max_system_connections(6).start(&[&saas_core::SCHEMA, &SCHEMA]).await;
         let acme = database.create_tenant("acme").await;
         let noon = (database.clock().now() + TimeDelta::days(1)).date_naive().and_hms_opt(12, 0, 0).unwrap().and_utc();
@@ -116,29 +116,29 @@ impl App {
         app
     }
 
-    fn advance(&self, by: TimeDelta) {
+    pub(crate) fn advance(&self, by: TimeDelta) {
         self.database.clock().advance(by);
         self.here.tick();
         self.there.tick();
     }
 
-    async fn change_plan(&self, to: &'static str) {
+    pub(crate) async fn change_plan(&self, to: &'static str) {
         let plan = PlanAssignment::active(PlanKey::from_static(to));
         self.assignments.put_assignment(self.acme.tenant(), plan, &Actor::system("test")).await.unwrap();
     }
 
-    async fn consume(&self, meter: &MeterKey, amount: u64, key: &str) -> Consumption {
+    pub(crate) async fn consume(&self, meter: &MeterKey, amount: u64, key: &str) -> Consumption {
         self.meter.consume(&self.acme, meter, amount, &key_of(key)).await.unwrap()
     }
 
-    async fn correct(&self, meter: &MeterKey, amount: i64, key: &str) {
+    pub(crate) async fn correct(&self, meter: &MeterKey, amount: i64, key: &str) {
         let at = self.database.clock().now();
         let (key, reason) = (key_of(key), "a test".into());
         let correction = Correction { meter: meter.clone(), amount, key, item: None, member: None, at, reason };
         let _ = self.adjustments.correct(&self.acme, correction).await.unwrap();
     }
 
-    async fn enabled(&self, gate: &Entitlements) -> (bool, bool) {
+    pub(crate) async fn enabled(&self, gate: &Entitlements) -> (bool, bool) {
         let snapshot = gate.snapshot(self.acme.tenant()).await;
         let answers = (snapshot.is_feature_enabled(&EXPORT), snapshot.is_feature_enabled(&VIEW));
         assert_eq!(snapshot.explain(&EXPORT).unwrap().enabled, answers.0);
@@ -147,7 +147,7 @@ impl App {
     }
 
     /// The other process hears of it, by itself. Ends with the test's time where it does not.
-    async fn heard(&self, expected: (bool, bool)) {
+    pub(crate) async fn heard(&self, expected: (bool, bool)) {
         while self.enabled(&self.there).await != expected {
             tokio::task::yield_now().await;
         }
@@ -160,8 +160,8 @@ impl App {
     }
 }
 
-const READ_ONLY: (bool, bool) = (false, true);
-const FREE: (bool, bool) = (true, true);
+pub(crate) const READ_ONLY: (bool, bool) = (false, true);
+pub(crate) const FREE: (bool, bool) = (true, true);
 
 // D9, f-E15
 #[tokio::test(flavor = "multi_thread")]
