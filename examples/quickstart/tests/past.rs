@@ -108,7 +108,7 @@ impl Shop {
         let source = PostgresSource::new(tenants, Arc::new(billing.clone()));
         let gate = Entitlements::new(catalog, Arc::new(source), clock.clone());
         gate.tick();
-        let overrides = Overrides::new(system, gate.clone(), clock);
+        let overrides = Overrides::new(system, gate.clone());
         let (meter, adjustments) =
             (Meter::new(gate.clone(), counters.clone()), Adjustments::new(gate.clone(), counters));
         Self { database, stripe, billing, gate, overrides, meter, adjustments, history, answered: Vec::new() }

@@ -8,7 +8,6 @@ use tokio::sync::{Semaphore, watch};
 
 use super::{
     GateOptions,
-    clock::GateClock,
     flight::{Launch, wait},
     shelf::{Coarse, Landed, LoadFailed, Shelf},
     staleness::{Staleness, Watch},
@@ -17,6 +16,7 @@ use super::{
 };
 use crate::{
     SnapshotSource,
+    clock::HeldClock,
     snapshot::{FeatureHandle, Origin, Snapshot},
 };
 
@@ -26,7 +26,7 @@ pub(crate) struct Core {
     pub(crate) fingerprint: u64,
     pub(crate) names: hashbrown::HashMap<FeatureKey, FeatureHandle, foldhash::fast::RandomState>,
     pub(crate) catalog: PlanCatalog,
-    pub(crate) clock: GateClock,
+    pub(crate) clock: HeldClock,
     pub(crate) counters: Counters,
     pub(crate) watch: Watch,
     pub(crate) options: GateOptions,
@@ -51,7 +51,7 @@ impl Core {
         let longest = options.ttl.max(options.unknown_ttl);
         let load_timeout = TimeDelta::from_std(options.load_timeout).unwrap_or(TimeDelta::MAX);
         let floor_life = longest + load_timeout + load_timeout;
-        let clock = GateClock::new(clock, options.max_skew);
+        let clock = HeldClock::new(clock, options.max_skew);
         let time = Coarse::new(clock.now(), longest);
         let max_floors = options.capacity.saturating_mul(2).max(1_024);
         Self {

@@ -93,7 +93,7 @@ impl UsagePipeline {
         &self,
         progress: &mut (dyn FnMut(&Maintained) + Send),
     ) -> Result<Maintained, EntitlementsError> {
-        let now = self.clock.now();
+        let now = self.now().await?;
         let mut done = Maintained::default();
         let this_month = month_of(now);
         let (parts, of_rest) = self.parts().await?;

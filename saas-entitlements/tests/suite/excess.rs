@@ -55,8 +55,7 @@ async fn what_was_beyond_a_limit_is_part_of_the_past() {
 async fn record_and_compare(seed: u64) {
     let app = App::start().await;
     let history = history(&app).await;
-    let clock: saas_core::SharedClock = std::sync::Arc::new(app.database.clock().clone());
-    let overrides = Overrides::new(app.database.system().clone(), app.here.clone(), clock);
+    let overrides = Overrides::new(app.database.system().clone(), app.here.clone());
     let mut random = fastrand::Rng::with_seed(seed);
     // At one instant the last answer counts.
     let mut answered = HashMap::new();

@@ -104,7 +104,7 @@ impl App {
         let app = Self {
             meter: Meter::new(here.clone(), counters.clone()),
             adjustments: Adjustments::new(here.clone(), counters),
-            assignments: Assignments::new(database.system().clone(), here.clone(), clock.clone()),
+            assignments: Assignments::new(database.system().clone(), here.clone()),
             pipeline: UsagePipeline::new(database.system().clone(), clock),
             database,
             here,
