@@ -3,17 +3,19 @@
 
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use chrono::TimeDelta;
 use saas_core::{
     Actor, Clock, FeatureKey, IdempotencyKey, MeterKey, PlanCatalog, PlanKey, RequestContext, SharedClock,
-    TenantContext,
+    TenantContext, TestClock,
     plan::OverLimitState,
     subscription::{AccessLevel, PastPlan, PlanAssignment},
     testing::TestDatabase,
 };
 use saas_entitlements::{
     Adjustments, AssignedPlans, Assignments, Consumption, Correction, Entitlements, EntitlementsError, FeatureRequired,
-    Meter, PostgresCounters, PostgresSource, Reason, RevisionListener, SCHEMA, UpgradeLink,
+    Meter, PostgresCounters, PostgresSource, Reason, Reservations, Reserved, RevisionListener, SCHEMA, Snapshot,
+    UpgradeLink,
     memory::{MemoryCounters, MemorySource},
     usage::{Rebuild, UsagePipeline},
 };
@@ -267,24 +269,172 @@ async fn a_rebuilt_counter_is_heard_of_where_it_turns_the_answer() {
     app.heard(FREE).await;
 }
 
-#[tokio::test]
-async fn plans_and_counters_in_memory_say_the_same() {
-    let noon = "2026-03-10T12:00:00Z".parse().unwrap();
-    let clock: SharedClock = Arc::new(saas_core::TestClock::at(noon));
-    let counters = Arc::new(MemoryCounters::new());
-    let tenants = MemorySource::new().with_counters(counters.clone());
-    let gate = Entitlements::new(PlanCatalog::from_toml(PLANS).unwrap(), Arc::new(tenants.clone()), clock.clone());
-    let meter = Meter::new(gate.clone(), counters);
-    let acme = RequestContext::new_at(saas_core::TenantId::mint_at(clock.now()), Actor::system("test"), clock.now());
-    let on = |plan: &'static str| PlanAssignment::active(PlanKey::from_static(plan));
-    gate.hear(acme.tenant(), tenants.put_plan(acme.tenant(), on("pro")));
-    let _ = meter.consume(&acme, &FILES, 9, &"nine".parse().unwrap()).await.unwrap();
-    let before = vec![PastPlan { plan: PlanKey::from_static("pro"), version: Some(1), since: None }];
-    let downgraded = PlanAssignment { since: Some(clock.now()), before, ..on("free") };
-    gate.hear(acme.tenant(), tenants.put_plan(acme.tenant(), downgraded));
-    let snapshot = gate.snapshot(acme.tenant()).await;
-    assert_eq!((snapshot.is_feature_enabled(&EXPORT), snapshot.is_feature_enabled(&VIEW)), READ_ONLY);
-    assert_eq!(snapshot.excess().map(|excess| excess.over), Some(4));
+/// An application whose gate hears of changes by itself: on a database, or in memory.
+#[async_trait]
+trait Shop: Sync {
+    fn meter(&self) -> &Meter;
+    fn adjustments(&self) -> &Adjustments;
+    fn reservations(&self) -> Reservations;
+    /// A gate that nobody tells anything.
+    fn gate(&self) -> &Entitlements;
+    fn acme(&self) -> &RequestContext;
+    fn clock(&self) -> &TestClock;
+    async fn put(&self, plan: &'static str);
+}
+
+#[async_trait]
+impl Shop for App {
+    fn meter(&self) -> &Meter {
+        &self.meter
+    }
+
+    fn adjustments(&self) -> &Adjustments {
+        &self.adjustments
+    }
+
+    fn reservations(&self) -> Reservations {
+        Reservations::new(self.here.clone(), Arc::new(PostgresCounters::new(Arc::new(self.database.tenants().clone()))))
+    }
+
+    fn gate(&self) -> &Entitlements {
+        &self.there
+    }
+
+    fn acme(&self) -> &RequestContext {
+        &self.acme
+    }
+
+    fn clock(&self) -> &TestClock {
+        self.database.clock()
+    }
+
+    async fn put(&self, plan: &'static str) {
+        self.change_plan(plan).await;
+    }
+}
+
+struct InMemory {
+    clock: TestClock,
+    counters: Arc<MemoryCounters>,
+    tenants: MemorySource,
+    gate: Entitlements,
+    meter: Meter,
+    adjustments: Adjustments,
+    acme: RequestContext,
+}
+
+impl InMemory {
+    fn start() -> Self {
+        let clock = TestClock::at("2026-03-10T12:00:00Z".parse().unwrap());
+        let counters = Arc::new(MemoryCounters::new());
+        let tenants = MemorySource::new().with_counters(counters.clone());
+        let catalog = PlanCatalog::from_toml(PLANS).unwrap();
+        let gate = Entitlements::new(catalog, Arc::new(tenants.clone()), Arc::new(clock.clone()));
+        tenants.announce_to(&gate);
+        let acme =
+            RequestContext::new_at(saas_core::TenantId::mint_at(clock.now()), Actor::system("test"), clock.now());
+        tenants.put_plan(acme.tenant(), PlanAssignment::active(PlanKey::from_static("pro")));
+        let meter = Meter::new(gate.clone(), counters.clone());
+        let adjustments = Adjustments::new(gate.clone(), counters.clone());
+        Self { clock, counters, tenants, gate, meter, adjustments, acme }
+    }
+}
+
+#[async_trait]
+impl Shop for InMemory {
+    fn meter(&self) -> &Meter {
+        &self.meter
+    }
+
+    fn adjustments(&self) -> &Adjustments {
+        &self.adjustments
+    }
+
+    fn reservations(&self) -> Reservations {
+        Reservations::new(self.gate.clone(), self.counters.clone())
+    }
+
+    fn gate(&self) -> &Entitlements {
+        &self.gate
+    }
+
+    fn acme(&self) -> &RequestContext {
+        &self.acme
+    }
+
+    fn clock(&self) -> &TestClock {
+        &self.clock
+    }
+
+    async fn put(&self, plan: &'static str) {
+        let before = vec![PastPlan { plan: PlanKey::from_static("pro"), version: Some(1), since: None }];
+        let plan = PlanAssignment::active(PlanKey::from_static(plan));
+        self.tenants.put_plan(self.acme.tenant(), PlanAssignment { since: Some(self.clock.now()), before, ..plan });
+    }
+}
+
+/// The gate comes to this answer by itself. Ends with the test's time where it does not.
+async fn comes_to(shop: &impl Shop, expected: (bool, bool)) -> Arc<Snapshot> {
+    loop {
+        let snapshot = shop.gate().snapshot(shop.acme().tenant()).await;
+        if (snapshot.is_feature_enabled(&EXPORT), snapshot.is_feature_enabled(&VIEW)) == expected {
+            return snapshot;
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Whatever crosses a limit that lets a tenant only read is heard of, either way, and nothing else is.
+async fn what_crosses_the_limit_is_heard_of(shop: &impl Shop) {
+    let correct = async |meter: &MeterKey, amount: i64, key: &str| {
+        let (key, reason, at) = (key_of(key), "a test".into(), shop.clock().now());
+        let correction = Correction { meter: meter.clone(), amount, key, item: None, member: None, at, reason };
+        let _ = shop.adjustments().correct(shop.acme(), correction).await.unwrap();
+    };
+    let record = async |meter: &MeterKey, amount: u64, key: &str| {
+        let _ = shop.meter().record(shop.acme(), meter, amount, &key_of(key)).await.unwrap();
+    };
+    let _ = shop.meter().consume(shop.acme(), &FILES, 9, &key_of("nine files")).await.unwrap();
+    shop.put("free").await;
+    let snapshot = comes_to(shop, READ_ONLY).await;
+    assert_eq!(snapshot.excess().map(|excess| (excess.used, excess.over)), Some((9, 4)));
     assert_eq!(snapshot.access(), AccessLevel::Full, "the standing is what billing says");
-    assert!(tenants.raise(acme.tenant()).is_some());
+    let before = snapshot.revision();
+    correct(&FILES, -3, "three are gone").await;
+    correct(&FILES, -1, "one more").await;
+    assert_eq!(comes_to(shop, FREE).await.revision().get(), before.get() + 1, "only the one that crosses it");
+    record(&FILES, 1, "found one").await;
+    comes_to(shop, READ_ONLY).await;
+    correct(&FILES, -3, "three more").await;
+    comes_to(shop, FREE).await;
+    let reservations = shop.reservations();
+    let life = std::time::Duration::from_secs(60);
+    let reserved = reservations.reserve(shop.acme(), &FILES, 1, &key_of("work"), life).await.unwrap();
+    let Reserved::Granted { reservation: mut held, .. } = reserved else { unreachable!("there are two left") };
+    let _ = held.commit(4).await.unwrap();
+    comes_to(shop, READ_ONLY).await;
+    correct(&FILES, -4, "four more").await;
+    comes_to(shop, FREE).await;
+    // The first use of its window.
+    record(&CALLS, 20, "twenty calls").await;
+    comes_to(shop, READ_ONLY).await;
+    shop.clock().advance(TimeDelta::hours(12));
+    shop.gate().tick();
+    comes_to(shop, FREE).await;
+    record(&CALLS, 11, "eleven calls of the next day").await;
+    comes_to(shop, READ_ONLY).await;
+    shop.put("pro").await;
+    comes_to(shop, FREE).await;
+}
+
+// f-E15
+#[tokio::test(flavor = "multi_thread")]
+async fn what_crosses_a_limit_is_heard_of_from_a_database() {
+    what_crosses_the_limit_is_heard_of(&App::start().await).await;
+}
+
+// f-E15
+#[tokio::test]
+async fn what_crosses_a_limit_is_heard_of_in_memory() {
+    what_crosses_the_limit_is_heard_of(&InMemory::start()).await;
 }
