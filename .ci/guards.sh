@@ -96,6 +96,12 @@ edit  s/end.min(life)/end.max(life)/
 test  --package saas-entitlements --test suite -- outage::
 fails outage::a_boundary_that_passes_while_cached_changes_the_answer_without_any_read
 
+guard the tenant's row taken whole before an erasure ends
+file  saas-core/src/tenant.rs
+edit  s/where id = $1 for update"/where id = $1"/
+test  --package quickstart --test erase
+fails a_use_under_way_when_an_erasure_ends_is_erased_with_it
+
 guard usage read anew where time brought another limit to look at
 file  saas-entitlements/src/gate/core.rs
 edit  s/is_none_or(|moved| !moved.watches_others())/is_none_or(|_| true)/
