@@ -218,7 +218,7 @@ begin
         level_at = case when aggregation = 'latest' then greatest(c.level_at, happened) end
     where c.tenant_id = of_tenant and c.meter = of_counter and c.window_kind = in_window and c.window_start = from_start;
     if (before > counter.over_above) <> (after > counter.over_above) then
-        perform saas.bump_revision(of_tenant);
+        perform saas.usage_turn(of_tenant, of_counter, in_window, from_start, moment);
     end if;
     if counter.by_member and of_member is not null and aggregation = 'sum' then
         insert into saas.usage_member as m (tenant_id, meter, window_kind, window_start, member, used)

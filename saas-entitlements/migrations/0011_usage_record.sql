@@ -21,7 +21,7 @@ declare
     counted integer[];
     fresh integer;
     by_member boolean;
-    turned uuid[];
+    turned saas.usage_counter[];
     -- places among the windows
     full_ones integer[];
     gone uuid;
@@ -56,15 +56,17 @@ begin
         order by 1, 2, 3, 4
         on conflict (tenant_id, meter, window_kind, window_start) do update set used = c.used + excluded.used
         where c.used <= 9223372036854775807 - excluded.used
-        returning c.tenant_id, c.meter, c.window_kind, c.window_start, c.used, c.by_member, c.over_above
+        returning c as counter
     )
-    select bool_or(a.by_member),
-           array_agg(distinct a.tenant_id) filter (where a.used > a.over_above and a.used - i.units <= a.over_above),
-           array_agg(i.place) filter (where a.used is null)
+    select bool_or((a.counter).by_member),
+           array_agg(a.counter order by i.tenant)
+               filter (where (a.counter).used > (a.counter).over_above and (a.counter).used - i.units <= (a.counter).over_above),
+           array_agg(i.place) filter (where (a.counter).used is null)
     into by_member, turned, full_ones
     from input i
     left join added a
-      on i.tenant = a.tenant_id and i.counter = a.meter and i.window_kind = a.window_kind and i.start = a.window_start;
+      on i.tenant = (a.counter).tenant_id and i.counter = (a.counter).meter and i.window_kind = (a.counter).window_kind
+     and i.start = (a.counter).window_start;
     insert into saas.usage_key (tenant_id, meter, key, amount, event_id, at)
     select tenants[places[i.n]], meters[places[i.n]], keys[i.n], amounts[i.n], event_ids[i.n], moment
     from generate_series(1, total) as i (n)
@@ -111,15 +113,17 @@ begin
             order by 1, 2, 3, 4
             -- All of them are there. A join with the table would be planned for the few rows that it once had.
             on conflict (tenant_id, meter, window_kind, window_start) do update set used = c.used + excluded.used
-            returning c.tenant_id, c.meter, c.window_kind, c.window_start, c.used, c.by_member, c.over_above
+            returning c as counter
         )
-        select bool_or(a.by_member),
-               array_agg(distinct a.tenant_id) filter (where a.used > a.over_above and a.used - i.counted <= a.over_above)
+        select bool_or((a.counter).by_member),
+               array_agg(a.counter order by i.tenant)
+                   filter (where (a.counter).used > (a.counter).over_above and (a.counter).used - i.counted <= (a.counter).over_above)
         into by_member, turned
         from added a
-        join input i on i.tenant = a.tenant_id and i.counter = a.meter and i.window_kind = a.window_kind and i.start = a.window_start;
+        join input i on i.tenant = (a.counter).tenant_id and i.counter = (a.counter).meter
+                    and i.window_kind = (a.counter).window_kind and i.start = (a.counter).window_start;
     end if;
-    perform saas.bump_revision(u.tenant) from unnest(turned) as u (tenant);
+    perform saas.usage_turn(u.tenant_id, u.meter, u.window_kind, u.window_start, moment) from unnest(turned) as u;
     if by_member then
         insert into saas.usage_member as m (tenant_id, meter, window_kind, window_start, member, used)
         select tenants[places[u.n]], counters[places[u.n]], window_kinds[places[u.n]], starts[places[u.n]], members[u.n],

@@ -22,6 +22,7 @@ pub(crate) use counters::consume_in;
 pub use counters::{PostgresCounters, THRESHOLD_TOPIC, ThresholdCrossed};
 pub use edges::{Because, THRESHOLD_RESOLVED_TOPIC, ThresholdResolved};
 pub use history::History;
+pub(crate) use history::turn_in;
 pub use leases::PostgresLeases;
 pub use listener::RevisionListener;
 pub use moving::{MovePreview, MoveReport, PlanMove};
