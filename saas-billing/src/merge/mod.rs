@@ -138,5 +138,5 @@ impl<T: StripeObject> Merged<T> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "testing"))]
 mod tests;

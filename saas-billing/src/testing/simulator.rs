@@ -325,7 +325,10 @@ impl StripeSimulator {
                 world.subscriptions.values().filter(|one| one.ended_at.is_none()).map(|one| one.id.clone()).collect()
             }
             ObjectKind::Invoice => world.invoices.keys().cloned().collect(),
-            ObjectKind::Charge | ObjectKind::Refund | ObjectKind::Dispute | ObjectKind::CreditNote => Vec::new(),
+            ObjectKind::Charge => world.charges.keys().cloned().collect(),
+            ObjectKind::Refund => world.refunds.keys().cloned().collect(),
+            ObjectKind::Dispute => world.disputes.keys().cloned().collect(),
+            ObjectKind::CreditNote => world.credit_notes.keys().cloned().collect(),
         };
         ids.into_iter().map(object_id).collect()
     }

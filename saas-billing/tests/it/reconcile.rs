@@ -1,13 +1,13 @@
 //! After an outage: events that were never delivered, and objects that no event tells of any more.
 
-use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll};
+use std::sync::Arc;
 
 use chrono::TimeDelta;
 use saas_billing::{
     Accepted, BackFilled, Drift, ReconcileRun,
     object::ObjectKind,
     stripe::StripeApi,
-    testing::{Fault, SimulatorServer},
+    testing::{Fault, SimulatorServer, cut_after},
 };
 use saas_core::{Clock as _, ErrorKind, PageSize, RequestContext};
 
@@ -15,21 +15,6 @@ use crate::{
     provider::adapter,
     shop::{OPERATOR, Shop, id},
 };
-
-/// The answer of a future that is dropped when it has waited so often; first at its first wait.
-async fn cancel_after<F: Future>(waits: usize, future: F) -> Option<F::Output> {
-    let mut future = pin!(future);
-    let mut waited = 0;
-    poll_fn(|context| {
-        waited += 1;
-        match future.as_mut().poll(context) {
-            Poll::Ready(output) => Poll::Ready(Some(output)),
-            Poll::Pending if waited > waits => Poll::Ready(None),
-            Poll::Pending => Poll::Pending,
-        }
-    })
-    .await
-}
 
 /// A shop whose Stripe is reached over HTTP.
 struct Line {
@@ -253,7 +238,7 @@ async fn a_run_goes_on_where_it_stood_whoever_calls() {
     let mut dropped = 0;
     loop {
         let step = billing.reconcile_step(&line.stripe);
-        let Some(done) = cancel_after(dropped, step).await else {
+        let Some(done) = cut_after(dropped, step).await else {
             dropped += 1;
             continue;
         };

@@ -50,6 +50,7 @@ grants = { export = true }
 
 pub(crate) const OPERATOR: Actor = Actor::system("test");
 
+#[derive(Debug)]
 pub(crate) struct Shop {
     pub(crate) database: TestDatabase,
     pub(crate) stripe: Arc<StripeSimulator>,
