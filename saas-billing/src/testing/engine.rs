@@ -396,6 +396,18 @@ impl Engine<'_> {
         self.emit("customer.subscription.updated", ObjectKind::Subscription, id);
     }
 
+    /// Deletes a customer; its subscriptions end at once.
+    pub(super) fn delete_customer(&mut self, id: &str) {
+        let Some(customer) = self.world.customers.get_mut(id) else { return };
+        customer.deleted = true;
+        let mine = self.world.subscriptions.values().filter(|sub| sub.customer == id && sub.ended_at.is_none());
+        let mine: Vec<String> = mine.map(|sub| sub.id.clone()).collect();
+        for subscription in mine {
+            self.end(&subscription);
+        }
+        self.emit("customer.deleted", ObjectKind::Customer, id);
+    }
+
     /// Ends a subscription for good.
     pub(super) fn end(&mut self, id: &str) {
         let now = self.now;

@@ -19,7 +19,7 @@ use saas_billing::{
 use saas_core::{PlanCatalog, RequestContext, TenantContext};
 use serde_json::{Value, json};
 
-use crate::shop::{CATALOG, Shop, id};
+use crate::shop::{CATALOG, Shop};
 
 /// Every course is a tenant of its own; all of a batch take turns.
 #[derive(Debug)]
@@ -200,14 +200,22 @@ impl Subject for Counter {
 pub(crate) struct Memory {
     names: Vec<String>,
     snapshots: Vec<Option<AnySnapshot>>,
+    /// What each snapshot alone says: courses differ in how these are joined.
+    alone: Vec<Option<AnyMerged>>,
     catalog: PlanCatalog,
 }
 
 impl Memory {
     pub(crate) fn new(scenario: &Scenario) -> Self {
         let read = |body: &[u8]| read_snapshot(&Envelope::read(body).unwrap()).unwrap();
-        let snapshots = scenario.events().iter().map(|event| read(&event.body)).collect();
-        Self { names: scenario.names(), snapshots, catalog: PlanCatalog::from_toml(CATALOG).unwrap() }
+        let snapshots: Vec<Option<AnySnapshot>> = scenario.events().iter().map(|event| read(&event.body)).collect();
+        let alone = |snapshot: &AnySnapshot| {
+            let mut objects = TenantObjects::default();
+            objects.merge(snapshot.clone());
+            objects.find(snapshot.kind(), snapshot.id()).unwrap()
+        };
+        let alone = snapshots.iter().map(|snapshot| snapshot.as_ref().map(alone)).collect();
+        Self { names: scenario.names(), snapshots, alone, catalog: PlanCatalog::from_toml(CATALOG).unwrap() }
     }
 
     fn digest(&self, objects: &TenantObjects) -> Value {
@@ -231,8 +239,8 @@ impl Subject for Memory {
         let mut digests = Vec::with_capacity(courses.len());
         for course in courses {
             let mut objects = TenantObjects::default();
-            for snapshot in course.steps().iter().filter_map(|step| self.snapshots[step.event].clone()) {
-                objects.merge(snapshot);
+            for alone in course.steps().iter().filter_map(|step| self.alone[step.event].clone()) {
+                objects.insert(alone);
             }
             let known = seen.iter().find(|(known, _)| *known == objects).map(|(_, digest)| digest.clone());
             digests.push(known.unwrap_or_else(|| {

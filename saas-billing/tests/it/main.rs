@@ -27,3 +27,4 @@ mod stops;
 mod story;
 mod till;
 mod trials;
+mod year;

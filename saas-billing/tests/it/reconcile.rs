@@ -131,8 +131,8 @@ async fn a_run_that_may_not_repair_reports_each_field_and_changes_nothing() {
     let (run, drifts) = line.reconcile(0).await;
     assert_eq!(
         (run.looked_at, run.drifted, drifts.len()),
-        (6, 0, 0),
-        "two customers, subscriptions, invoices: {drifts:?}"
+        (8, 0, 0),
+        "two customers, subscriptions, invoices, charges: {drifts:?}"
     );
     // A change whose event is lost.
     line.shop.database.clock().advance(TimeDelta::days(40));
@@ -250,7 +250,7 @@ async fn a_run_goes_on_where_it_stood_whoever_calls() {
     }
     let ended =
         "select looked_at from saas.billing_reconcile where finished_at is not null and list = 'ours' and drifted = 0";
-    assert_eq!(line.shop.scalar(ended).await, 9, "each object once");
+    assert_eq!(line.shop.scalar(ended).await, 12, "each object once");
     assert_eq!(
         line.shop.scalar("select count(*) from saas.billing_reconcile_object").await,
         0,

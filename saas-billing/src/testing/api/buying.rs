@@ -126,9 +126,11 @@ impl Request<'_, '_> {
     }
 
     pub(super) fn delete_customer(self, id: &str) -> Outcome {
-        let customer = self.engine.world.customers.get_mut(id).filter(|customer| !customer.deleted);
-        customer.ok_or_else(|| ApiError::not_found("customer", id))?.deleted = true;
-        self.engine.emit("customer.deleted", ObjectKind::Customer, id);
+        let known = self.engine.world.customers.get(id).is_some_and(|customer| !customer.deleted);
+        if !known {
+            return Err(ApiError::not_found("customer", id));
+        }
+        self.engine.delete_customer(id);
         Ok(json!({"id": id, "object": "customer", "deleted": true}))
     }
 
