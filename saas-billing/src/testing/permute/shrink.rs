@@ -1,8 +1,10 @@
 //! From a course that differs to the shortest that was found to.
 
+use std::collections::BTreeSet;
+
 use serde_json::Value;
 
-use super::{Course, Step, Subject, Unproven, one_each};
+use super::{Course, Step, Subject, Unproven, differences, one_each};
 
 /// Courses that are tried for it.
 const MAX_TRIALS: usize = 500;
@@ -17,11 +19,13 @@ pub(super) struct Found {
 
 struct Search<'a> {
     subject: &'a dyn Subject,
+    /// Where the course that was found differed: a shorter one that differs elsewhere has another cause.
+    paths: BTreeSet<String>,
     found: Found,
     trials: usize,
 }
 
-/// Takes away events, kills and repetitions, and restores the order, as long as the course still differs.
+/// Takes away events, kills and repetitions, and restores the order, as long as the course still differs in the same place.
 pub(super) async fn shortest(
     subject: &dyn Subject,
     (natural, expected): (&Course, &Value),
@@ -29,13 +33,14 @@ pub(super) async fn shortest(
 ) -> Result<Found, Unproven> {
     let kept = natural.0.iter().map(|step| step.event).collect();
     let found = Found { kept, course: course.clone(), expected: expected.clone(), digest: digest.clone() };
-    let mut search = Search { subject, found, trials: 0 };
+    let paths = differences(expected, digest).into_iter().map(|one| one.path).collect();
+    let mut search = Search { subject, paths, found, trials: 0 };
     while search.without_an_event().await? | search.simpler_step().await? | search.nearer_order().await? {}
     Ok(search.found)
 }
 
 impl Search<'_> {
-    /// Whether a course still differs; then it is the best one.
+    /// Whether a course still differs in the same place; then it is the best one.
     async fn holds(&mut self, kept: Vec<usize>, steps: Vec<Step>) -> Result<bool, Unproven> {
         self.trials += 1;
         if self.trials > MAX_TRIALS {
@@ -45,7 +50,7 @@ impl Search<'_> {
         let mut digests = one_each(self.subject, &pair).await?;
         let (digest, expected) = (digests.remove(1), digests.remove(0));
         let [_, course] = pair;
-        let differs = digest != expected;
+        let differs = differences(&expected, &digest).iter().any(|one| self.paths.contains(&one.path));
         if differs {
             self.found = Found { kept, course, expected, digest };
         }
