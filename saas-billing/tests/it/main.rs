@@ -14,6 +14,7 @@ mod fence;
 mod fetch;
 mod intake;
 mod ledger;
+mod money;
 mod orders;
 mod proration;
 mod provider;
