@@ -5,7 +5,8 @@
 //! and `previous_attributes`. Promises that the same calls give the same bytes. One state has two doors: calls in the
 //! process ([`StripeSimulator`] is a [`PaymentProvider`](crate::PaymentProvider)), and Stripe's API over HTTP
 //! ([`SimulatorServer`]) with pages that a browser can click. Deliveries can be shuffled, repeated, delayed and dropped by a
-//! seed; calls can fail in every way that calls fail ([`Fault`]).
+//! seed; calls can fail in every way that calls fail ([`Fault`]). A history that it lets happen ([`Story`], [`Scenario`]) can be
+//! put through all orders, repetitions and kills ([`Permutations`]).
 
 mod acts;
 mod api;

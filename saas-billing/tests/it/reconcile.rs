@@ -5,9 +5,10 @@ use std::sync::Arc;
 use chrono::TimeDelta;
 use saas_billing::{
     Accepted, BackFilled, Drift, ReconcileRun,
+    ledger::Account,
     object::ObjectKind,
     stripe::StripeApi,
-    testing::{Fault, SimulatorServer, cut_after},
+    testing::{Fault, NoteOutcome, SimulatorServer, cut_after},
 };
 use saas_core::{Clock as _, ErrorKind, PageSize, RequestContext};
 
@@ -211,6 +212,51 @@ async fn an_object_that_one_side_does_not_have_is_found() {
     line.fetch_all().await;
     let subscriptions = format!("{:?}", line.shop.billing.derived(&acme).await.unwrap());
     assert!(subscriptions.contains("pro"), "{subscriptions}");
+}
+
+// W20, W41: Stripe lists no customer that was deleted
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deletion_that_no_event_told_of_is_found_once_and_is_no_difference_any_more() {
+    let line = Line::open().await;
+    let (acme, purchase) = line.shop.buyer("acme").await;
+    line.shop.deliver_all().await;
+    line.fetch_all().await;
+    line.shop.database.clock().advance(TimeDelta::hours(1));
+    line.shop.stripe.delete_customer(&purchase.customer);
+    drop(line.shop.stripe.deliveries());
+    let (run, drifts) = line.reconcile(10).await;
+    assert_eq!((run.drifted, run.repaired), (2, 2), "the customer and its subscription: {drifts:?}");
+    line.fetch_all().await;
+    assert_eq!(line.plan(&acme).await, None);
+    let (run, drifts) = line.reconcile(0).await;
+    assert_eq!((run.drifted, drifts), (0, Vec::new()));
+}
+
+// W20: what happened to money is compared as well; a refund is its charge's, whose customer is the tenant's
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_charge_a_refund_a_dispute_and_a_credit_note_that_no_event_told_of_are_booked() {
+    let line = Line::open().await;
+    let (acme, purchase) = line.shop.buyer("acme").await;
+    let stripe = &line.shop.stripe;
+    let refunded = stripe.charge_of(&purchase.invoice).unwrap();
+    stripe.refund(&refunded, Some(300)).unwrap();
+    stripe.credit_note(&purchase.invoice, 100, NoteOutcome::Refund).unwrap();
+    stripe.dispute(&refunded).unwrap();
+    let mut events = stripe.deliveries();
+    let money = ["charge.", "refund.", "credit_note."];
+    events.retain(|event| !money.iter().any(|prefix| event.event_type.starts_with(prefix)));
+    line.shop.deliver(&events).await;
+    line.fetch_all().await;
+    for _ in 0..2 {
+        let (_, _) = line.reconcile(100).await;
+        line.fetch_all().await;
+        line.shop.apply().await;
+    }
+    let (run, drifts) = line.reconcile(0).await;
+    assert_eq!((run.drifted, run.unlinked, drifts), (0, 0, Vec::new()));
+    let balances = line.shop.billing.balances(&acme, None).await.unwrap();
+    let of = |account| balances.iter().find(|balance| balance.account == account).map_or(0, |one| one.amount.minor());
+    assert_eq!([Account::Cash, Account::Refunds, Account::Disputes].map(of), [0, 300, 1_600]);
 }
 
 // Killed between any two pages, or half-way through one: the next caller goes on, and nothing is counted twice.
