@@ -138,5 +138,5 @@ impl<T: StripeObject> Merged<T> {
     }
 }
 
-#[cfg(all(test, feature = "testing"))]
+#[cfg(test)]
 mod tests;
