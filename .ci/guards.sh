@@ -60,6 +60,18 @@ edit  s/if !answers(row.first(), nonce) {/if false {/
 test  --package saas-core --test database -- cancel::dropping transactions::a_co transactions::dropped_copies
 fails a_commit_does_not_take_the_answer_of_a_dropped_copy_for_its_own
 
+guard the deletion that Stripe does not list
+file  saas-billing/src/reconcile.rs
+edit  s/theirs.is_none() && ours.is_some_and(is_deleted)/false/
+test  --package saas-billing --all-features --test it reconcile::
+fails a_deletion_that_no_event_told_of_is_found_once_and_is_no_difference_any_more
+
+guard whose a refund is
+file  saas-billing/src/reconcile.rs
+edit  s/.or(theirs.and_then(AnySnapshot::charge))//
+test  --package saas-billing --all-features --test it reconcile::
+fails a_charge_a_refund_a_dispute_and_a_credit_note_that_no_event_told_of_are_booked
+
 guard unique on event id
 file  saas-billing/migrations/0001_inbox.sql
 edit  s/primary key (account, livemode, event_id)$/check (true)/;s/foreign key (account, livemode, event_id)/check (true)/;/references saas.billing_receipt (/d

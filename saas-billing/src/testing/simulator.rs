@@ -195,14 +195,9 @@ impl StripeSimulator {
         self.act(|engine| engine.close(invoice.as_str(), uncollectible));
     }
 
-    /// Deletes a customer.
+    /// Deletes a customer; its subscriptions end at once.
     pub fn delete_customer(&self, customer: &ObjectId) {
-        self.act(|engine| {
-            if let Some(sim) = engine.world.customers.get_mut(customer.as_str()) {
-                sim.deleted = true;
-            }
-            engine.emit("customer.deleted", ObjectKind::Customer, customer.as_str());
-        });
+        self.act(|engine| engine.delete_customer(customer.as_str()));
     }
 
     /// Takes the payment method away, so that a trial ends without one.
@@ -325,7 +320,10 @@ impl StripeSimulator {
                 world.subscriptions.values().filter(|one| one.ended_at.is_none()).map(|one| one.id.clone()).collect()
             }
             ObjectKind::Invoice => world.invoices.keys().cloned().collect(),
-            ObjectKind::Charge | ObjectKind::Refund | ObjectKind::Dispute | ObjectKind::CreditNote => Vec::new(),
+            ObjectKind::Charge => world.charges.keys().cloned().collect(),
+            ObjectKind::Refund => world.refunds.keys().cloned().collect(),
+            ObjectKind::Dispute => world.disputes.keys().cloned().collect(),
+            ObjectKind::CreditNote => world.credit_notes.keys().cloned().collect(),
         };
         ids.into_iter().map(object_id).collect()
     }

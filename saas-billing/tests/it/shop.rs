@@ -24,13 +24,13 @@ version = 1
 rank = 10
 [[plans.pro.versions]]
 version = 1
-prices = ["price_pro"]
+prices = ["price_pro", "price_pro_usd"]
 grants = { export = true }
 [plans.team]
 rank = 20
 [[plans.team.versions]]
 version = 1
-prices = ["price_team", "price_team_year"]
+prices = ["price_team", "price_team_year", "price_team_usd"]
 grants = { export = true }
 [plans.old]
 rank = 5
@@ -50,6 +50,7 @@ grants = { export = true }
 
 pub(crate) const OPERATOR: Actor = Actor::system("test");
 
+#[derive(Debug)]
 pub(crate) struct Shop {
     pub(crate) database: TestDatabase,
     pub(crate) stripe: Arc<StripeSimulator>,
@@ -68,6 +69,8 @@ pub(crate) fn stripe(database: &TestDatabase) -> StripeSimulator {
     stripe.create_price("price_pro", 2000, "eur", &Interval::Month);
     stripe.create_price("price_team", 5000, "eur", &Interval::Month);
     stripe.create_price("price_team_year", 50_000, "eur", &Interval::Year);
+    stripe.create_price("price_pro_usd", 2200, "usd", &Interval::Month);
+    stripe.create_price("price_team_usd", 5500, "usd", &Interval::Month);
     stripe.create_price("price_more", 300, "eur", &Interval::Month);
     stripe
 }
