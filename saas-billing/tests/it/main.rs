@@ -9,6 +9,8 @@ mod changes;
 mod command;
 mod crash;
 mod dependents;
+mod desk;
+mod dunning;
 mod fence;
 mod fetch;
 mod intake;
