@@ -109,9 +109,7 @@ impl Billing {
             let (was, held) = (self.held_with(&stored, former), self.held(connection, tenant, &stored).await?);
             let source = self.scope.plan_record();
             let recorded = subscription::recorded_in(connection, tenant, source, DateTime::<Utc>::MAX_UTC).await?;
-            if recorded.and_then(|recorded| recorded.assignment)
-                != stored.on_record(&held.terms, self.default_plan())
-            {
+            if recorded.and_then(|recorded| recorded.assignment) != stored.on_record(&held.terms, self.default_plan()) {
                 self.follow(connection, tenant, (&was, &held), (now, now)).await?;
                 self.record(connection, &mut change, &held.terms).await?;
             } else {

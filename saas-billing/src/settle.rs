@@ -294,7 +294,8 @@ impl Billing {
     ) -> Result<(), CoreError> {
         let Some(topic) = &self.config.notices else { return Ok(()) };
         for fact in facts {
-            let over = matches!(fact, Fact::PaymentFailed(_) | Fact::ConfirmationAsked(_)) && after.is_settled_invoice();
+            let over =
+                matches!(fact, Fact::PaymentFailed(_) | Fact::ConfirmationAsked(_)) && after.is_settled_invoice();
             if !over {
                 let job = outbox::NewJob::of(topic.clone(), &json!({"fact": fact, "object": id}))?;
                 outbox::enqueue_in(connection, tenant, job, now).await?;

@@ -74,7 +74,8 @@ impl Situation<'_> {
     pub(crate) fn agenda(&self, now: DateTime<Utc>) -> Agenda {
         let mut agenda = Agenda::default();
         let policy = self.terms.policy_at(now);
-        let unsent = |invoice: &ObjectId, message: &MessageKey| !self.sent.contains(&(invoice.clone(), message.clone()));
+        let unsent =
+            |invoice: &ObjectId, message: &MessageKey| !self.sent.contains(&(invoice.clone(), message.clone()));
         for (invoice, debt) in self.debts {
             let due = |(at, message, cause): (DateTime<Utc>, &MessageKey, MessageCause)| {
                 let due = Due { invoice: invoice.clone(), message: message.clone(), cause, at };
@@ -83,7 +84,8 @@ impl Situation<'_> {
             let confirm = debt.confirm_since.zip(policy.confirmation());
             agenda.due.extend(confirm.and_then(|(at, message)| due((at, message, MessageCause::Confirmation))));
             let stages = self.terms.stages(debt.since);
-            let said = stages.iter().filter(|stage| stage.at <= now).filter_map(|stage| Some((stage.at, stage.message?)));
+            let said =
+                stages.iter().filter(|stage| stage.at <= now).filter_map(|stage| Some((stage.at, stage.message?)));
             agenda.due.extend(said.last().and_then(|(at, message)| due((at, message, MessageCause::Step))));
         }
         for (invoice, at) in self.paid {
@@ -95,7 +97,8 @@ impl Situation<'_> {
                 at: *at,
             }));
         }
-        let steps = self.debts.iter().filter_map(|(invoice, debt)| self.next_of(invoice, debt, now)).map(|next| next.at);
+        let steps =
+            self.debts.iter().filter_map(|(invoice, debt)| self.next_of(invoice, debt, now)).map(|next| next.at);
         agenda.next_at = steps.chain(self.next_access(now).map(|(_, at)| at)).min();
         agenda
     }
@@ -182,8 +185,14 @@ mod tests {
         let terms = DunningTerms::default();
         let debts = BTreeMap::from([(id("in_1"), debt(0))]);
         let (paid, sent) = (BTreeMap::new(), Sent::new());
-        let situation =
-            Situation { debts: &debts, paid: &paid, unpaid_since: Some(at(0)), suspended_since: None, terms: &terms, sent: &sent };
+        let situation = Situation {
+            debts: &debts,
+            paid: &paid,
+            unpaid_since: Some(at(0)),
+            suspended_since: None,
+            terms: &terms,
+            sent: &sent,
+        };
         assert_eq!(names(&situation.agenda(at(24 * 12))), [named("in_1", "last-days-of-full-access")]);
         assert_eq!(names(&situation.agenda(at(-1))), []);
     }
@@ -194,8 +203,14 @@ mod tests {
         let waiting = Debt { since: at(72), confirm_since: Some(at(0)), ..debt(0) };
         let debts = BTreeMap::from([(id("in_1"), waiting)]);
         let (paid, sent) = (BTreeMap::new(), Sent::new());
-        let situation =
-            Situation { debts: &debts, paid: &paid, unpaid_since: Some(at(72)), suspended_since: None, terms: &terms, sent: &sent };
+        let situation = Situation {
+            debts: &debts,
+            paid: &paid,
+            unpaid_since: Some(at(72)),
+            suspended_since: None,
+            terms: &terms,
+            sent: &sent,
+        };
         let agenda = situation.agenda(at(1));
         assert_eq!((names(&agenda), agenda.next_at), (vec![named("in_1", "confirm-payment")], Some(at(72))));
         assert_eq!(situation.access(at(71)), AccessLevel::Full);

@@ -11,11 +11,7 @@ use saas_core::{
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{
-    DunningMessages, DunningNotice, MessageCause,
-    agenda::Due,
-    record::Held,
-};
+use super::{DunningMessages, DunningNotice, MessageCause, agenda::Due, record::Held};
 use crate::{
     Billing, BillingError,
     apply::reason_of,
@@ -63,7 +59,9 @@ impl JobHandler for DunningHandler {
         let mut failed = None;
         for due in due {
             // One that cannot be sent keeps no other from being sent.
-            if let Err(why) = self.billing.send_due(self.source.as_ref(), self.messages.as_ref(), job.tenant, &due).await {
+            if let Err(why) =
+                self.billing.send_due(self.source.as_ref(), self.messages.as_ref(), job.tenant, &due).await
+            {
                 let (invoice, code) = (due.invoice.as_str(), why.code());
                 tracing::warn!(target: "saas.billing.dunning", invoice, message = %due.message, code, "a message was not sent");
                 failed = Some(why);
@@ -126,7 +124,10 @@ impl Billing {
         let livemode = self.scope.livemode;
         // It may have been paid, sent or put off meanwhile.
         let is_due = agenda.due.iter().any(|still| (&still.invoice, &still.message) == (&due.invoice, &due.message));
-        if is_due && dunning::claim_message(&mut tx, (tenant, livemode), (&due.invoice, &due.message), mails.len(), now).await? {
+        if is_due
+            && dunning::claim_message(&mut tx, (tenant, livemode), (&due.invoice, &due.message), mails.len(), now)
+                .await?
+        {
             for mail in &mails {
                 mail::enqueue_in(&mut tx, tenant, mail, now).await?;
             }
@@ -142,7 +143,12 @@ impl Billing {
         Ok(tx.commit().await?)
     }
 
-    async fn notice(&self, tenant: TenantId, due: &Due, invoice: InvoiceSummary) -> Result<DunningNotice, BillingError> {
+    async fn notice(
+        &self,
+        tenant: TenantId,
+        due: &Due,
+        invoice: InvoiceSummary,
+    ) -> Result<DunningNotice, BillingError> {
         let mut tx = SystemTx::begin(&self.system, ACTOR, "read what a message is about").await?;
         let now = self.clock.now();
         let derived = self.derived_in(&mut tx, tenant).await?;

@@ -4,7 +4,7 @@
 //! of it follows from the *set* of open invoices and the time, so neither the order of events nor the number of retries
 //! matters; each message is sent once per invoice, and none about an invoice that is over. Never changes what a tenant has
 //! bought. Leaves charging cards to Stripe, and the words and addresses of letters to the application ([`DunningMessages`]).
-//! [The guide](https://docs.rs/saas-billing) is `docs/dunning.md`.
+//! `docs/dunning.md` is the guide, with the default policy as a table.
 
 mod agenda;
 #[cfg(feature = "postgres")]

@@ -29,7 +29,7 @@ pub struct DunningNotice {
     pub access: AccessLevel,
     /// What it becomes if nothing is paid, and when.
     pub next_access: Option<(AccessLevel, DateTime<Utc>)>,
-    /// How many invoices are owed, this one included.
+    /// How many invoices are owed.
     pub open: usize,
 }
 
@@ -64,8 +64,13 @@ impl DunningNotice {
             }
             MessageCause::Recovery => format!("The invoice {} over {amount} is paid.\n", self.invoice),
         };
-        if let Some(link) = self.pay_link.as_ref().filter(|_| self.cause != MessageCause::Recovery) {
-            text.push_str(&format!("You can do that here: {}\n", link.as_str()));
+        let what = match self.cause {
+            MessageCause::Step => Some("pay"),
+            MessageCause::Confirmation => Some("confirm"),
+            MessageCause::Recovery => None,
+        };
+        if let Some((link, what)) = self.pay_link.as_ref().zip(what) {
+            text.push_str(&format!("You can {what} it here: {}\n", link.as_str()));
         }
         if let Some((access, at)) = self.next_access {
             text.push_str(&format!("From {} on access is {}.\n", at.format("%d %B %Y, %H:%M UTC"), level(access)));
@@ -82,5 +87,42 @@ const fn level(access: AccessLevel) -> &'static str {
         AccessLevel::Full => "unlimited",
         AccessLevel::Restricted => "read-only",
         AccessLevel::Suspended => "suspended",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::TimeDelta;
+    use saas_core::SystemClock;
+
+    use super::*;
+
+    #[test]
+    fn the_plain_letter_says_what_is_to_be_paid_where_and_what_happens_when() {
+        let mut notice = DunningNotice {
+            tenant: TenantId::mint(&SystemClock),
+            message: MessageKey::from_static("payment-failed"),
+            cause: MessageCause::Step,
+            invoice: "in_1".parse().unwrap(),
+            amount: Money::new(2_000, "eur".parse().unwrap()),
+            pay_link: "https://pay.example/in_1".parse().ok(),
+            access: AccessLevel::Full,
+            next_access: Some((AccessLevel::Restricted, DateTime::UNIX_EPOCH + TimeDelta::days(14))),
+            open: 1,
+        };
+        let to: EmailAddress = "owner@acme.example".parse().unwrap();
+        let mail = notice.plain_mail(to.clone(), "Acme").unwrap();
+        assert_eq!(mail.subject(), "Acme: your payment failed");
+        let expected = "We could not collect 20.00 EUR for the invoice in_1.\nYou can pay it here: \
+                        https://pay.example/in_1\nFrom 15 January 1970, 00:00 UTC on access is read-only.\n";
+        assert_eq!(mail.text(), expected);
+        notice.cause = MessageCause::Confirmation;
+        assert!(notice.plain_mail(to.clone(), "Acme").unwrap().text().contains("confirm it here: https://pay.example"));
+        notice.cause = MessageCause::Recovery;
+        let thanks = notice.plain_mail(to.clone(), "Acme").unwrap();
+        assert!(
+            thanks.text().starts_with("The invoice in_1 over 20.00 EUR is paid.") && !thanks.text().contains("http")
+        );
+        assert!(notice.plain_mail(to, "Acme\r\nBcc: everybody@example.com").is_err());
     }
 }

@@ -106,7 +106,8 @@ impl TryFrom<Unchecked> for DunningPolicy {
     type Error = DunningPolicyError;
 
     fn try_from(unchecked: Unchecked) -> Result<Self, DunningPolicyError> {
-        let policy = Self { steps: unchecked.steps, confirmation: unchecked.confirmation, recovery: unchecked.recovery };
+        let policy =
+            Self { steps: unchecked.steps, confirmation: unchecked.confirmation, recovery: unchecked.recovery };
         policy.check()?;
         Ok(policy)
     }
@@ -131,7 +132,9 @@ pub enum DunningPolicyError {
         hours: u32,
     },
     /// A step that is not later than the one before it.
-    #[error("step {step} does not come later than the step before it; put the steps in order, and join those of one hour")]
+    #[error(
+        "step {step} does not come later than the step before it; put the steps in order, and join those of one hour"
+    )]
     OutOfOrder {
         /// Which.
         step: usize,
@@ -143,7 +146,9 @@ pub enum DunningPolicyError {
         step: usize,
     },
     /// A step that would give access, or leave all of it.
-    #[error("step {step} leaves `{access:?}` access, which takes nothing away after the steps before it; access only falls")]
+    #[error(
+        "step {step} leaves `{access:?}` access, which takes nothing away after the steps before it; access only falls"
+    )]
     AccessDoesNotFall {
         /// Which.
         step: usize,
@@ -151,7 +156,9 @@ pub enum DunningPolicyError {
         access: AccessLevel,
     },
     /// Access is taken at the first failure.
-    #[error("step {step} takes access away at once; leave an hour at least: most cards that are declined work on the next try")]
+    #[error(
+        "step {step} takes access away at once; leave an hour at least: most cards that are declined work on the next try"
+    )]
     NoGrace {
         /// Which.
         step: usize,

@@ -4,7 +4,8 @@ use std::{collections::BTreeMap, fmt};
 
 use chrono::{DateTime, Utc};
 use saas_core::{
-    Actor, CoreError, MessageKey, Page, PageSize, SystemTx, TenantContext, TenantId, TenantTx, subscription::AccessLevel,
+    Actor, CoreError, MessageKey, Page, PageSize, SystemTx, TenantContext, TenantId, TenantTx,
+    subscription::AccessLevel,
 };
 use serde::Serialize;
 use sqlx::PgConnection;
@@ -219,7 +220,11 @@ impl fmt::Display for DunningReport {
         match (self.unpaid_since, self.invoices.is_empty()) {
             (None, _) => f.write_str("nothing is owed")?,
             (Some(since), true) => {
-                write!(f, "Stripe says that payments are behind since {}; the invoice is being read", since.format(FORMAT))?;
+                write!(
+                    f,
+                    "Stripe says that payments are behind since {}; the invoice is being read",
+                    since.format(FORMAT)
+                )?;
             }
             (Some(_), false) => {
                 for (n, invoice) in self.invoices.iter().enumerate() {

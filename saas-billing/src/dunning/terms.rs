@@ -59,7 +59,11 @@ impl DunningTerms {
         let special = self.exception.iter().flat_map(|(policy, _)| policy.steps());
         let special = special.filter_map(|step| {
             let at = since.checked_add_signed(step.after())?;
-            (until.is_some_and(|until| at < until)).then_some(Stage { at, message: step.message(), access: step.access() })
+            (until.is_some_and(|until| at < until)).then_some(Stage {
+                at,
+                message: step.message(),
+                access: step.access(),
+            })
         });
         let usual = self.policy.steps().iter().filter_map(|step| {
             let at = since.checked_add_signed(step.after())?;
@@ -136,14 +140,14 @@ mod tests {
         let usual = DunningTerms::new(policy(14, 14));
         assert_eq!(ends(&usual), (day(14), day(28)));
         for (full, restricted, until, expected) in [
-            (60, 30, 365, (60, 90)),  // within its time
-            (60, 30, 20, (20, 28)),   // the plan would have restricted by then
-            (60, 30, 50, (50, 50)),   // … and suspended
-            (60, 30, 10, (14, 28)),   // over before it mattered
-            (60, 30, -1, (14, 28)),   // over before the debt began
-            (20, 30, 25, (20, 28)),   // its own restriction first
-            (3, 2, 365, (3, 5)),      // stricter
-            (3, 20, 10, (3, 28)),     // stricter, and over: what was taken stays taken
+            (60, 30, 365, (60, 90)), // within its time
+            (60, 30, 20, (20, 28)),  // the plan would have restricted by then
+            (60, 30, 50, (50, 50)),  // … and suspended
+            (60, 30, 10, (14, 28)),  // over before it mattered
+            (60, 30, -1, (14, 28)),  // over before the debt began
+            (20, 30, 25, (20, 28)),  // its own restriction first
+            (3, 2, 365, (3, 5)),     // stricter
+            (3, 20, 10, (3, 28)),    // stricter, and over: what was taken stays taken
         ] {
             let terms = usual.clone().with_exception(policy(full, restricted), day(until));
             let expected = (day(expected.0), day(expected.1));
@@ -160,7 +164,8 @@ mod tests {
             DunningStep::after_days(28).with_message(message("suspended")).with_access(AccessLevel::Suspended),
         ]);
         let terms = DunningTerms::new(Arc::new(usual.unwrap())).with_exception(policy(60, 30), day(20));
-        let said: Vec<_> = terms.stages(day(0)).iter().map(|stage| (stage.at, stage.message.unwrap().to_string())).collect();
+        let said: Vec<_> =
+            terms.stages(day(0)).iter().map(|stage| (stage.at, stage.message.unwrap().to_string())).collect();
         assert_eq!(said, [(day(20), "restricted".to_owned()), (day(28), "suspended".to_owned())]);
     }
 }

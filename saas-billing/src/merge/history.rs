@@ -167,8 +167,7 @@ impl History {
     #[must_use]
     pub fn first_decline(&self) -> Option<DateTime<Utc>> {
         let asked = |attempt: &u32| self.facts.contains_key(&Fact::ConfirmationAsked(*attempt));
-        let declined =
-            self.facts().filter(|(fact, _)| matches!(fact, Fact::PaymentFailed(attempt) if !asked(attempt)));
+        let declined = self.facts().filter(|(fact, _)| matches!(fact, Fact::PaymentFailed(attempt) if !asked(attempt)));
         declined.map(|(_, at)| at).min()
     }
 

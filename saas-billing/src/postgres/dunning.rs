@@ -56,10 +56,8 @@ pub(crate) async fn head(
     .fetch_optional(connection)
     .await
     .map_err(CoreError::from_database)?;
-    row.map(|(access, next_at, job)| {
-        Ok(Head { access: level(&access)?, wake: next_at.zip(job.map(JobId::from_uuid)) })
-    })
-    .transpose()
+    row.map(|(access, next_at, job)| Ok(Head { access: level(&access)?, wake: next_at.zip(job.map(JobId::from_uuid)) }))
+        .transpose()
 }
 
 pub(crate) async fn store_head(

@@ -338,7 +338,11 @@ async fn a_plan_has_its_own_policy_and_a_plan_that_is_not_sold_is_refused() {
     let refused = config(&desk.shop.stripe).with_dunning_of(plan("prro"), strict).unwrap_err();
     assert_eq!(refused, DunningPolicyError::UnknownPlan { plan: plan("prro") });
     let team = config(&desk.shop.stripe).with_dunning_of(plan("team"), DunningPolicy::without_messages(2, 2).unwrap());
-    assert_eq!(access_by(&desk, &service(&desk.shop.database, team.unwrap())).await, Full, "the policy of another plan");
+    assert_eq!(
+        access_by(&desk, &service(&desk.shop.database, team.unwrap())).await,
+        Full,
+        "the policy of another plan"
+    );
 }
 
 async fn access_by(desk: &Desk, billing: &Billing) -> AccessLevel {
@@ -457,7 +461,7 @@ async fn all_orders_of_a_failure_and_its_payment_end_in_one_state_and_the_same_l
         desk.shop.stripe.advance(TimeDelta::days(4));
         if paid {
             desk.shop.stripe.advance(TimeDelta::minutes(1));
-    desk.shop.stripe.pay(&desk.purchase.customer);
+            desk.shop.stripe.pay(&desk.purchase.customer);
         }
         let mut events = desk.shop.stripe.deliveries();
         let told = ["invoice.payment_failed", "customer.subscription.updated", "invoice.paid"];

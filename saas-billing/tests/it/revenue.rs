@@ -2,8 +2,8 @@
 
 use chrono::{DateTime, TimeDelta, Utc};
 use saas_billing::{
-    dunning::DunningTerms,
     derive::{Derived, TenantObjects, derive},
+    dunning::DunningTerms,
     event::{Envelope, read_snapshot},
     revenue::{Moved, Movement},
     testing::CheckoutRequest,
