@@ -84,9 +84,9 @@ impl Situation<'_> {
             let confirm = debt.confirm_since.zip(policy.confirmation());
             agenda.due.extend(confirm.and_then(|(at, message)| due((at, message, MessageCause::Confirmation))));
             let stages = self.terms.stages(debt.since);
-            let said =
+            let mut said =
                 stages.iter().filter(|stage| stage.at <= now).filter_map(|stage| Some((stage.at, stage.message?)));
-            agenda.due.extend(said.last().and_then(|(at, message)| due((at, message, MessageCause::Step))));
+            agenda.due.extend(said.next_back().and_then(|(at, message)| due((at, message, MessageCause::Step))));
         }
         for (invoice, at) in self.paid {
             let thanks = policy.recovery().filter(|message| unsent(invoice, message));
