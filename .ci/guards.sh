@@ -114,6 +114,30 @@ edit  s/if (skew - offset).saturating_abs() <= self.bound {/if true {/
 test  --package saas-entitlements --test suite -- skew::
 fails skew::a_clock_that_is_minutes_off_is_shown_warned_of_once_and_grants_nothing_beyond_an_end
 
+guard how long a tenant's lock is waited for beside other tenants
+file  saas-entitlements/src/postgres/lanes.rs
+edit  s/from_millis(50)/from_secs(50)/
+test  --package saas-entitlements --test suite -- flights::
+fails flights::a_tenant_whose_counter_is_locked_holds_up_no_other
+
+guard the key, also in the shortest way to count
+file  saas-entitlements/migrations/0004_usage_consume.sql
+edit  s/^        if is_new then/        if found then/
+test  --package saas-entitlements --test suite -- flights::
+fails flights::uses_of_different_tenants_that_meet_share_transactions_and_nothing_else
+
+guard what is watched, also in the shortest way to count
+file  saas-entitlements/migrations/0004_usage_consume.sql
+edit  /is not distinct from (c.used > c.over_above - of_units)/d
+test  --package saas-entitlements --test suite -- over::
+fails over::whatever_passes_what_is_watched_raises_the_revision_also_leases_that_are_lost_or_made
+
+guard what is watched, by leases
+file  saas-entitlements/migrations/0005_usage_lease.sql
+edit  s/and used > known.over_above then/and false then/
+test  --package saas-entitlements --test suite -- over::
+fails over::leased_uses_that_turn_out_to_be_too_many_are_heard_of_when_they_are_reported
+
 guard the latest report of a price, whatever came last
 file  saas-billing/src/merge/tenure.rs
 edit  s/at.max(\*known)/at/

@@ -6,6 +6,7 @@ mod counters;
 pub(crate) mod edges;
 mod flights;
 mod history;
+mod lanes;
 mod leases;
 mod ledger;
 mod listener;

@@ -1,7 +1,7 @@
 //! A tenant that comes to its plan with more than that allows: what the gate answers, and from when to when. On a real
 //! PostgreSQL, as the application role, in two gates that stand for two processes.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use chrono::TimeDelta;
 use saas_core::{
@@ -13,7 +13,8 @@ use saas_core::{
 };
 use saas_entitlements::{
     Adjustments, AssignedPlans, Assignments, Consumption, Correction, Entitlements, EntitlementsError, FeatureRequired,
-    Meter, PostgresCounters, PostgresSource, Reason, RevisionListener, SCHEMA, UpgradeLink,
+    LeaseOptions, LeaseStore, Leases, Meter, PostgresCounters, PostgresLeases, PostgresSource, Reason,
+    RevisionListener, SCHEMA, UpgradeLink,
     memory::{MemoryCounters, MemorySource},
     usage::{Rebuild, UsagePipeline},
 };
@@ -153,6 +154,23 @@ impl App {
         }
     }
 
+    fn store(&self) -> Arc<PostgresLeases> {
+        Arc::new(PostgresLeases::new(Arc::new(self.database.tenants().clone())))
+    }
+
+    /// Lends all that is wanted, and ticks when told to.
+    fn leases(&self, options: LeaseOptions) -> Leases {
+        let options = options.with_size(20, 20).with_exposed_share(1).with_tick(Duration::from_secs(3_600));
+        Leases::new(self.here.clone(), self.store(), options)
+    }
+
+    async fn revision(&self) -> i64 {
+        sqlx::query_scalar("select revision from saas.tenant")
+            .fetch_one(&mut self.database.owner().await)
+            .await
+            .unwrap()
+    }
+
     async fn refused(&self) -> FeatureRequired {
         let refused = self.here.require(self.acme.tenant(), &EXPORT).await;
         let Err(EntitlementsError::FeatureRequired(refused)) = refused else { unreachable!("{refused:?}") };
@@ -209,6 +227,53 @@ async fn a_downgrade_below_what_is_used_lets_the_tenant_only_read_until_it_has_l
     assert_eq!(raised.get(), revision.get() + 1, "only a use that crosses it raises the revision");
     app.change_plan("pro").await;
     app.heard(FREE).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leased_uses_that_turn_out_to_be_too_many_are_heard_of_when_they_are_reported() {
+    let app = App::start().await;
+    let leases = app.leases(LeaseOptions::default());
+    for _ in 0..8 {
+        assert!(leases.consume(&app.acme, &FILES, 1).await.unwrap().is_granted());
+    }
+    // Of the eight, the database knows one.
+    app.change_plan("free").await;
+    assert_eq!((app.enabled(&app.here).await, app.enabled(&app.there).await), (FREE, FREE));
+    let before = app.revision().await;
+    leases.shutdown().await.unwrap();
+    assert_eq!(app.revision().await, before + 1);
+    app.heard(READ_ONLY).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_passes_what_is_watched_raises_the_revision_also_leases_that_are_lost_or_made() {
+    let app = App::start().await;
+    let _ = app.consume(&FILES, 3, "three files").await;
+    let _ = app.consume(&SEATS, 1, "one seat").await;
+    let leases = app.leases(LeaseOptions::default().with_life(Duration::ZERO));
+    assert!(leases.consume(&app.acme, &CALLS, 1).await.unwrap().is_granted());
+    app.change_plan("free").await;
+    assert_eq!(app.enabled(&app.here).await, FREE, "from now on, five files, three seats and ten calls are watched");
+
+    // Its holder is lost: what it had of the day's calls counts as used, and is more than ten.
+    let before = app.revision().await;
+    let stranded = app.store().reclaim(&app.acme, app.database.clock().now()).await.unwrap();
+    assert!(stranded > 10, "{stranded}");
+    assert_eq!(app.revision().await, before + 1);
+    assert_eq!(app.store().reclaim(&app.acme, app.database.clock().now()).await.unwrap(), 0);
+    assert_eq!(app.revision().await, before + 1, "once");
+
+    // A plan that allows more leaves the mark where it was.
+    app.change_plan("pro").await;
+    let before = app.revision().await;
+    let leases = app.leases(LeaseOptions::default());
+    assert!(leases.consume(&app.acme, &FILES, 3).await.unwrap().is_granted());
+    assert_eq!(app.revision().await, before + 1, "by the use that is counted as the lease is made");
+    // So it does for a use that is counted directly.
+    let _ = app.consume(&SEATS, 2, "up to the mark").await;
+    assert_eq!(app.revision().await, before + 1);
+    let _ = app.consume(&SEATS, 1, "past the mark").await;
+    assert_eq!(app.revision().await, before + 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
