@@ -69,6 +69,7 @@
 //!    implement it.
 //! 5. [`PlanSource`](saas_core::subscription::PlanSource): [`Billing`] answers from what was derived; grace runs out at
 //!    read time, so no job has to fire.
+//! 6. [`dunning`]: while an invoice is not paid, [`dunning::DunningHandler`] sends what the policy says and when.
 //!
 //! What happened to money is written beside that, in the same transaction: [`ledger`] in whole minor units ([`money`]),
 //! [`revenue`] per month. Call [`Billing::roll_revenue`] from a worker, so that what time alone changes is recorded, and
@@ -90,6 +91,7 @@ mod config;
 #[cfg(feature = "postgres")]
 mod dependents;
 pub mod derive;
+pub mod dunning;
 mod error;
 pub mod event;
 #[cfg(feature = "postgres")]
@@ -138,7 +140,6 @@ pub use billing::Billing;
 pub use config::BillingConfig;
 #[cfg(feature = "postgres")]
 pub use dependents::LiveBilling;
-pub use derive::GracePolicy;
 pub use error::BillingError;
 #[cfg(feature = "postgres")]
 pub use fetching::FetchPass;
@@ -158,4 +159,4 @@ pub use signature::{SIGNATURE_HEADER, SignatureError, SigningSecrets, StripeSecr
 
 /// The tables of this crate. Migrate [`saas_core::SCHEMA`] first.
 #[cfg(feature = "postgres")]
-pub static SCHEMA: saas_core::Schema = saas_core::schema!("billing": 1 "0001_inbox", 2 "0002_state", 3 "0003_retention", 4 "0004_ledger", 5 "0005_revenue", 6 "0006_command", 7 "0007_request", 8 "0008_seat_trial", 9 "0009_reconcile");
+pub static SCHEMA: saas_core::Schema = saas_core::schema!("billing": 1 "0001_inbox", 2 "0002_state", 3 "0003_retention", 4 "0004_ledger", 5 "0005_revenue", 6 "0006_command", 7 "0007_request", 8 "0008_seat_trial", 9 "0009_reconcile", 10 "0010_dunning");

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use saas_billing::{
-    Billing, BillingConfig, GracePolicy, Mode, SigningSecrets, WebhookProcessor,
+    Billing, BillingConfig, Mode, SigningSecrets, WebhookProcessor,
+    dunning::DunningPolicy,
     object::Interval,
     testing::{Chaos, CheckoutRequest, Purchase, StripeSimulator},
 };
@@ -114,12 +115,12 @@ impl Shop {
         Self { database, stripe, billing, gate, overrides, meter, adjustments, history, answered: Vec::new() }
     }
 
-    fn billing(database: &TestDatabase, stripe: &StripeSimulator, grace_days: i64) -> Billing {
+    fn billing(database: &TestDatabase, stripe: &StripeSimulator, grace_days: u32) -> Billing {
         let secrets = SigningSecrets::new(vec![stripe.secret()]).unwrap();
-        let grace = GracePolicy::new(TimeDelta::days(grace_days), TimeDelta::days(5)).unwrap();
+        let dunning = DunningPolicy::without_messages(grace_days, 5).unwrap();
         let config = BillingConfig::new(PlanCatalog::from_toml(CATALOG).unwrap(), secrets, Mode::Test);
         let (tenants, clock) = (Arc::new(database.tenants().clone()), Arc::new(database.clock().clone()));
-        Billing::new(config.with_grace(grace), tenants, database.system().clone(), clock)
+        Billing::new(config.with_dunning(dunning), tenants, database.system().clone(), clock)
     }
 
     /// What Stripe has to tell comes in, over a network of this kind, and the gate hears of what it changed.

@@ -189,7 +189,7 @@ fn the_first_failure_is_kept_whatever_arrives_first() {
         Snapshot::new(invoice("open", attempts), None, at(day * 86_400), Origin::Change, "invoice.payment_failed")
     };
     permute(&[failed(1, 0), failed(2, 3), failed(3, 5)], |order| {
-        assert_eq!(merge(order).history().first_payment_failure(), Some(at(0)));
+        assert_eq!(merge(order).history().first_decline(), Some(at(0)));
     });
 }
 

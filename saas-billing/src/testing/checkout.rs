@@ -137,6 +137,7 @@ pub(super) fn new_customer(engine: &mut Engine<'_>, email: Option<String>) -> St
         created: engine.now,
         deleted: false,
         declines: false,
+        wants_confirmation: false,
         has_payment_method: false,
         balance: 0,
         currency: None,

@@ -294,15 +294,19 @@ impl Engine<'_> {
         }
         invoice.attempts += 1;
         let payer = self.world.customers.get(&invoice.customer);
-        if payer.is_some_and(|customer| customer.has_payment_method && !customer.declines) {
+        if payer.is_some_and(|payer| payer.has_payment_method && !payer.declines && !payer.wants_confirmation) {
             self.record_charge(id, true);
             return self.settle(id);
         }
+        let to_confirm = payer.is_some_and(|payer| payer.has_payment_method && !payer.declines);
         let first = invoice.finalized_at.unwrap_or(now);
         let retry = usize::try_from(invoice.attempts).ok().and_then(|attempts| RETRY_DAYS.get(attempts - 1));
         invoice.next_step = retry.map(|days| first + TimeDelta::days(*days));
         let (given_up, subscription) = (invoice.next_step.is_none(), invoice.subscription.clone());
         self.record_charge(id, false);
+        if to_confirm {
+            self.emit("invoice.payment_action_required", ObjectKind::Invoice, id);
+        }
         self.emit("invoice.payment_failed", ObjectKind::Invoice, id);
         if self.is_pending(id) {
             // The change waits; what is there already is paid for.

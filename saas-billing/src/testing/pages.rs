@@ -162,7 +162,7 @@ fn invoice_page(engine: &Engine<'_>, id: &str) -> Option<Page> {
 fn settle(engine: &mut Engine<'_>, id: &str) -> Option<Page> {
     let customer = engine.world.invoices.get(id)?.customer.clone();
     let payer = engine.world.customers.get_mut(&customer)?;
-    (payer.has_payment_method, payer.declines) = (true, false);
+    (payer.has_payment_method, payer.declines, payer.wants_confirmation) = (true, false, false);
     engine.charge(id);
     Some(Page::sent(format!("/invoice/{id}")))
 }

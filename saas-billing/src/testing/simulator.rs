@@ -141,11 +141,20 @@ impl StripeSimulator {
         }
     }
 
+    /// From now on the customer's bank wants to hear from the customer before it pays (3-D Secure), until [`pay`](Self::pay)
+    /// or a payment on an invoice's page.
+    pub fn want_confirmation(&self, customer: &ObjectId) {
+        if let Some(customer) = self.world().customers.get_mut(customer.as_str()) {
+            customer.wants_confirmation = true;
+        }
+    }
+
     /// The customer gives a card that works and pays whatever is open.
     pub fn pay(&self, customer: &ObjectId) {
         self.act(|engine| {
             if let Some(customer) = engine.world.customers.get_mut(customer.as_str()) {
                 (customer.declines, customer.has_payment_method) = (false, true);
+                customer.wants_confirmation = false;
             }
             let mine =
                 |invoice: &&super::world::SimInvoice| invoice.customer == customer.as_str() && invoice.status == "open";

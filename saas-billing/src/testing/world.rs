@@ -96,6 +96,8 @@ pub(super) struct SimCustomer {
     pub(super) deleted: bool,
     /// Charges fail until it is false again.
     pub(super) declines: bool,
+    /// The bank wants to hear from the buyer about each charge that the buyer is not there for.
+    pub(super) wants_confirmation: bool,
     pub(super) has_payment_method: bool,
     /// Minor units that the customer owes beside invoices; negative for credit.
     pub(super) balance: i64,

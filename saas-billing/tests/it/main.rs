@@ -10,6 +10,8 @@ mod command;
 mod counter;
 mod crash;
 mod dependents;
+mod desk;
+mod dunning;
 mod fence;
 mod fetch;
 mod intake;

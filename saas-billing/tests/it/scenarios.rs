@@ -4,9 +4,8 @@
 //! worker see as many as `SCENARIO_SAMPLES` says (few in the usual run, 2,000 in `./dev year`), with kills: every course is
 //! a tenant of its own, all at once.
 
-use chrono::TimeDelta;
 use saas_billing::{
-    GracePolicy,
+    DunningPolicy,
     testing::{Permutations, Scenario, Story, Unproven},
 };
 use serde_json::Value;
@@ -19,8 +18,8 @@ use crate::{
 const PRICES: (&str, &str) = ("price_pro", "price_team");
 
 async fn told(story: Story) -> (Shop, Scenario) {
-    let week = GracePolicy::new(TimeDelta::days(7), TimeDelta::days(7)).unwrap();
-    let shop = Shop::open_with(|stripe| stripe, |config| config.with_grace(week)).await;
+    let week = DunningPolicy::without_messages(7, 7).unwrap();
+    let shop = Shop::open_with(|stripe| stripe, |config| config.with_dunning(week)).await;
     let scenario = story.record(&shop.stripe, PRICES).unwrap();
     (shop, scenario)
 }
