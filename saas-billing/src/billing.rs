@@ -29,6 +29,7 @@ use crate::{
         receipt::{self, NewReceipt, State},
         state, storable,
     },
+    prices::Prices,
 };
 
 /// Stripe billing of one account in one mode.
@@ -44,6 +45,7 @@ pub struct Billing {
     pub(crate) system: SystemPool,
     group: Arc<ReceiptGroup>,
     pub(crate) clock: SharedClock,
+    pub(crate) prices: Arc<Prices>,
 }
 
 impl Billing {
@@ -58,7 +60,8 @@ impl Billing {
         let scope = Scope::of(&config);
         // Half of what a caller waits: behind an insert that never ends, there is time for another.
         let group = Arc::new(ReceiptGroup::new(system.pool().clone(), config.intake_deadline / 2));
-        Self { config: Arc::new(config), scope, tenants, system, group, clock }
+        let prices = Arc::new(Prices::new(config.catalog.clone()));
+        Self { config: Arc::new(config), scope, tenants, system, group, clock, prices }
     }
 
     /// Links a customer that was made for the tenant. What was delivered about it before is applied from now on.

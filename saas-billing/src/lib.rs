@@ -83,6 +83,7 @@ mod apply;
 mod back_fill;
 #[cfg(feature = "postgres")]
 mod billing;
+pub mod catalog;
 #[cfg(feature = "postgres")]
 pub mod command;
 #[cfg(feature = "postgres")]
@@ -106,6 +107,8 @@ pub mod object;
 mod port;
 #[cfg(feature = "postgres")]
 mod postgres;
+#[cfg(feature = "postgres")]
+mod prices;
 pub mod provider;
 #[cfg(feature = "postgres")]
 mod receipts;
@@ -158,4 +161,4 @@ pub use signature::{SIGNATURE_HEADER, SignatureError, SigningSecrets, StripeSecr
 
 /// The tables of this crate. Migrate [`saas_core::SCHEMA`] first.
 #[cfg(feature = "postgres")]
-pub static SCHEMA: saas_core::Schema = saas_core::schema!("billing": 1 "0001_inbox", 2 "0002_state", 3 "0003_retention", 4 "0004_ledger", 5 "0005_revenue", 6 "0006_command", 7 "0007_request", 8 "0008_seat_trial", 9 "0009_reconcile");
+pub static SCHEMA: saas_core::Schema = saas_core::schema!("billing": 1 "0001_inbox", 2 "0002_state", 3 "0003_retention", 4 "0004_ledger", 5 "0005_revenue", 6 "0006_command", 7 "0007_request", 8 "0008_seat_trial", 9 "0009_reconcile", 12 "0012_price");

@@ -10,7 +10,7 @@ use sqlx::PgConnection;
 
 use crate::{
     billing::Billing,
-    derive::{Derived, derive},
+    derive::Derived,
     error::BillingError,
     postgres::{fetch, object, state},
 };
@@ -85,7 +85,7 @@ impl Billing {
         tenant::lock_in(&mut tx, tenant).await?;
         let mut objects = object::load(&mut tx, tenant, self.scope.livemode, &[]).await?;
         self.load_unseen(&mut tx, tenant, &mut objects).await?;
-        let derived = derive(&objects, &self.config.catalog);
+        let derived = self.derive_in(&mut tx, &objects).await?;
         let mut change = self.write_derived(&mut tx, tenant, &derived, (false, now), now).await?;
         if !change.is_recorded {
             // The same objects can mean something else: under another grace policy, say.

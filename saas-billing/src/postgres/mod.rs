@@ -12,6 +12,7 @@ pub(crate) mod fetch;
 pub(crate) mod ledger;
 pub(crate) mod ledger_read;
 pub(crate) mod object;
+pub(crate) mod price;
 pub(crate) mod receipt;
 pub(crate) mod reconcile;
 pub(crate) mod request;
