@@ -27,7 +27,7 @@ use crate::{
         directory::{self, Link},
         fetch,
         receipt::{self, NewReceipt, State},
-        state, storable,
+        state, storable, usage,
     },
     prices::Prices,
 };
@@ -104,6 +104,9 @@ impl Billing {
         }
         desk::free(connection, &self.scope, id.as_str(), now).await?;
         fetch::free(connection, &self.scope, id.as_str(), now).await?;
+        if kind == ObjectKind::Customer {
+            usage::free(connection, &self.scope, tenant, now).await?;
+        }
         let action = match kind {
             ObjectKind::CheckoutSession => "billing.checkout_opened",
             ObjectKind::Customer

@@ -128,6 +128,8 @@ pub mod stripe;
 pub mod subscription;
 #[cfg(feature = "testing")]
 pub mod testing;
+#[cfg(feature = "postgres")]
+pub mod usage;
 #[cfg(any(feature = "tower", feature = "actix"))]
 pub mod web;
 
@@ -161,4 +163,4 @@ pub use signature::{SIGNATURE_HEADER, SignatureError, SigningSecrets, StripeSecr
 
 /// The tables of this crate. Migrate [`saas_core::SCHEMA`] first.
 #[cfg(feature = "postgres")]
-pub static SCHEMA: saas_core::Schema = saas_core::schema!("billing": 1 "0001_inbox", 2 "0002_state", 3 "0003_retention", 4 "0004_ledger", 5 "0005_revenue", 6 "0006_command", 7 "0007_request", 8 "0008_seat_trial", 9 "0009_reconcile", 12 "0012_price");
+pub static SCHEMA: saas_core::Schema = saas_core::schema!("billing": 1 "0001_inbox", 2 "0002_state", 3 "0003_retention", 4 "0004_ledger", 5 "0005_revenue", 6 "0006_command", 7 "0007_request", 8 "0008_seat_trial", 9 "0009_reconcile", 12 "0012_price_usage");

@@ -126,8 +126,8 @@ impl PriceList {
 
     /// The meters whose usage is charged: what Stripe is told of.
     #[must_use]
-    pub fn billed_meters(&self) -> BTreeSet<MeterKey> {
-        self.meters.iter().filter_map(|meter| meter.event_name.parse().ok()).collect()
+    pub fn meters(&self) -> &[NewMeter] {
+        &self.meters
     }
 
     const fn empty() -> Self {

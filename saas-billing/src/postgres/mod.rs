@@ -20,6 +20,8 @@ pub(crate) mod revenue;
 pub(crate) mod seat;
 pub(crate) mod state;
 pub(crate) mod trial;
+pub(crate) mod usage;
+pub(crate) mod usage_report;
 
 use crate::{config::BillingConfig, mode::Mode};
 

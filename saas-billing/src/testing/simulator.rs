@@ -233,6 +233,11 @@ impl StripeSimulator {
         self.act(|engine| engine.tell_misread());
     }
 
+    /// Removes a meter, as one of another account is not there.
+    pub fn forget_meter(&self, id: &str) {
+        self.world().meters.remove(id);
+    }
+
     /// A person changes a product in the dashboard.
     pub fn edit_product(&self, id: &str, name: &str, active: bool) {
         if let Some(product) = self.world().products.get_mut(id) {

@@ -26,3 +26,4 @@ mod stops;
 mod story;
 mod till;
 mod trials;
+mod usage;
