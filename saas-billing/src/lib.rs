@@ -67,6 +67,7 @@
 //! 4. Writes ([`command`]): a row fixes the idempotency key, whoever asks sends it, the outbox sends it again, and what Stripe
 //!    answers goes through the merge of 2. [`PaymentProvider`] is the port; `StripeApi` (feature `stripe`) and the simulator
 //!    implement it.
+//!    What is sold comes from the catalogue's file ([`catalog`]), and usage that is charged from its batches ([`usage`]).
 //! 5. [`PlanSource`](saas_core::subscription::PlanSource): [`Billing`] answers from what was derived; grace runs out at
 //!    read time, so no job has to fire.
 //!
