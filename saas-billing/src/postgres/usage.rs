@@ -200,7 +200,7 @@ pub(crate) async fn settle(
     sqlx::query(
         "update saas.billing_usage u
          set state = f.state, reason = f.reason, due_at = coalesce(f.due_at, u.due_at), lease = null,
-             settled_at = case when f.state = 'pending' then null else $3 end
+             settled_at = case when f.state = 'pending' then null else $3::timestamptz end
          from unnest($4::uuid[], $5::uuid[], $6::text[], $7::text[], $8::timestamptz[])
               as f (tenant_id, id, state, reason, due_at)
          where u.tenant_id = f.tenant_id and u.livemode = $1 and u.id = f.id and u.state = 'pending' and u.lease = $2",

@@ -140,6 +140,25 @@ pub(crate) async fn put_off(
     .map_err(CoreError::from_database)
 }
 
+/// Deletes reports that were read, or given up, before an instant.
+pub(crate) async fn forget(
+    connection: &mut PgConnection,
+    scope: &Scope,
+    before: DateTime<Utc>,
+) -> Result<(), CoreError> {
+    sqlx::query(
+        "delete from saas.billing_usage_report
+         where account = $1 and livemode = $2 and state <> 'pending' and received_at < $3",
+    )
+    .bind(&scope.account)
+    .bind(scope.livemode)
+    .bind(before)
+    .execute(connection)
+    .await
+    .map(drop)
+    .map_err(CoreError::from_database)
+}
+
 /// Reports by event, behind `after`.
 pub(crate) async fn list(
     connection: &mut PgConnection,

@@ -24,7 +24,7 @@ use crate::{
     billing::{ACTOR, Billing},
     catalog::PriceList,
     error::BillingError,
-    postgres::usage,
+    postgres::{usage, usage_report},
     provider::Aggregation,
 };
 
@@ -224,7 +224,8 @@ impl Billing {
         Ok(health)
     }
 
-    /// Deletes up to `limit` rows that Stripe has had for 45 days, or whose tenant had no customer for 45. What needs a person stays.
+    /// Deletes up to `limit` rows that Stripe has had for 45 days, or whose tenant had no customer for 45, and reports that were read
+    /// then. Rows that need a person stay.
     ///
     /// # Errors
     /// When the database does not answer.
@@ -232,6 +233,7 @@ impl Billing {
         let before = self.clock.now() - KEPT;
         let mut tx = SystemTx::begin(&self.system, ACTOR, "delete usage that Stripe has had for long").await?;
         let forgotten = usage::forget(&mut tx, &self.scope, before, i64::from(limit)).await?;
+        usage_report::forget(&mut tx, &self.scope, before).await?;
         tx.commit().await?;
         Ok(forgotten)
     }
