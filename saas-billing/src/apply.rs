@@ -9,11 +9,12 @@ use crate::{
     billing::{ACTOR, Billing},
     derive::FetchRequest,
     error::BillingError,
-    event::{AnySnapshot, Content, Envelope, read_snapshot},
+    event::{AnySnapshot, Content, Envelope, announces_usage_report, read_snapshot},
     object::{ObjectId, ObjectKind, Unreadable},
     postgres::{
         desk, fetch,
         receipt::{self, Claimed, Ending, State},
+        usage_report,
     },
     settle::{Report, Settled},
 };
@@ -59,6 +60,8 @@ impl Applied {
 enum Work {
     Merge(Box<AnySnapshot>),
     Fetch(FetchRequest),
+    /// A report of usage that Stripe does not count, to be read.
+    UsageReport,
     Nothing(&'static str),
 }
 
@@ -155,6 +158,7 @@ impl Billing {
     ) -> Result<Option<State>, BillingError> {
         match work {
             Work::Nothing(reason) => self.end(claimed, lease, State::Ignored, reason).await,
+            Work::UsageReport => self.put_on_report_list(claimed, lease, event_type).await,
             Work::Fetch(request) => self.put_on_fetch_list(claimed, lease, &request).await,
             Work::Merge(snapshot) => {
                 for _ in 0..LOOKS {
@@ -214,6 +218,24 @@ impl Billing {
         let now = self.clock.now();
         let mut tx = SystemTx::begin(&self.system, ACTOR, "list an object to be fetched").await?;
         fetch::request(&mut tx, &self.scope, request, now).await?;
+        let key = (claimed.event_id.as_str(), lease);
+        if !receipt::finish(&mut tx, &self.scope, key, State::Applied, Ending::default(), now).await? {
+            tx.rollback().await?;
+            return Ok(None);
+        }
+        tx.commit().await?;
+        Ok(Some(State::Applied))
+    }
+
+    async fn put_on_report_list(
+        &self,
+        claimed: &Claimed,
+        lease: LeaseToken,
+        event_type: &str,
+    ) -> Result<Option<State>, BillingError> {
+        let now = self.clock.now();
+        let mut tx = SystemTx::begin(&self.system, ACTOR, "list a report on usage to be read").await?;
+        usage_report::announce(&mut tx, &self.scope, (&claimed.event_id, event_type), now).await?;
         let key = (claimed.event_id.as_str(), lease);
         if !receipt::finish(&mut tx, &self.scope, key, State::Applied, Ending::default(), now).await? {
             tx.rollback().await?;
@@ -292,7 +314,7 @@ impl Work {
     fn owner(&self) -> Option<ObjectId> {
         match self {
             Self::Merge(snapshot) => Some(snapshot.customer().or(snapshot.charge()).unwrap_or(snapshot.id()).clone()),
-            Self::Fetch(_) | Self::Nothing(_) => None,
+            Self::Fetch(_) | Self::UsageReport | Self::Nothing(_) => None,
         }
     }
 }
@@ -326,6 +348,9 @@ fn read(body: &[u8]) -> Result<(Work, String), Unreadable> {
     let envelope = Envelope::read(body)?;
     let event_type = envelope.event_type.to_string();
     if let Content::Thin { related } = &envelope.content {
+        if announces_usage_report(&event_type) {
+            return Ok((Work::UsageReport, event_type));
+        }
         let kind =
             related.as_ref().and_then(|related| Some((ObjectKind::from_object(&related.object)?, related.id.clone())));
         let work = kind.map_or(Work::Nothing("a notification about nothing of ours"), |(kind, id)| {

@@ -28,8 +28,9 @@ use crate::{
         directory::{self, Link},
         fetch,
         receipt::{self, NewReceipt, State},
-        state, storable,
+        state, storable, usage,
     },
+    prices::Prices,
 };
 
 /// Stripe billing of one account in one mode.
@@ -45,6 +46,7 @@ pub struct Billing {
     pub(crate) system: SystemPool,
     group: Arc<ReceiptGroup>,
     pub(crate) clock: SharedClock,
+    pub(crate) prices: Arc<Prices>,
 }
 
 impl Billing {
@@ -59,7 +61,8 @@ impl Billing {
         let scope = Scope::of(&config);
         // Half of what a caller waits: behind an insert that never ends, there is time for another.
         let group = Arc::new(ReceiptGroup::new(system.pool().clone(), config.intake_deadline / 2));
-        Self { config: Arc::new(config), scope, tenants, system, group, clock }
+        let prices = Arc::new(Prices::new(config.catalog.clone()));
+        Self { config: Arc::new(config), scope, tenants, system, group, clock, prices }
     }
 
     /// Links a customer that was made for the tenant. What was delivered about it before is applied from now on.
@@ -102,6 +105,9 @@ impl Billing {
         }
         desk::free(connection, &self.scope, id.as_str(), now).await?;
         fetch::free(connection, &self.scope, id.as_str(), now).await?;
+        if kind == ObjectKind::Customer {
+            usage::free(connection, &self.scope, tenant, now).await?;
+        }
         let action = match kind {
             ObjectKind::CheckoutSession => "billing.checkout_opened",
             ObjectKind::Customer

@@ -1,7 +1,7 @@
 //! What becomes of a delivery, decided from its envelope alone: pure.
 
 use crate::{
-    event::{Content, Envelope},
+    event::{Content, Envelope, announces_usage_report},
     mode::Mode,
     object::{ObjectId, ObjectKind},
 };
@@ -27,6 +27,9 @@ pub(crate) fn decide(envelope: &Envelope<'_>, mode: Mode, account: Option<&Objec
     }
     if envelope.account.as_ref() != account {
         return Disposition::Quarantine("an event of another account");
+    }
+    if matches!(envelope.content, Content::Thin { .. }) && announces_usage_report(envelope.event_type.as_str()) {
+        return Disposition::Apply;
     }
     let kind = match &envelope.content {
         Content::Thin { related } => related.as_ref().and_then(|related| ObjectKind::from_object(&related.object)),

@@ -6,5 +6,6 @@
 mod envelope;
 mod reading;
 
+pub(crate) use envelope::announces_usage_report;
 pub use envelope::{Content, Envelope, RelatedObject};
 pub use reading::{AnySnapshot, read_fetched, read_snapshot};

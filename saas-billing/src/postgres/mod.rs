@@ -13,6 +13,7 @@ pub(crate) mod fetch;
 pub(crate) mod ledger;
 pub(crate) mod ledger_read;
 pub(crate) mod object;
+pub(crate) mod price;
 pub(crate) mod receipt;
 pub(crate) mod reconcile;
 pub(crate) mod request;
@@ -20,6 +21,8 @@ pub(crate) mod revenue;
 pub(crate) mod seat;
 pub(crate) mod state;
 pub(crate) mod trial;
+pub(crate) mod usage;
+pub(crate) mod usage_report;
 
 use crate::{config::BillingConfig, mode::Mode};
 

@@ -5,6 +5,7 @@
 mod account;
 mod apply;
 mod calls;
+mod catalog;
 mod changes;
 mod command;
 mod counter;
@@ -30,4 +31,5 @@ mod stops;
 mod story;
 mod till;
 mod trials;
+mod usage;
 mod year;
