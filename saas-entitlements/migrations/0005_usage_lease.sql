@@ -55,11 +55,11 @@ begin
     return total;
 end $$;
 
--- Counts what a holder has used since its last report; the last one gives the rest back. An older or repeated report moves
--- nothing.
+-- Counts what a holder has used since its last report, and takes back what exceeds `keep` (null: nothing); the last report
+-- gives all of the rest back. An older or repeated report moves nothing.
 create function saas.usage_lease_report(
-    of_tenant uuid, of_lease uuid, number bigint, spent_so_far bigint, ending boolean, life_ms bigint, event uuid,
-    by_actor text, moment timestamptz, out outcome text, out wanted boolean, out used bigint
+    of_tenant uuid, of_lease uuid, number bigint, spent_so_far bigint, ending boolean, keep bigint, life_ms bigint,
+    event uuid, by_actor text, moment timestamptz, out outcome text, out wanted boolean, out used bigint
 ) language plpgsql as $$
 declare
     known record;
@@ -67,7 +67,8 @@ declare
     back bigint := 0;
 begin
     -- The tenant first, then the counter, as everywhere.
-    select l.meter, l.counter, l.window_kind, l.window_start, l.cost, l.lent, l.spent, l.report, l.ended_at, c.used, c.over_above,
+    select l.meter, l.counter, l.window_kind, l.window_start, l.cost, l.spent, l.report, l.ended_at, c.used, c.over_above,
+           l.lent - l.spent - l.returned as own,
            coalesce(c.wanted_at > clock_timestamp() - interval '1 second', false) as wanted
     into known
     from saas.tenant t, saas.usage_lease l
@@ -90,15 +91,13 @@ begin
         return;
     end if;
     used_now := spent_so_far - known.spent;
-    if used_now < 0 or spent_so_far > known.lent then
+    if used_now < 0 or used_now > known.own then
         outcome := 'impossible';
         return;
     end if;
-    if ending then
-        back := known.lent - spent_so_far;
-    end if;
+    back := case when ending then known.own - used_now else greatest(known.own - used_now - keep, 0) end;
     update saas.usage_lease l
-    set spent = spent_so_far, returned = back, report = number,
+    set spent = spent_so_far, returned = l.returned + back, report = number,
         expires_at = clock_timestamp() + life_ms * interval '1 millisecond',
         ended_at = case when ending then clock_timestamp() end
     where l.tenant_id = of_tenant and l.id = of_lease;
@@ -144,7 +143,7 @@ declare
     stranded bigint;
 begin
     -- The tenant first, then the counter, as everywhere.
-    select t.revision, c.used, c.held, c.carried, c.limit_units, c.over_above, l.lent, l.spent, l.report, l.ended_at,
+    select t.revision, c.used, c.held, c.carried, c.limit_units, c.over_above, l.spent, l.report, l.ended_at,
            l.lent - l.spent - l.returned as own, false as opened,
            coalesce(c.wanted_at > clock_timestamp() - interval '1 second', false) as wanted
     into known
@@ -160,7 +159,7 @@ begin
         where t.id = of_tenant and t.revision = at_revision and number = 0
         on conflict (tenant_id, meter, window_kind, window_start) do nothing;
         relimited := found;
-        select t.revision, c.used, c.held, c.carried, c.limit_units, c.over_above, 0::bigint as lent, 0::bigint as spent,
+        select t.revision, c.used, c.held, c.carried, c.limit_units, c.over_above, 0::bigint as spent,
                (-1)::bigint as report, null::timestamptz as ended_at, 0::bigint as own, relimited as opened,
                coalesce(c.wanted_at > clock_timestamp() - interval '1 second', false) as wanted
         into known
@@ -178,7 +177,7 @@ begin
     outcome := case
         when known.revision <> at_revision then 'outdated'
         when known.ended_at is not null or known.report >= number then 'fenced'
-        when spent_so_far < known.spent or spent_so_far > known.lent then 'impossible'
+        when spent_so_far < known.spent or spent_so_far - known.spent > known.own then 'impossible'
         else 'lent'
     end;
     if outcome <> 'lent' then

@@ -3,6 +3,7 @@
 mod attacks;
 mod coherence;
 mod counters;
+mod leases;
 mod shop;
 mod values;
 
