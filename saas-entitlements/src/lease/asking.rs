@@ -28,6 +28,8 @@ impl Inner {
         amount: u64,
     ) -> Result<LeasedUse, EntitlementsError> {
         let tenant = ctx.tenant();
+        // Units of this use that a lease which was ended has paid for.
+        let mut paid = 0;
         for _ in 0..ATTEMPTS {
             let snapshot = self.entitlements.snapshot(tenant).await;
             // After it: the first load may have found the clock to be wrong.
@@ -46,10 +48,12 @@ impl Inner {
                 continue;
             }
             // Whoever held the lock before may have borrowed for this one, too.
-            if cell.take(amount) {
+            // Cannot overflow: it is at most `i64::MAX`.
+            let units = amount.saturating_mul(rule.cost).saturating_sub(paid);
+            if cell.take_units(units) {
                 return Ok(LeasedUse::Granted);
             }
-            match self.borrow(&cell, &mut state, &rule, amount, now).await? {
+            match self.borrow(&cell, &mut state, &rule, (units, &mut paid), now).await? {
                 Borrowed::Lent { .. } => return Ok(LeasedUse::Granted),
                 Borrowed::Refused { used, held } => {
                     drop(state);
@@ -62,7 +66,7 @@ impl Inner {
                         decided @ (LeasedUse::Granted | LeasedUse::Denied(_)) => decided,
                     });
                 }
-                // What was left of it counts as used, and is not used: the next try borrows anew.
+                // What was left of it counts as used, and is: the next try borrows the rest anew.
                 Borrowed::Fenced => {}
                 Borrowed::Outdated { revision } => self.entitlements.hear(tenant, revision),
             }
@@ -76,7 +80,7 @@ impl Inner {
         cell: &Cell,
         state: &mut State,
         rule: &Arc<Rule>,
-        amount: u64,
+        (units, paid): (u64, &mut u64),
         now: DateTime<Utc>,
     ) -> Result<Borrowed, EntitlementsError> {
         let asked = Instant::now();
@@ -98,8 +102,7 @@ impl Inner {
             }
             None => (LeaseToken::mint_at(now), 0, 0),
         };
-        // Checked: it is at most `i64::MAX`.
-        let need = amount.saturating_mul(rule.cost).saturating_sub(rest);
+        let need = units.saturating_sub(rest);
         let lends = !self.is_closed();
         let ask = Ask {
             draw: rule.draw(need, IdempotencyKey::try_from(format!("{lease}:{number}"))?, now),
@@ -147,6 +150,7 @@ impl Inner {
             }
             Ok(Borrowed::Fenced) => {
                 state.held = None;
+                *paid += rest;
                 Ok(Borrowed::Fenced)
             }
             Err(error) => {

@@ -145,7 +145,16 @@ impl Cell {
         if amount.wrapping_sub(1) >= *most {
             return false;
         }
-        let Some(units) = amount.checked_mul(*cost) else { return false };
+        amount.checked_mul(*cost).is_some_and(|units| Self::spend(budget, units))
+    }
+
+    /// Spends units of the counter, if there are enough.
+    pub(super) fn take_units(&self, units: u64) -> bool {
+        Self::spend(&self.purse.budget, units)
+    }
+
+    #[inline]
+    fn spend(budget: &AtomicU64, units: u64) -> bool {
         // Never below 0, not even for a moment: what `take_rest` finds is exactly what nobody has spent.
         let mut left = budget.load(Ordering::Relaxed);
         while let Some(rest) = left.checked_sub(units) {

@@ -141,6 +141,11 @@ impl Link {
         .await
     }
 
+    /// Whether Redis is asked at present, as far as is known.
+    pub(super) fn is_asked(&self) -> bool {
+        self.breaker().again_at.is_none()
+    }
+
     async fn call<T>(&self, ask: impl AsyncFnOnce(&mut Connection) -> RedisResult<T>) -> Result<T, Missed> {
         if !self.breaker().lets_through() {
             return Err(Missed::NotSent);

@@ -103,7 +103,7 @@ impl RedisLeases {
     /// Of the first report that PostgreSQL did not take; it is repeated.
     #[cfg(feature = "testing")]
     pub async fn tick(&self) -> Result<(), EntitlementsError> {
-        self.inner.tick().await
+        self.inner.tick(true).await
     }
 }
 
@@ -123,15 +123,14 @@ impl LeaseStore for RedisLeases {
     ) -> Result<Borrowed, EntitlementsError> {
         let inner = &*self.inner;
         let place = inner.place(ctx, ask);
-        let is_from_redis = match inner.place_of(ctx.tenant(), ask.lease) {
+        let lends = ask.want > 0 && !place.is_near();
+        match inner.place_of(ctx.tenant(), ask.lease) {
             // It is where it was, even where its window is named anew: there, nobody knows it.
-            Some(known) => Arc::ptr_eq(&known, &place),
-            None => ask.number == 0 && ask.want > 0 && !place.is_near(),
-        };
-        if is_from_redis {
-            return inner.borrow(&place, ctx, ask, now).await;
+            Some(known) if Arc::ptr_eq(&known, &place) => inner.borrow(&place, ctx, ask, now).await,
+            None if lends && ask.number == 0 => inner.borrow(&place, ctx, ask, now).await,
+            None if lends && inner.shelf.is_asked() => inner.move_to_redis(ctx, ask, now).await,
+            Some(_) | None => inner.borrow_directly(&place, ctx, ask, now).await,
         }
-        inner.borrow_directly(&place, ctx, ask, now).await
     }
 
     async fn report(
@@ -268,7 +267,7 @@ impl Inner {
             }
         }
         if ask.number == 0 {
-            return self.borrow_directly(place, ctx, ask, now).await;
+            return self.borrow_directly(place, ctx, &only_needed(ask), now).await;
         }
         Err(EntitlementsError::Unavailable { cause: None })
     }
@@ -367,12 +366,24 @@ impl Inner {
         now: DateTime<Utc>,
     ) -> Result<Borrowed, EntitlementsError> {
         if ask.number == 0 {
-            return self.borrow_directly(place, ctx, ask, now).await;
+            return self.borrow_directly(place, ctx, &only_needed(ask), now).await;
         }
         if answer.outcome == "full" {
             let Ask { lease, number, spent, life, .. } = *ask;
             let _ = self.report(place, &Report { lease, number, spent, ending: true, life }).await?;
         }
+        Ok(Borrowed::Fenced)
+    }
+
+    /// Ends a lease that PostgreSQL lent while Redis did not answer: what is borrowed next is borrowed there.
+    async fn move_to_redis(
+        &self,
+        ctx: &dyn TenantContext,
+        ask: &Ask,
+        now: DateTime<Utc>,
+    ) -> Result<Borrowed, EntitlementsError> {
+        let Ask { lease, number, spent, life, .. } = *ask;
+        let _ = self.leases.report(ctx, &Report { lease, number, spent, ending: true, life }, now).await?;
         Ok(Borrowed::Fenced)
     }
 
@@ -430,6 +441,11 @@ impl Inner {
             _ => Ok(Reported::Fenced),
         }
     }
+}
+
+/// Nothing beside what is needed: Redis is to lend the rest next time.
+fn only_needed(ask: &Ask) -> Ask {
+    Ask { want: 0, ..ask.clone() }
 }
 
 /// More than was lent, or less than before; or an answer that the scripts of this version do not give.

@@ -2,11 +2,11 @@
 
 use std::{
     sync::{Arc, Weak},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use saas_core::{CoreError, LeaseToken};
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 use super::{
     super::totals::add,
@@ -24,13 +24,13 @@ const WARN_EVERY: Duration = Duration::from_secs(10);
 /// Ticks until the store is gone.
 pub(super) async fn keep_pools(inner: Weak<Inner>) {
     let Some(period) = inner.upgrade().map(|inner| inner.options.tick) else { return };
-    let mut ticks = interval(period);
+    let mut ticks = interval_at(Instant::now() + period, period);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut warned: Option<Instant> = None;
     loop {
         ticks.tick().await;
         let Some(inner) = inner.upgrade() else { return };
-        if let Err(error) = inner.tick().await
+        if let Err(error) = inner.tick(false).await
             && warned.is_none_or(|at| at.elapsed() >= WARN_EVERY)
         {
             warned = Some(Instant::now());
@@ -40,12 +40,12 @@ pub(super) async fn keep_pools(inner: Weak<Inner>) {
 }
 
 impl Inner {
-    /// Some places at a time; answers with the first failure.
-    pub(super) async fn tick(&self) -> Result<(), EntitlementsError> {
+    /// Some places at a time, those of which something was reported just now only if `now`; answers with the first failure.
+    pub(super) async fn tick(&self, now: bool) -> Result<(), EntitlementsError> {
         let places: Vec<_> = self.places().by_key.values().cloned().collect();
         let mut first = Ok(());
         for places in places.chunks(AT_ONCE) {
-            let ticking = places.iter().map(|place| self.tick_one(place));
+            let ticking = places.iter().map(|place| self.tick_one(place, now));
             for ticked in futures_util::future::join_all(ticking).await {
                 first = first.and(ticked);
             }
@@ -61,7 +61,7 @@ impl Inner {
         first
     }
 
-    async fn tick_one(&self, place: &Arc<Place>) -> Result<(), EntitlementsError> {
+    async fn tick_one(&self, place: &Arc<Place>, now: bool) -> Result<(), EntitlementsError> {
         while let Some(owed) = place.next_owed() {
             let told = match owed {
                 Owed::Undo { lease, number, spent, question, .. } => {
@@ -74,7 +74,7 @@ impl Inner {
             place.told();
             self.carry_out(place, &answer.orders).await;
         }
-        let Ok(answer) = self.shelf.tick(place, false).await else { return Ok(()) };
+        let Ok(answer) = self.shelf.tick(place, now).await else { return Ok(()) };
         self.try_to_carry_out(place, &answer.orders).await.map(drop)
     }
 

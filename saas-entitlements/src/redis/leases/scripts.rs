@@ -99,6 +99,10 @@ impl Shelf {
         Self { link, scripts, options, totals: Totals::default() }
     }
 
+    pub(super) fn is_asked(&self) -> bool {
+        self.link.is_asked()
+    }
+
     /// Lends of a pool. `fills`: whether the caller fills it where there is too little.
     pub(super) async fn borrow(
         &self,

@@ -4,6 +4,7 @@ mod attacks;
 mod coherence;
 mod counters;
 mod leases;
+mod lending;
 mod shop;
 mod values;
 
