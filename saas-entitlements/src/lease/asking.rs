@@ -74,7 +74,23 @@ impl Inner {
         Err(EntitlementsError::Unavailable { cause: None })
     }
 
-    /// Tops up what is held, or borrows anew. The use is paid with what was left, and the rest of it is counted at once.
+    /// Tops up what is held before it is used up, while somebody uses it that quickly.
+    pub(super) async fn top_up(&self, cell: &Cell) {
+        let mut state = cell.state.lock().await;
+        let now = self.entitlements.core.clock.now();
+        if self.is_closed() || self.must_end(cell, &state, now).await {
+            return;
+        }
+        let Some(rule) = state.held.as_ref().map(|held| Arc::clone(&held.rule)) else { return };
+        match self.borrow(cell, &mut state, &rule, (0, &mut 0), now).await {
+            Ok(Borrowed::Outdated { revision }) => self.entitlements.hear(cell.ctx.tenant(), revision),
+            // Nobody waits for it: whoever uses the last of it asks again.
+            Ok(Borrowed::Lent { .. } | Borrowed::Refused { .. } | Borrowed::Fenced) | Err(_) => {}
+        }
+    }
+
+    /// Tops up what is held, or borrows anew. The use is paid with what was left, and the rest of it is counted at once; for no
+    /// units, what was left stays.
     async fn borrow(
         &self,
         cell: &Cell,
@@ -84,9 +100,10 @@ impl Inner {
         now: DateTime<Utc>,
     ) -> Result<Borrowed, EntitlementsError> {
         let asked = Instant::now();
+        let mut is_quick = false;
         if let Some(held) = &state.held {
-            let quick = asked.duration_since(held.lent_at) < self.options.tick / 2;
-            let size = if quick { state.size.saturating_mul(4) } else { state.size / 2 };
+            is_quick = asked.duration_since(held.lent_at) < self.options.tick / 2;
+            let size = if is_quick { state.size.saturating_mul(4) } else { state.size / 2 };
             state.size = size.clamp(self.options.smallest, self.options.largest);
         }
         state.idle = 0;
@@ -94,11 +111,13 @@ impl Inner {
             cell.end(state, self.options.life);
             self.send_endings(cell, state, now).await?;
         }
-        let rest = cell.take_rest();
+        cell.watch(0);
+        let is_ahead = units == 0;
+        let rest = if is_ahead { 0 } else { cell.take_rest() };
         let (lease, number, spent) = match &mut state.held {
             Some(held) => {
                 held.reports += 1;
-                (held.lease, held.reports, held.lent)
+                (held.lease, held.reports, if is_ahead { cell.spent(held) } else { held.lent })
             }
             None => (LeaseToken::mint_at(now), 0, 0),
         };
@@ -130,6 +149,10 @@ impl Inner {
                     None => {}
                 }
                 cell.add(units);
+                if is_quick && self.options.borrows_ahead {
+                    // A quarter of it is gone soon: by then the next is on its way.
+                    cell.watch(units / 4 * 3);
+                }
                 if relimited || used >= state.due_from(rule) {
                     self.announce(cell, state, rule, used, now).await;
                 }
@@ -149,6 +172,7 @@ impl Inner {
                 Ok(outdated)
             }
             Ok(Borrowed::Fenced) => {
+                cell.take_rest();
                 state.held = None;
                 *paid += rest;
                 Ok(Borrowed::Fenced)

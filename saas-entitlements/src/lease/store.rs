@@ -12,7 +12,7 @@ use crate::{Draw, EntitlementsError, Period};
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Ask {
-    /// What is counted at once, from one unit, and the rule that it is counted and lent under.
+    /// What is counted at once, from one unit (for a lease that is topped up, from none), and the rule that it is counted and lent under.
     pub draw: Draw,
     /// Units of the counter per unit of the meter, from 1.
     pub cost: u64,

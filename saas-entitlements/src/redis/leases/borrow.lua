@@ -24,7 +24,7 @@ if place.w > now then want = 0 end
 if fits then
     local units = math.min(want, pool.l - need)
     units = units - units % cost
-    if units > 0 or units == 0 and lease then
+    if units > 0 or units == 0 and lease and want == 0 then
         if not lease then
             if #pool.L >= MOST_LEASES then return answer(place, 'full') end
             lease = { k = ARGV[3], l = 0, s = 0, u = 0 }

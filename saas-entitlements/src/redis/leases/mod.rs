@@ -20,6 +20,8 @@ mod place;
 mod pools;
 mod scripts;
 mod stats;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::HashMap,

@@ -85,6 +85,7 @@ impl Desk {
 /// Leases of 20, of which a tenth of the limit may be out, and which are reported by hand.
 fn small() -> LeaseOptions {
     LeaseOptions::default()
+        .without_borrowing_ahead()
         .with_size(20, 20)
         .with_exposed_share(10)
         .with_life(Duration::from_secs(600))
