@@ -60,8 +60,14 @@ pub fn race(rounds: usize, contenders: &mut [Contender<'_>]) -> Vec<f64> {
 ///
 /// The threads start together; the slowest one counts.
 pub fn per_thread(threads: usize, work: impl Fn(usize) -> u64 + Sync) -> f64 {
+    prepared_per_thread(threads, |_| {}, work)
+}
+
+/// As [`per_thread`], with work that each thread does before and that is not counted.
+pub fn prepared_per_thread(threads: usize, prepare: impl Fn(usize) + Sync, work: impl Fn(usize) -> u64 + Sync) -> f64 {
     let start = Barrier::new(threads);
     let timed = |thread: usize| {
+        prepare(thread);
         start.wait();
         let begin = Instant::now();
         let done = work(thread);

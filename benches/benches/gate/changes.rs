@@ -61,6 +61,7 @@ pub(crate) fn beside_a_writer(field: &Field, rounds: usize) {
             let medians = race(rounds, &mut contenders);
             for (threads, medians) in [(1, &medians[..2]), (2, &medians[2..])] {
                 let cell = format!("{} {} {threads}t beside 1,000 changes/s", field.size(), popularity.name());
+                println!("{cell}: floor {:.1} ns, gate {:.1} ns", medians[0], medians[1]);
                 ratio(&format!("gate_hit/floor {cell}"), medians[1] / medians[0], true, 1.6);
             }
         }

@@ -47,10 +47,12 @@ impl Field {
         format!("{}k", self.tenants / 1_000)
     }
 
+    #[inline(always)]
     pub(crate) fn ask_floor(&self, id: TenantId, feature: usize) -> bool {
         self.floor.get(&id.as_uuid()).is_some_and(|bits| bits.0 >> feature & 1 == 1)
     }
 
+    #[inline(always)]
     pub(crate) fn ask_gate(&self, id: TenantId, feature: usize) -> bool {
         self.gate.is_enabled(id, self.handles[feature]).if_ready() == Some(true)
     }
@@ -59,10 +61,12 @@ impl Field {
         self.gate.is_enabled(id, self.handles[0]).if_ready().is_some()
     }
 
+    #[inline(always)]
     fn ask_by_name(&self, id: TenantId, feature: usize) -> bool {
         self.gate.is_feature_enabled(id, &self.keys[feature]).if_ready() == Some(true)
     }
 
+    #[inline(always)]
     fn ask_moka(&self, id: TenantId, feature: usize) -> bool {
         self.moka.get(&id.as_uuid()).is_some_and(|bits| bits.0 >> feature & 1 == 1)
     }

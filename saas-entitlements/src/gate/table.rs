@@ -77,27 +77,41 @@ impl Table {
     pub(crate) fn read(&self, tenant: TenantId, feature: usize) -> Option<bool> {
         let (high, low) = halves(tenant);
         let home = self.home(high, low);
-        for (bucket, Bucket(words)) in self.buckets.get(home..home + WINDOW)?.iter().enumerate() {
-            // Which of the two is computed, not branched on: the processor could only guess.
-            let second =
-                (words[SLOT + 1].load(Ordering::Relaxed) ^ high) | (words[SLOT + 2].load(Ordering::Relaxed) ^ low);
-            let at = usize::from(second == 0) * SLOT;
-            let stamp = words[at].load(Ordering::Acquire);
-            let other = (words[at + 1].load(Ordering::Relaxed) ^ high) | (words[at + 2].load(Ordering::Relaxed) ^ low);
-            if other == 0 {
-                let bits = match feature / 64 {
-                    0 => words[at + 3].load(Ordering::Relaxed),
-                    word => self.more_bits((home + bucket) * PAIR + at / SLOT, word)?,
-                };
-                fence(Ordering::Acquire);
-                let torn = (stamp & 1) | (words[at].load(Ordering::Relaxed) ^ stamp);
-                if torn == 0 && self.now.load(Ordering::Relaxed) < stamp >> SEQUENCE_BITS {
-                    return Some(bits >> (feature % 64) & 1 == 1);
-                }
-                return None;
-            }
+        match self.read_in(home, high, low, feature) {
+            Some(answer) => answer,
+            None => self.read_after(home, high, low, feature),
         }
-        None
+    }
+
+    /// The answer of the buckets after the one that the hash names: not part of what callers inline.
+    #[inline(never)]
+    fn read_after(&self, home: usize, high: u64, low: u64, feature: usize) -> Option<bool> {
+        (home + 1..home + WINDOW).find_map(|bucket| self.read_in(bucket, high, low, feature))?
+    }
+
+    /// The answer of one bucket; `None` when the tenant is not in it.
+    #[inline(always)]
+    fn read_in(&self, bucket: usize, high: u64, low: u64, feature: usize) -> Option<Option<bool>> {
+        let Bucket(words) = self.buckets.get(bucket)?;
+        // Which of the two is computed, not branched on: the processor could only guess.
+        let second = (words[SLOT + 1].load(Ordering::Relaxed) ^ high) | (words[SLOT + 2].load(Ordering::Relaxed) ^ low);
+        let at = usize::from(second == 0) * SLOT;
+        let stamp = words[at].load(Ordering::Acquire);
+        let other = (words[at + 1].load(Ordering::Relaxed) ^ high) | (words[at + 2].load(Ordering::Relaxed) ^ low);
+        if other != 0 {
+            return None;
+        }
+        let bits = match feature / 64 {
+            0 => words[at + 3].load(Ordering::Relaxed),
+            word => match self.more_bits(bucket * PAIR + at / SLOT, word) {
+                Some(bits) => bits,
+                None => return Some(None),
+            },
+        };
+        fence(Ordering::Acquire);
+        let torn = (stamp & 1) | (words[at].load(Ordering::Relaxed) ^ stamp);
+        let alive = torn == 0 && self.now.load(Ordering::Relaxed) < stamp >> SEQUENCE_BITS;
+        Some(alive.then_some(bits >> (feature % 64) & 1 == 1))
     }
 
     fn more_bits(&self, slot: usize, word: usize) -> Option<u64> {
@@ -213,8 +227,9 @@ impl Table {
     }
 }
 
+/// An id as two words, in whatever order this machine has bytes: they never leave it.
 #[inline(always)]
 fn halves(tenant: TenantId) -> (u64, u64) {
-    let bits = tenant.as_uuid().as_u128();
-    ((bits >> 64) as u64, bits as u64)
+    let id = u128::from_ne_bytes(tenant.as_uuid().into_bytes());
+    ((id >> 64) as u64, id as u64)
 }
