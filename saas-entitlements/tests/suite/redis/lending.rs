@@ -109,7 +109,7 @@ async fn under_load(shop: &Shop, desks: &[Desk], mut disturb: impl AsyncFnMut())
                     match leases.consume(&ctx, &CALLS, AMOUNT).await {
                         Ok(LeasedUse::Granted) => granted += AMOUNT,
                         Ok(LeasedUse::Exhausted { .. }) => return granted,
-                        Ok(denied @ LeasedUse::Denied(_)) => panic!("{denied:?}"),
+                        Ok(denied @ LeasedUse::Denied(_)) => assert!(denied.is_granted(), "{denied:?}"),
                         Err(error) => {
                             let known = error.is_retryable() || error.kind() == ErrorKind::OutcomeUnknown;
                             assert!(known, "{error:?}");
