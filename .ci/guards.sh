@@ -192,6 +192,18 @@ edit  s/invoice.status == wanted/invoice.status == wanted || true/
 test  --package saas-billing --test it dunning
 fails dunning::nobody_is_dunned_for_an_invoice_that_stripe_says_is_paid_though_no_event_told
 
+guard what came in last, taken beside the longest due
+file  saas-billing/src/postgres/receipt.rs
+edit  s/\.bind(limit - limit \/ 4)/.bind(limit)/; s/\.bind(limit \/ 4)/.bind(0_i64)/
+test  --package saas-billing --all-features --test it together
+fails together::what_has_just_come_in_does_not_wait_behind_a_flood_and_the_flood_goes_on
+
+guard company only for what nobody has tried
+file  saas-billing/src/postgres/receipt.rs
+edit  s/due.was_taken or receipt.attempts > 0"/false"/
+test  --package saas-billing --all-features --test it together
+fails together::what_a_worker_never_came_back_from_is_tried_alone
+
 guard the job of a debt goes with it
 file  saas-billing/src/dunning/record.rs
 edit  s/outbox::withdraw_in(connection, tenant, job).await?;/let _ = job;/

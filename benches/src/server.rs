@@ -94,6 +94,12 @@ impl Server {
         Ok(options.connect_with(self.admin.clone().username(login)).await?)
     }
 
+    /// Where `login` reaches the database, for another process.
+    #[must_use]
+    pub fn url(&self, login: &str) -> String {
+        self.admin.clone().username(login).to_url_lossy().to_string()
+    }
+
     /// The pool that services of tenants get.
     ///
     /// # Errors

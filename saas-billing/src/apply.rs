@@ -1,4 +1,4 @@
-//! The worker's step: takes receipts that are due and applies each in a transaction of its own.
+//! The worker's step: takes receipts that are due and applies them, by preference those of one customer in one transaction.
 
 use std::collections::BTreeSet;
 
@@ -57,7 +57,7 @@ impl Applied {
 }
 
 /// What a receipt says is to be done.
-enum Work {
+pub(crate) enum Work {
     Merge(Box<AnySnapshot>),
     Fetch(FetchRequest),
     /// A report of usage that Stripe does not count, to be read.
@@ -66,7 +66,8 @@ enum Work {
 }
 
 impl Billing {
-    /// Applies up to `limit` receipts that are due, longest due first, one transaction each.
+    /// Applies up to `limit` receipts that are due: the longest due, and to a quarter the latest, which do not wait for a
+    /// backlog. Those of one customer share a transaction; what fails in one, or was tried before, is tried in one of its own.
     ///
     /// Any number of workers may call this at once, on any number of machines. One that dies in the middle loses nothing:
     /// its receipts come again when the lease ends, and a transaction that was not committed has had no effect.
@@ -83,7 +84,8 @@ impl Billing {
         tx.commit().await?;
         let mut applied = Applied::default();
         let mut busy = BTreeSet::new();
-        for claimed in claimed {
+        let alone = self.apply_together(claimed, (lease, until), &mut busy, &mut applied).await;
+        for claimed in alone {
             match self.try_once(&claimed, lease, &mut busy).await {
                 Ok(Some(state)) => applied.count(state),
                 Ok(None) => applied.lost += 1,
@@ -281,7 +283,7 @@ impl Billing {
     }
 
     /// Gives a receipt back that is not to blame for not being applied: the try does not count.
-    async fn give_back(
+    pub(crate) async fn give_back(
         &self,
         claimed: &Claimed,
         lease: LeaseToken,
@@ -311,7 +313,7 @@ impl Billing {
 
 impl Work {
     /// Whose locks it takes.
-    fn owner(&self) -> Option<ObjectId> {
+    pub(crate) fn owner(&self) -> Option<ObjectId> {
         match self {
             Self::Merge(snapshot) => Some(snapshot.customer().or(snapshot.charge()).unwrap_or(snapshot.id()).clone()),
             Self::Fetch(_) | Self::UsageReport | Self::Nothing(_) => None,
@@ -320,7 +322,7 @@ impl Work {
 }
 
 impl Applied {
-    fn count(&mut self, state: State) {
+    pub(crate) fn count(&mut self, state: State) {
         match state {
             State::Applied => self.applied += 1,
             State::Ignored => self.ignored += 1,
@@ -344,7 +346,7 @@ pub(crate) fn reason_of(why: &BillingError) -> String {
 }
 
 /// What the stored bytes say is to be done.
-fn read(body: &[u8]) -> Result<(Work, String), Unreadable> {
+pub(crate) fn read(body: &[u8]) -> Result<(Work, String), Unreadable> {
     let envelope = Envelope::read(body)?;
     let event_type = envelope.event_type.to_string();
     if let Content::Thin { related } = &envelope.content {

@@ -107,6 +107,8 @@ pub mod merge;
 mod mode;
 pub mod money;
 pub mod object;
+#[cfg(feature = "postgres")]
+mod place;
 mod port;
 #[cfg(feature = "postgres")]
 mod postgres;
@@ -125,12 +127,16 @@ mod seat;
 #[cfg(feature = "postgres")]
 mod settle;
 pub mod signature;
+#[cfg(feature = "postgres")]
+mod sitting;
 #[cfg(feature = "stripe")]
 pub mod stripe;
 #[cfg(feature = "postgres")]
 pub mod subscription;
 #[cfg(feature = "testing")]
 pub mod testing;
+#[cfg(feature = "postgres")]
+mod together;
 #[cfg(feature = "postgres")]
 pub mod usage;
 #[cfg(any(feature = "tower", feature = "actix"))]

@@ -102,7 +102,8 @@ impl Billing {
         let mut objects = object::load(connection, tenant, self.scope.livemode, &[]).await?;
         self.load_unseen(connection, tenant, &mut objects).await?;
         let derived = self.derive_in(connection, &objects).await?;
-        let mut change = self.write_derived(connection, tenant, &derived, (false, now), now).await?;
+        let previous = state::find(connection, tenant, self.scope.livemode).await?.unwrap_or_default();
+        let mut change = self.write_derived(connection, (tenant, previous), &derived, (false, now), now).await?;
         if !change.is_recorded {
             // The same objects can mean something else: under another dunning policy, say.
             let stored = change.stored.clone();
@@ -123,18 +124,17 @@ impl Billing {
         Ok(change.is_change())
     }
 
-    /// Stores what was derived if it is new, and puts on the list what must be fetched, if it is or an object is. `at` is when
+    /// Stores what was derived if it differs from what is stored, `previous`, and puts on the list what must be fetched, if it is or an object is. `at` is when
     /// the change happened, by Stripe's clock.
     pub(crate) async fn write_derived(
         &self,
         connection: &mut PgConnection,
-        tenant: TenantId,
+        (tenant, previous): (TenantId, Derived),
         derived: &Derived,
         (object_changed, at): (bool, DateTime<Utc>),
         now: DateTime<Utc>,
     ) -> Result<Change, CoreError> {
         let livemode = self.scope.livemode;
-        let previous = state::find(connection, tenant, livemode).await?.unwrap_or_default();
         let stored = Derived { fetches: Default::default(), ..derived.clone() };
         let mut change = Change { tenant, previous, stored, is_recorded: false };
         if object_changed || change.is_change() {
@@ -186,6 +186,11 @@ impl Billing {
 }
 
 impl Change {
+    /// What is stored now.
+    pub(crate) const fn stored(&self) -> &Derived {
+        &self.stored
+    }
+
     pub(crate) fn is_change(&self) -> bool {
         self.is_recorded || self.stored != self.previous
     }

@@ -5,21 +5,19 @@
 //! does.
 
 use chrono::{DateTime, Utc};
-use saas_core::{CoreError, TenantId, audit, outbox, tenant};
+use saas_core::{CoreError, TenantId, audit, outbox};
 use serde_json::json;
 use sqlx::PgConnection;
 
 use crate::{
     billing::{ACTOR, Billing},
-    derive::{AnyMerged, FetchRequest, TenantObjects},
+    derive::{AnyMerged, TenantObjects},
     event::AnySnapshot,
     merge::{Fact, Origin},
-    object::{CheckoutStatus, ObjectId, ObjectKind, Subscription},
-    postgres::{
-        command, desk,
-        directory::{self, Link},
-        fetch, object, trial,
-    },
+    object::{ObjectId, ObjectKind, Subscription},
+    place::Place,
+    postgres::{command, object, trial},
+    sitting::{Seated, Sitting},
 };
 
 /// What a snapshot came to.
@@ -35,12 +33,6 @@ pub(crate) enum Settled {
     Quarantined { reason: &'static str, waits_for: ObjectId },
     /// A link came in between; nothing was written, look again.
     Again,
-}
-
-/// Whose an object is.
-enum Place {
-    Of(TenantId),
-    Nowhere(Settled),
 }
 
 /// What to call the report in the audit log.
@@ -60,33 +52,44 @@ impl Billing {
         report: Report<'_>,
         now: DateTime<Utc>,
     ) -> Result<Settled, CoreError> {
-        // Who holds a tenant's lock for long must not hold up the worker for all others.
-        sqlx::query("set local lock_timeout = '500ms'")
-            .execute(&mut *connection)
-            .await
-            .map_err(CoreError::from_database)?;
-        let tenant = match self.place(connection, &snapshot, now).await? {
+        bound_waits(connection).await?;
+        self.settle_next(connection, &mut Sitting::default(), snapshot, report, now).await
+    }
+
+    /// As [`settle`](Self::settle), one of several in a transaction whose waits are bounded. What has no tenant yet, or
+    /// another one, is left to a transaction of its own: [`Settled::Again`], with nothing written.
+    pub(crate) async fn settle_next(
+        &self,
+        connection: &mut PgConnection,
+        sitting: &mut Sitting,
+        snapshot: AnySnapshot,
+        report: Report<'_>,
+        now: DateTime<Utc>,
+    ) -> Result<Settled, CoreError> {
+        let tenant = match self.place(connection, sitting, &snapshot, now).await? {
             Place::Of(tenant) => tenant,
             Place::Nowhere(settled) => return Ok(settled),
         };
-        tenant::lock_in(connection, tenant).await?;
-        if let Some(settled) = self.link_buyer(connection, &snapshot, tenant, now).await? {
+        if !self.lock_for(connection, sitting, tenant).await? {
+            return Ok(Settled::Again);
+        }
+        if let Some(settled) = self.link_buyer(connection, sitting, &snapshot, tenant, now).await? {
             return Ok(settled);
         }
-        if let Some(settled) = self.link_charge(connection, &snapshot, tenant, now).await? {
+        if let Some(settled) = self.link_charge(connection, sitting, &snapshot, tenant, now).await? {
             return Ok(settled);
         }
         let (kind, id) = (snapshot.kind(), snapshot.id().clone());
         if snapshot.is_over() {
             command::close(connection, (tenant, &self.scope), &id).await?;
         }
-        let mut objects = object::load(connection, tenant, self.scope.livemode, &[id.as_str()]).await?;
+        let Seated { objects, stored, .. } = self.seat(connection, sitting, tenant, (kind, &id)).await?;
         let before = objects.find(kind, &id);
         objects.merge(snapshot);
-        self.load_unseen(connection, tenant, &mut objects).await?;
+        self.load_unseen(connection, tenant, objects).await?;
         let after = objects.find(kind, &id).filter(|after| before.as_ref() != Some(after));
         let still_ambiguous = objects.is_uncertain(&id);
-        let derived = self.derive_in(connection, &objects).await?;
+        let derived = self.derive_in(connection, objects).await?;
         if let Some(AnyMerged::Subscription(merged)) = &after {
             self.note_trial(connection, tenant, merged.value(), now).await?;
         }
@@ -105,7 +108,9 @@ impl Billing {
         // The answer can change although the object does not: the catalogue may have.
         // What was fetched without a date has none.
         let at = after.as_ref().map(AnyMerged::as_of).filter(|at| *at > DateTime::UNIX_EPOCH).unwrap_or(now);
-        let change = self.write_derived(connection, tenant, &derived, (after.is_some(), at), now).await?;
+        let previous = std::mem::take(stored);
+        let change = self.write_derived(connection, (tenant, previous), &derived, (after.is_some(), at), now).await?;
+        stored.clone_from(change.stored());
         if after.is_some() || change.is_change() {
             let status = objects.find(kind, &id).map(|object| object.status().to_owned());
             let detail = json!({
@@ -115,120 +120,6 @@ impl Billing {
             change.record(connection, &ACTOR, (action, id.as_str()), detail, now).await?;
         }
         Ok(Settled::Applied { tenant, still_ambiguous })
-    }
-
-    async fn place(
-        &self,
-        connection: &mut PgConnection,
-        snapshot: &AnySnapshot,
-        now: DateTime<Utc>,
-    ) -> Result<Place, CoreError> {
-        let customer = snapshot.customer();
-        let linked = match customer {
-            Some(customer) => directory::tenant_of(connection, &self.scope, customer).await?,
-            None => None,
-        };
-        if let AnySnapshot::CheckoutSession(_) = snapshot {
-            let ours = directory::tenant_of(connection, &self.scope, snapshot.id()).await?;
-            if let Some(ours) = ours {
-                return Ok(Place::Of(ours));
-            }
-            let meanwhile = directory::lock_unlinked(connection, &self.scope, (snapshot.kind(), snapshot.id())).await?;
-            let waits_for = snapshot.id().clone();
-            return Ok(Place::Nowhere(match (meanwhile, linked) {
-                (Some(_), _) => Settled::Again,
-                // Whoever made it may not have come to record it yet.
-                (None, Some(_)) => Settled::Parked(waits_for),
-                (None, None) => Settled::Quarantined {
-                    reason: "a checkout that was not made here: its reference may be the buyer's own words",
-                    waits_for,
-                },
-            }));
-        }
-        if let Some(charge) = snapshot.charge() {
-            return self.place_of_charge(connection, charge, now).await;
-        }
-        let Some(customer) = customer else {
-            return Ok(Place::Nowhere(Settled::Ignored("an object without a customer")));
-        };
-        if let Some(tenant) = linked {
-            return Ok(Place::Of(tenant));
-        }
-        let meanwhile = directory::lock_unlinked(connection, &self.scope, (ObjectKind::Customer, customer)).await?;
-        Ok(Place::Nowhere(if meanwhile.is_some() { Settled::Again } else { Settled::Parked(customer.clone()) }))
-    }
-
-    /// Whose a refund or a dispute is. One that comes before its charge waits for it, and has it fetched: the event about
-    /// the charge may be lost.
-    async fn place_of_charge(
-        &self,
-        connection: &mut PgConnection,
-        charge: &ObjectId,
-        now: DateTime<Utc>,
-    ) -> Result<Place, CoreError> {
-        if let Some(tenant) = directory::tenant_of(connection, &self.scope, charge).await? {
-            return Ok(Place::Of(tenant));
-        }
-        let meanwhile = directory::lock_unlinked(connection, &self.scope, (ObjectKind::Charge, charge)).await?;
-        if meanwhile.is_some() {
-            return Ok(Place::Nowhere(Settled::Again));
-        }
-        let reason = "a refund or a dispute of a charge that no event has told about".to_owned();
-        let request = FetchRequest { kind: ObjectKind::Charge, id: charge.clone(), reason };
-        fetch::request(connection, &self.scope, &request, now).await?;
-        Ok(Place::Nowhere(Settled::Parked(charge.clone())))
-    }
-
-    /// Remembers whose a charge is, and sets free what waited for that.
-    async fn link_charge(
-        &self,
-        connection: &mut PgConnection,
-        snapshot: &AnySnapshot,
-        tenant: TenantId,
-        now: DateTime<Utc>,
-    ) -> Result<Option<Settled>, CoreError> {
-        let AnySnapshot::Charge(charge) = snapshot else { return Ok(None) };
-        let id = &charge.value.id;
-        match directory::link(connection, &self.scope, (ObjectKind::Charge, id), tenant, now).await? {
-            Link::Known => {}
-            Link::New => {
-                desk::free(connection, &self.scope, id.as_str(), now).await?;
-                fetch::free(connection, &self.scope, id.as_str(), now).await?;
-            }
-            Link::Foreign => {
-                let reason = "a charge of one tenant under the customer of another";
-                return Ok(Some(Settled::Quarantined { reason, waits_for: id.clone() }));
-            }
-        }
-        Ok(None)
-    }
-
-    /// Links the customer of a completed checkout that was made for the tenant, and sets free what waited for that.
-    async fn link_buyer(
-        &self,
-        connection: &mut PgConnection,
-        snapshot: &AnySnapshot,
-        tenant: TenantId,
-        now: DateTime<Utc>,
-    ) -> Result<Option<Settled>, CoreError> {
-        let AnySnapshot::CheckoutSession(session) = snapshot else { return Ok(None) };
-        let Some(customer) =
-            session.value.customer.as_ref().filter(|_| session.value.status == CheckoutStatus::Complete)
-        else {
-            return Ok(None);
-        };
-        match directory::link(connection, &self.scope, (ObjectKind::Customer, customer), tenant, now).await? {
-            Link::Known => {}
-            Link::New => {
-                desk::free(connection, &self.scope, customer.as_str(), now).await?;
-                fetch::free(connection, &self.scope, customer.as_str(), now).await?;
-            }
-            Link::Foreign => {
-                let reason = "a checkout of one tenant by the customer of another";
-                return Ok(Some(Settled::Quarantined { reason, waits_for: session.value.id.clone() }));
-            }
-        }
-        Ok(None)
     }
 
     /// Adds the latest invoices of live subscriptions, settled or not: deriving asks whether they are known.
@@ -303,6 +194,15 @@ impl Billing {
         }
         Ok(())
     }
+}
+
+/// Who holds a tenant's lock for long must not hold up the worker for all others.
+pub(crate) async fn bound_waits(connection: &mut PgConnection) -> Result<(), CoreError> {
+    sqlx::query("set local lock_timeout = '500ms'")
+        .execute(connection)
+        .await
+        .map(drop)
+        .map_err(CoreError::from_database)
 }
 
 /// The name of a fact in the audit log.

@@ -164,9 +164,14 @@ pub(crate) async fn admit(
 pub(crate) struct Claimed {
     pub(crate) event_id: String,
     pub(crate) body: Packed,
+    /// Whether it was tried before, or taken by a worker that never came back.
+    pub(crate) is_suspect: bool,
 }
 
 /// Takes up to `limit` due receipts until `until`, or until they are finished. Being taken is no try yet.
+///
+/// A quarter of them are those that became due last: behind a backlog, or behind one tenant's flood, what has just come in
+/// does not wait for all of it. The rest are the longest due, so that nothing waits for ever.
 pub(crate) async fn claim(
     connection: &mut PgConnection,
     scope: &Scope,
@@ -174,31 +179,42 @@ pub(crate) async fn claim(
     lease: LeaseToken,
     (now, until): (DateTime<Utc>, DateTime<Utc>),
 ) -> Result<Vec<Claimed>, CoreError> {
-    let rows: Vec<(String, Vec<u8>)> = sqlx::query_as(
-        "with due as (
-            select account, livemode, event_id
+    let rows: Vec<(String, Vec<u8>, bool)> = sqlx::query_as(
+        "with oldest as (
+            select account, livemode, event_id, lease is not null as was_taken
             from saas.billing_receipt
             where state = 'pending' and due_at <= $3 and account = $1 and livemode = $2
             order by due_at
             limit $4
             for update skip locked
+         ), newest as (
+            select account, livemode, event_id, lease is not null as was_taken
+            from saas.billing_receipt
+            where state = 'pending' and due_at <= $3 and account = $1 and livemode = $2
+            order by due_at desc
+            limit $7
+            for update skip locked
+         ), due as (
+            select * from oldest union select * from newest
          )
          update saas.billing_receipt as receipt
          set lease = $5, due_at = $6
          from due
          where receipt.account = due.account and receipt.livemode = due.livemode and receipt.event_id = due.event_id
-         returning receipt.event_id, receipt.body",
+         returning receipt.event_id, receipt.body, due.was_taken or receipt.attempts > 0",
     )
     .bind(&scope.account)
     .bind(scope.livemode)
     .bind(now)
-    .bind(limit)
+    .bind(limit - limit / 4)
     .bind(lease.as_uuid())
     .bind(until)
+    .bind(limit / 4)
     .fetch_all(connection)
     .await
     .map_err(CoreError::from_database)?;
-    Ok(rows.into_iter().map(|(event_id, body)| Claimed { event_id, body: Packed::from_column(body) }).collect())
+    let claimed = |(event_id, body, is_suspect)| Claimed { event_id, body: Packed::from_column(body), is_suspect };
+    Ok(rows.into_iter().map(claimed).collect())
 }
 
 /// Counts a try of a receipt, durably before it is made, and holds the receipt until `until`. Returns how many there are
@@ -246,7 +262,7 @@ pub(crate) async fn finish(
     let finished = sqlx::query(
         "update saas.billing_receipt
          set state = $5, reason = $6, waits_for = $7, tenant = $8, finished_at = $9, lease = null
-         where account = $1 and livemode = $2 and event_id = $3 and lease = $4 and state = 'pending'",
+         where account = $1 and livemode = $2 and event_id = $3 and lease = $4  -- only what is pending has one",
     )
     .bind(&scope.account)
     .bind(scope.livemode)
@@ -261,6 +277,34 @@ pub(crate) async fn finish(
     .await
     .map_err(CoreError::from_database)?;
     Ok(finished.rows_affected() == 1)
+}
+
+/// Ends receipts that were applied for a tenant. Returns how many: fewer when the lease of some has passed to another worker.
+///
+/// Planned each time: a plan kept from when the table was small would go through all that is there.
+pub(crate) async fn finish_applied(
+    connection: &mut PgConnection,
+    scope: &Scope,
+    (event_ids, lease): (&[&str], LeaseToken),
+    tenant: TenantId,
+    now: DateTime<Utc>,
+) -> Result<u64, CoreError> {
+    let finished = sqlx::query(
+        "update saas.billing_receipt
+         set state = 'applied', reason = null, waits_for = null, tenant = $5, finished_at = $6, lease = null
+         where account = $1 and livemode = $2 and event_id = any($3) and lease = $4  -- only what is pending has one",
+    )
+    .bind(&scope.account)
+    .bind(scope.livemode)
+    .bind(event_ids)
+    .bind(lease.as_uuid())
+    .bind(tenant.as_uuid())
+    .bind(now)
+    .persistent(false)
+    .execute(connection)
+    .await
+    .map_err(CoreError::from_database)?;
+    Ok(finished.rows_affected())
 }
 
 /// Gives a receipt back with this many tries counted, to be tried again at `due_at`.

@@ -30,6 +30,7 @@ mod simulator;
 mod stops;
 mod story;
 mod till;
+mod together;
 mod trials;
 mod usage;
 mod year;

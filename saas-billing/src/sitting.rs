@@ -1,0 +1,116 @@
+//! What a transaction that merges several snapshots of one tenant knows already, so that it asks once for all of them.
+//!
+//! It holds the tenant's lock from the first snapshot on, so that nothing it knows can change beneath it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use saas_core::{CoreError, TenantId, tenant};
+use sqlx::PgConnection;
+
+use crate::{
+    billing::Billing,
+    derive::{Derived, TenantObjects},
+    object::{ObjectId, ObjectKind},
+    postgres::{Scope, directory, object, state},
+};
+
+/// One transaction's knowledge.
+#[derive(Debug, Default)]
+pub(crate) struct Sitting {
+    /// What is to be merged, to be read with the tenant's other objects.
+    ahead: Vec<ObjectId>,
+    /// Whether other snapshots share the transaction: what has no place must not take locks of its own then.
+    shared: bool,
+    whose: BTreeMap<ObjectId, TenantId>,
+    seated: Option<Seated>,
+}
+
+/// The tenant whose lock is held.
+#[derive(Debug)]
+pub(crate) struct Seated {
+    pub(crate) tenant: TenantId,
+    pub(crate) objects: TenantObjects,
+    /// What is stored about it.
+    pub(crate) stored: Derived,
+    read: BTreeSet<ObjectId>,
+}
+
+impl Sitting {
+    /// For snapshots of these objects, of which each can be left to a transaction of its own.
+    pub(crate) fn of_many(ahead: Vec<ObjectId>) -> Self {
+        Self { ahead, shared: true, ..Self::default() }
+    }
+
+    pub(crate) const fn is_shared(&self) -> bool {
+        self.shared
+    }
+
+    /// The tenant that an object is linked to. A link is for good, so that it need not be looked up twice.
+    pub(crate) async fn tenant_of(
+        &mut self,
+        connection: &mut PgConnection,
+        scope: &Scope,
+        object: &ObjectId,
+    ) -> Result<Option<TenantId>, CoreError> {
+        if let Some(tenant) = self.whose.get(object) {
+            return Ok(Some(*tenant));
+        }
+        let tenant = directory::tenant_of(connection, scope, object).await?;
+        if let Some(tenant) = tenant {
+            self.note_link(object, tenant);
+        }
+        Ok(tenant)
+    }
+
+    pub(crate) fn note_link(&mut self, object: &ObjectId, tenant: TenantId) {
+        self.whose.insert(object.clone(), tenant);
+    }
+
+    pub(crate) fn is_linked(&self, object: &ObjectId, tenant: TenantId) -> bool {
+        self.whose.get(object) == Some(&tenant)
+    }
+}
+
+impl Billing {
+    /// Locks the tenant. `false` when the transaction is another one's: it never holds two tenants' locks.
+    pub(crate) async fn lock_for(
+        &self,
+        connection: &mut PgConnection,
+        sitting: &Sitting,
+        tenant: TenantId,
+    ) -> Result<bool, CoreError> {
+        match &sitting.seated {
+            Some(seated) => Ok(seated.tenant == tenant),
+            None => tenant::lock_in(connection, tenant).await.map(|()| true),
+        }
+    }
+
+    /// What is known about the locked tenant, with the object about to be merged.
+    pub(crate) async fn seat<'a>(
+        &self,
+        connection: &mut PgConnection,
+        sitting: &'a mut Sitting,
+        tenant: TenantId,
+        (kind, id): (ObjectKind, &ObjectId),
+    ) -> Result<&'a mut Seated, CoreError> {
+        let livemode = self.scope.livemode;
+        let mut seated = match sitting.seated.take() {
+            Some(seated) => seated,
+            None => {
+                let mut read: BTreeSet<ObjectId> = sitting.ahead.drain(..).collect();
+                read.insert(id.clone());
+                let ids: Vec<&str> = read.iter().map(ObjectId::as_str).collect();
+                let objects = object::load(connection, tenant, livemode, &ids).await?;
+                let stored = state::find(connection, tenant, livemode).await?.unwrap_or_default();
+                Seated { tenant, objects, stored, read }
+            }
+        };
+        if !seated.read.contains(id) && seated.objects.find(kind, id).is_none() {
+            for merged in object::load_only(connection, tenant, livemode, &[id.as_str()]).await? {
+                seated.objects.insert(merged);
+            }
+            seated.read.insert(id.clone());
+        }
+        Ok(sitting.seated.insert(seated))
+    }
+}

@@ -1,0 +1,143 @@
+//! Receipts of one customer in one transaction: a burst costs one lock, one look at what is known, one commit.
+//!
+//! Only receipts that nobody has tried yet. One that spoils its company is found by trying each alone, as is one that a worker
+//! never came back from: its lease tells, so that no try needs to be counted before it is made.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use chrono::{DateTime, Utc};
+use saas_core::{LeaseToken, SystemTx};
+
+use crate::{
+    apply::{Applied, Work, read, reason_of},
+    billing::{ACTOR, Billing},
+    error::BillingError,
+    event::AnySnapshot,
+    object::ObjectId,
+    postgres::receipt::{self, Claimed, Ending, State},
+    settle::{Report, Settled, bound_waits},
+    sitting::Sitting,
+};
+
+/// The most receipts in one transaction: it holds the tenant's lock as long.
+const COMPANY: usize = 64;
+
+/// A receipt that has been read.
+struct Member {
+    claimed: Claimed,
+    snapshot: AnySnapshot,
+    event_type: String,
+}
+
+impl Billing {
+    /// Applies what can be in company, and returns what is to be tried alone.
+    pub(crate) async fn apply_together(
+        &self,
+        claimed: Vec<Claimed>,
+        (lease, until): (LeaseToken, DateTime<Utc>),
+        busy: &mut BTreeSet<ObjectId>,
+        applied: &mut Applied,
+    ) -> Vec<Claimed> {
+        let (companies, mut alone) = companies(claimed);
+        for (owner, mut company) in companies {
+            // A lease is not prolonged here: the rest of it has to suffice.
+            let in_time = self.clock.now() + self.config.lease / 2 < until;
+            if !in_time {
+                alone.extend(company.into_iter().map(|member| member.claimed));
+                continue;
+            }
+            while !company.is_empty() {
+                let rest = company.split_off(company.len().min(COMPANY));
+                match self.merge_company(&company, lease).await {
+                    Ok(merged) => {
+                        for (member, merged) in company.into_iter().zip(merged) {
+                            if merged {
+                                applied.count(State::Applied);
+                            } else {
+                                alone.push(member.claimed);
+                            }
+                        }
+                    }
+                    Err(why) if why.is_retryable() => {
+                        busy.insert(owner.clone());
+                        for member in company {
+                            match self.give_back(&member.claimed, lease, 0, &reason_of(&why)).await {
+                                Ok(None) => applied.lost += 1,
+                                Ok(Some(_)) | Err(_) => applied.retried += 1,
+                            }
+                        }
+                    }
+                    Err(_) => alone.extend(company.into_iter().map(|member| member.claimed)),
+                }
+                company = rest;
+            }
+        }
+        alone
+    }
+
+    /// Merges receipts in one transaction with their ends. Says of each whether it was; of none, when a lease was lost.
+    async fn merge_company(&self, company: &[Member], lease: LeaseToken) -> Result<Vec<bool>, BillingError> {
+        let now = self.clock.now();
+        let mut tx = SystemTx::begin(&self.system, ACTOR, "apply webhook receipts of one customer").await?;
+        bound_waits(&mut tx).await?;
+        let mut sitting = Sitting::of_many(company.iter().map(|member| member.snapshot.id().clone()).collect());
+        let (mut merged, mut done) = (Vec::with_capacity(company.len()), Vec::new());
+        let mut whose = None;
+        for member in company {
+            let event_id = member.claimed.event_id.as_str();
+            let report = Report { source: event_id, event_type: &member.event_type };
+            let settled = self.settle_next(&mut tx, &mut sitting, member.snapshot.clone(), report, now).await?;
+            let Settled::Applied { tenant, .. } = settled else {
+                merged.push(false);
+                continue;
+            };
+            merged.push(true);
+            done.push(event_id);
+            whose = Some(tenant);
+        }
+        if let Some(tenant) = whose {
+            let ended = match done.as_slice() {
+                [event_id] => {
+                    let ending = Ending { tenant: Some(tenant), ..Ending::default() };
+                    receipt::finish(&mut tx, &self.scope, (event_id, lease), State::Applied, ending, now).await?
+                }
+                many => {
+                    let ended = receipt::finish_applied(&mut tx, &self.scope, (many, lease), tenant, now).await?;
+                    usize::try_from(ended) == Ok(many.len())
+                }
+            };
+            if !ended {
+                tx.rollback().await?;
+                return Ok(vec![false; company.len()]);
+            }
+        }
+        tx.commit().await?;
+        Ok(merged)
+    }
+}
+
+/// Receipts by whose locks they take, in the order in which they were taken; and those that go alone.
+fn companies(claimed: Vec<Claimed>) -> (Vec<(ObjectId, Vec<Member>)>, Vec<Claimed>) {
+    let mut companies: Vec<(ObjectId, Vec<Member>)> = Vec::new();
+    let (mut places, mut alone) = (BTreeMap::new(), Vec::new());
+    for claimed in claimed {
+        let work =
+            (!claimed.is_suspect).then(|| claimed.body.unpack().ok().and_then(|body| read(&body).ok())).flatten();
+        let Some((work, event_type)) = work else {
+            alone.push(claimed);
+            continue;
+        };
+        let (Some(owner), Work::Merge(snapshot)) = (work.owner(), work) else {
+            alone.push(claimed);
+            continue;
+        };
+        let place = *places.entry(owner.clone()).or_insert_with(|| {
+            companies.push((owner, Vec::new()));
+            companies.len() - 1
+        });
+        if let Some((_, company)) = companies.get_mut(place) {
+            company.push(Member { claimed, snapshot: *snapshot, event_type });
+        }
+    }
+    (companies, alone)
+}

@@ -1,0 +1,124 @@
+//! Steps: receipts of one customer share a transaction, and what has just come in does not wait for a backlog.
+
+use chrono::TimeDelta;
+use saas_billing::testing::Delivery;
+
+use crate::shop::{OPERATOR, Shop};
+
+/// How many transactions ended the receipts that were applied.
+const TRANSACTIONS: &str = "select count(distinct xmin::text) from saas.billing_receipt where state = 'applied'";
+
+/// A purchase, a renewal, seats, a failed payment and its recovery: delivered, not applied.
+async fn life(shop: &Shop, slug: &str) -> (saas_core::RequestContext, saas_billing::ObjectId, Vec<Delivery>) {
+    let ctx = shop.database.create_tenant(slug).await;
+    let session = shop.stripe.checkout(saas_billing::testing::CheckoutRequest::new("price_pro"));
+    let purchase = shop.stripe.complete_checkout(&session).unwrap();
+    for seats in 2..6 {
+        shop.stripe.advance(TimeDelta::hours(1));
+        shop.stripe.update_quantity(&purchase.subscription, seats);
+    }
+    shop.stripe.fail_next_payment(&purchase.customer);
+    shop.stripe.advance(TimeDelta::days(32));
+    shop.stripe.pay(&purchase.customer);
+    shop.stripe.update_price(&purchase.subscription, "price_team");
+    (ctx, session, shop.stripe.deliveries())
+}
+
+#[tokio::test]
+async fn a_customers_receipts_share_a_transaction_and_come_to_the_same_as_one_by_one() {
+    let shop = Shop::open().await;
+    let (ctx, session, events) = life(&shop, "acme").await;
+    let mut digests = Vec::new();
+    for limit in [1, 100] {
+        shop.billing.record_checkout(&ctx, &session).await.unwrap();
+        for event in &events {
+            let _ = shop.receive(event).await;
+        }
+        while shop.billing.apply_pending(limit).await.unwrap().total() > 0 {}
+        let health = shop.billing.inbox_health(&OPERATOR).await.unwrap();
+        assert_eq!((health.pending, health.parked, health.dead), (0, 0, 0), "in steps of {limit}");
+        digests.push((shop.digest(&ctx).await, shop.scalar(TRANSACTIONS).await));
+        shop.forget().await;
+    }
+    assert_eq!(digests[0].0, digests[1].0);
+    assert_eq!(digests[0].1, i64::try_from(events.len()).unwrap());
+    assert!(digests[1].1 <= 3, "what comes before the link goes alone, the rest together: {}", digests[1].1);
+}
+
+// W24
+#[tokio::test]
+async fn one_that_spoils_its_company_is_put_off_alone_and_the_others_are_applied() {
+    let shop = Shop::open().await;
+    let (ctx, purchase) = shop.buyer("acme").await;
+    shop.deliver_all().await;
+    for seats in 2..12 {
+        shop.stripe.advance(TimeDelta::seconds(10));
+        shop.stripe.update_quantity(&purchase.subscription, seats);
+    }
+    for event in shop.stripe.deliveries() {
+        let _ = shop.receive(&event).await;
+    }
+    // The database refuses what one of them says.
+    sqlx::raw_sql(
+        "create function public.poison() returns trigger language plpgsql as $$
+         begin
+             if new.merged::text like '%\"quantity\": 7%' then raise exception 'poison'; end if;
+             return new;
+         end $$;
+         create trigger poison before insert or update on saas.billing_object
+             for each row execute function public.poison();",
+    )
+    .execute(&mut *shop.owner.lock().await)
+    .await
+    .unwrap();
+    let step = shop.billing.apply_pending(100).await.unwrap();
+    assert!(step.retried >= 1 && step.applied >= 5, "{step:?}");
+    assert_eq!(shop.scalar("select max(attempts) from saas.billing_receipt where state = 'pending'").await, 1);
+    sqlx::raw_sql("drop trigger poison on saas.billing_object").execute(&mut *shop.owner.lock().await).await.unwrap();
+    shop.database.clock().advance(TimeDelta::minutes(1));
+    shop.apply().await;
+    assert_eq!(shop.billing.derived(&ctx).await.unwrap().seats, Some(11));
+}
+
+// W23
+#[tokio::test]
+async fn what_a_worker_never_came_back_from_is_tried_alone() {
+    let shop = Shop::open().await;
+    let (ctx, session, events) = life(&shop, "acme").await;
+    shop.billing.record_checkout(&ctx, &session).await.unwrap();
+    for event in &events {
+        let _ = shop.receive(event).await;
+    }
+    // As a worker leaves them that dies with all of them in its hands.
+    sqlx::raw_sql("update saas.billing_receipt set lease = gen_random_uuid()")
+        .execute(&mut *shop.owner.lock().await)
+        .await
+        .unwrap();
+    shop.apply().await;
+    assert_eq!(shop.scalar(TRANSACTIONS).await, i64::try_from(events.len()).unwrap());
+    assert_eq!(shop.scalar("select min(attempts) from saas.billing_receipt").await, 1, "each was counted");
+    assert_eq!(shop.billing.derived(&ctx).await.unwrap().plan.map(|plan| plan.to_string()).as_deref(), Some("team@1"));
+}
+
+#[tokio::test]
+async fn what_has_just_come_in_does_not_wait_behind_a_flood_and_the_flood_goes_on() {
+    let shop = Shop::open().await;
+    let (_, flooding) = shop.buyer("flooding").await;
+    let (quiet, purchase) = shop.buyer("quiet").await;
+    shop.deliver_all().await;
+    for seats in 2..82 {
+        shop.stripe.advance(TimeDelta::seconds(10));
+        shop.stripe.update_quantity(&flooding.subscription, seats);
+    }
+    shop.stripe.update_quantity(&purchase.subscription, 9);
+    for event in shop.stripe.deliveries() {
+        shop.database.clock().advance(TimeDelta::milliseconds(1));
+        let _ = shop.receive(&event).await;
+    }
+    let step = shop.billing.apply_pending(8).await.unwrap();
+    assert_eq!(step.applied, 8, "{step:?}");
+    assert_eq!(shop.billing.derived(&quiet).await.unwrap().seats, Some(9));
+    let oldest = "select count(*) from (select state from saas.billing_receipt where event_type = 'customer.subscription.updated'
+                                       order by received_at limit 6) as first where state = 'applied'";
+    assert_eq!(shop.scalar(oldest).await, 6, "the longest due are not passed over");
+}
