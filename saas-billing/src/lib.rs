@@ -105,6 +105,8 @@ pub mod money;
 pub mod object;
 mod port;
 #[cfg(feature = "postgres")]
+mod notices;
+#[cfg(feature = "postgres")]
 mod postgres;
 pub mod provider;
 #[cfg(feature = "postgres")]
@@ -143,6 +145,8 @@ pub use error::BillingError;
 #[cfg(feature = "postgres")]
 pub use fetching::FetchPass;
 pub use mode::Mode;
+#[cfg(feature = "postgres")]
+pub use notices::{NoticeCursor, OperatorNotice};
 pub use object::ObjectId;
 pub use port::{Accepted, WebhookProcessor};
 pub use provider::{Fetched, ObjectSource, PaymentProvider, ProviderError};
@@ -158,4 +162,4 @@ pub use signature::{SIGNATURE_HEADER, SignatureError, SigningSecrets, StripeSecr
 
 /// The tables of this crate. Migrate [`saas_core::SCHEMA`] first.
 #[cfg(feature = "postgres")]
-pub static SCHEMA: saas_core::Schema = saas_core::schema!("billing": 1 "0001_inbox", 2 "0002_state", 3 "0003_retention", 4 "0004_ledger", 5 "0005_revenue", 6 "0006_command", 7 "0007_request", 8 "0008_seat_trial", 9 "0009_reconcile");
+pub static SCHEMA: saas_core::Schema = saas_core::schema!("billing": 1 "0001_inbox", 2 "0002_state", 3 "0003_retention", 4 "0004_ledger", 5 "0005_revenue", 6 "0006_command", 7 "0007_request", 8 "0008_seat_trial", 9 "0009_reconcile", 13 "0013_notice");

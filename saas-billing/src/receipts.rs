@@ -11,7 +11,7 @@ use crate::{
     postgres::{
         conflict,
         desk::{self, Listed},
-        fetch,
+        fetch, notice,
         receipt::State,
     },
 };
@@ -73,6 +73,8 @@ pub struct InboxHealth {
     pub dead_fetches: u64,
     /// Bodies that contradict a receipt: forged, or a fixture. Should be 0.
     pub conflicts: u64,
+    /// What Stripe has told and nobody has seen yet ([`Billing::list_notices`]).
+    pub notices: u64,
 }
 
 impl Billing {
@@ -168,10 +170,15 @@ impl Billing {
         let counts = desk::count(&mut tx, &self.scope, day_ago).await?;
         let dead_fetches = fetch::count_dead(&mut tx, &self.scope).await?;
         let conflicts = conflict::count(&mut tx, &self.scope).await?;
+        let notices = notice::count(&mut tx, &self.scope).await?;
         tx.commit().await?;
         let number = |number: i64| u64::try_from(number).unwrap_or(0);
-        let mut health =
-            InboxHealth { conflicts: number(conflicts), dead_fetches: number(dead_fetches), ..InboxHealth::default() };
+        let mut health = InboxHealth {
+            conflicts: number(conflicts),
+            dead_fetches: number(dead_fetches),
+            notices: number(notices),
+            ..InboxHealth::default()
+        };
         for (state, count, oldest) in counts {
             let count = number(count);
             match state.as_str() {

@@ -23,5 +23,6 @@ mod shop;
 mod simulator;
 mod stops;
 mod story;
+mod tiers;
 mod till;
 mod trials;
