@@ -29,6 +29,7 @@ use crate::{
         receipt::{self, NewReceipt, State},
         state, storable,
     },
+    secrets::PresentSecrets,
 };
 
 /// Stripe billing of one account in one mode.
@@ -43,6 +44,7 @@ pub struct Billing {
     pub(crate) tenants: Arc<dyn SessionBinding>,
     pub(crate) system: SystemPool,
     group: Arc<ReceiptGroup>,
+    pub(crate) secrets: Arc<PresentSecrets>,
     pub(crate) clock: SharedClock,
 }
 
@@ -58,7 +60,8 @@ impl Billing {
         let scope = Scope::of(&config);
         // Half of what a caller waits: behind an insert that never ends, there is time for another.
         let group = Arc::new(ReceiptGroup::new(system.pool().clone(), config.intake_deadline / 2));
-        Self { config: Arc::new(config), scope, tenants, system, group, clock }
+        let secrets = Arc::new(PresentSecrets::new(config.secrets.clone()));
+        Self { config: Arc::new(config), scope, tenants, system, group, secrets, clock }
     }
 
     /// Links a customer that was made for the tenant. What was delivered about it before is applied from now on.
@@ -216,7 +219,7 @@ impl WebhookProcessor for Billing {
             return Err(BillingError::TooLarge { bytes: body.len(), limit: self.config.body_limit });
         }
         let now = self.clock.now();
-        self.config.secrets.verify(body, signature, now)?;
+        self.secrets.get().verify(body, signature, now)?;
         let envelope = match Envelope::read(body) {
             Ok(envelope) => envelope,
             Err(why) => return self.receive_unreadable(body, &why.to_string(), now).await,

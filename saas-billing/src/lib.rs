@@ -119,6 +119,8 @@ pub mod revenue;
 #[cfg(feature = "postgres")]
 mod seat;
 #[cfg(feature = "postgres")]
+mod secrets;
+#[cfg(feature = "postgres")]
 mod settle;
 pub mod signature;
 #[cfg(feature = "stripe")]
