@@ -14,6 +14,7 @@ use sqlx::PgConnection;
 use crate::{
     config::BillingConfig,
     derive::Derived,
+    door::Door,
     error::BillingError,
     event::Envelope,
     group::ReceiptGroup,
@@ -45,6 +46,7 @@ pub struct Billing {
     pub(crate) system: SystemPool,
     group: Arc<ReceiptGroup>,
     pub(crate) secrets: Arc<PresentSecrets>,
+    pub(crate) door: Arc<Door>,
     pub(crate) clock: SharedClock,
 }
 
@@ -61,7 +63,7 @@ impl Billing {
         // Half of what a caller waits: behind an insert that never ends, there is time for another.
         let group = Arc::new(ReceiptGroup::new(system.pool().clone(), config.intake_deadline / 2));
         let secrets = Arc::new(PresentSecrets::new(config.secrets.clone()));
-        Self { config: Arc::new(config), scope, tenants, system, group, secrets, clock }
+        Self { config: Arc::new(config), scope, tenants, system, group, secrets, door: Arc::default(), clock }
     }
 
     /// Links a customer that was made for the tenant. What was delivered about it before is applied from now on.
@@ -219,7 +221,7 @@ impl WebhookProcessor for Billing {
             return Err(BillingError::TooLarge { bytes: body.len(), limit: self.config.body_limit });
         }
         let now = self.clock.now();
-        self.secrets.get().verify(body, signature, now)?;
+        self.door.saw(self.secrets.get().age(body, signature, now))?;
         let envelope = match Envelope::read(body) {
             Ok(envelope) => envelope,
             Err(why) => return self.receive_unreadable(body, &why.to_string(), now).await,

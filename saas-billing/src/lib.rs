@@ -61,6 +61,7 @@
 //!    and commits that with the revision, the audit row and the mark on the receipt. An event of a customer that no tenant
 //!    is linked to yet is parked; one that cannot be read or fails too often becomes a dead letter
 //!    ([`Billing::list_stuck`], [`Billing::replay`]).
+//!    What is done about each type of event stands in one table ([`event::TABLE`]).
 //! 3. [`Billing::fetch_pending`]: reads from Stripe what no event tells for certain. After an outage,
 //!    [`Billing::back_fill`] stores the events that were never delivered, and a run of [`Billing::start_reconcile`] and
 //!    [`Billing::reconcile_step`] finds and mends what no event told at all.
@@ -69,6 +70,8 @@
 //!    implement it.
 //! 5. [`PlanSource`](saas_core::subscription::PlanSource): [`Billing`] answers from what was derived; grace runs out at
 //!    read time, so no job has to fire.
+//!
+//! [`Billing::webhook_health`] says whether all that works, [`Billing::list_notices`] what an operator should know.
 //!
 //! What happened to money is written beside that, in the same transaction: [`ledger`] in whole minor units ([`money`]),
 //! [`revenue`] per month. Call [`Billing::roll_revenue`] from a worker, so that what time alone changes is recorded, and
@@ -90,6 +93,8 @@ mod config;
 #[cfg(feature = "postgres")]
 mod dependents;
 pub mod derive;
+#[cfg(feature = "postgres")]
+mod door;
 mod error;
 pub mod event;
 #[cfg(feature = "postgres")]
@@ -97,18 +102,22 @@ mod fetching;
 #[cfg(feature = "postgres")]
 mod group;
 #[cfg(feature = "postgres")]
+mod health;
+#[cfg(feature = "postgres")]
 mod intake;
 pub mod ledger;
 pub mod merge;
 mod mode;
 pub mod money;
+#[cfg(feature = "postgres")]
+mod notices;
 pub mod object;
 mod port;
 #[cfg(feature = "postgres")]
-mod notices;
-#[cfg(feature = "postgres")]
 mod postgres;
 pub mod provider;
+#[cfg(feature = "postgres")]
+mod purging;
 #[cfg(feature = "postgres")]
 mod receipts;
 #[cfg(feature = "postgres")]
@@ -143,9 +152,13 @@ pub use config::BillingConfig;
 #[cfg(feature = "postgres")]
 pub use dependents::LiveBilling;
 pub use derive::GracePolicy;
+#[cfg(feature = "postgres")]
+pub use door::DoorHealth;
 pub use error::BillingError;
 #[cfg(feature = "postgres")]
 pub use fetching::FetchPass;
+#[cfg(feature = "postgres")]
+pub use health::{EndpointHealth, WebhookAlarm, WebhookHealth};
 pub use mode::Mode;
 #[cfg(feature = "postgres")]
 pub use notices::{NoticeCursor, OperatorNotice};

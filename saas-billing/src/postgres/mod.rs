@@ -13,6 +13,7 @@ pub(crate) mod ledger;
 pub(crate) mod ledger_read;
 pub(crate) mod notice;
 pub(crate) mod object;
+pub(crate) mod purge;
 pub(crate) mod receipt;
 pub(crate) mod reconcile;
 pub(crate) mod request;

@@ -21,6 +21,16 @@ pub enum AfterRetries {
 
 pub(super) type Metadata = BTreeMap<String, String>;
 
+/// Where Stripe delivers, as the account's owner has registered it.
+#[derive(Debug, Clone)]
+pub(super) struct SimEndpoint {
+    pub(super) id: String,
+    pub(super) url: String,
+    pub(super) enabled: bool,
+    pub(super) enabled_events: Vec<String>,
+    pub(super) api_version: Option<String>,
+}
+
 #[derive(Debug, Clone)]
 pub(super) struct SimProduct {
     pub(super) id: String,
@@ -246,6 +256,7 @@ pub(super) struct World {
     pub(super) schedules: BTreeMap<String, SimSchedule>,
     pub(super) invoices: BTreeMap<String, SimInvoice>,
     pub(super) test_clocks: BTreeMap<String, DateTime<Utc>>,
+    pub(super) endpoints: BTreeMap<String, SimEndpoint>,
     /// Everything that ever happened, for `events.list`.
     pub(super) events: Vec<SimEvent>,
     /// What is still to be delivered.
