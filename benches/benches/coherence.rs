@@ -111,7 +111,7 @@ impl Bench {
         let tenant = saas_core::TenantContext::tenant(&database.create_tenant("asked-about").await);
         let clock: SharedClock = Arc::new(SystemClock);
         let own = gate(database.options("saas_app"), TTL).await;
-        let assignments = Assignments::new(database.system().clone(), own, clock);
+        let assignments = Assignments::new(database.system().clone(), own);
         Self { database, assignments, tenant }
     }
 

@@ -10,7 +10,8 @@ create table saas.billing_reconcile (
     -- How many objects it may have read again; 0 only reports.
     repairs      bigint not null check (repairs >= 0),
     -- Where it stands: the list it goes through, and behind which object; null at its beginning.
-    list         text not null check (list in ('customer', 'subscription', 'invoice', 'ours')),
+    list         text not null check (list in ('customer', 'subscription', 'invoice', 'charge', 'refund', 'dispute',
+                                               'credit_note', 'ours')),
     after        text,
     looked_at    bigint not null default 0,
     -- Of customers that no tenant is linked to.

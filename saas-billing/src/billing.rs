@@ -15,6 +15,7 @@ use crate::{
     config::BillingConfig,
     derive::Derived,
     door::Door,
+    dunning::{DunningException, Held},
     error::BillingError,
     event::Envelope,
     group::ReceiptGroup,
@@ -126,7 +127,7 @@ impl Billing {
     /// # Errors
     /// When the database does not answer.
     pub async fn derived(&self, ctx: &dyn TenantContext) -> Result<Derived, BillingError> {
-        Ok(self.read(ctx).await?)
+        Ok(self.read(ctx).await?.0)
     }
 
     /// The plan of who bought nothing.
@@ -134,11 +135,17 @@ impl Billing {
         &self.config.catalog.default_version().reference().plan
     }
 
-    async fn read(&self, ctx: &dyn TenantContext) -> Result<Derived, CoreError> {
+    async fn read(&self, ctx: &dyn TenantContext) -> Result<(Derived, Option<DunningException>), CoreError> {
         let mut tx = TenantTx::begin(self.tenants.as_ref(), ctx).await?;
-        let derived = state::find(&mut tx, ctx.tenant(), self.scope.livemode).await?;
+        let (derived, exception) = state::find_with_exception(&mut tx, ctx.tenant(), self.scope.livemode).await?;
         tx.commit().await?;
-        Ok(derived.unwrap_or_default())
+        Ok((derived.unwrap_or_default(), exception))
+    }
+
+    /// What was derived, with the terms of its plan and of the exception.
+    pub(crate) fn held_with<'a>(&self, derived: &'a Derived, exception: Option<&DunningException>) -> Held<'a> {
+        let plan = derived.plan.as_ref().map(|version| &version.plan);
+        Held { derived, terms: self.config.terms(plan, exception) }
     }
 
     /// Stores a receipt within the deadline. `false` when the event is already there.
@@ -281,8 +288,9 @@ const fn outcome(disposition: Disposition) -> (State, Option<&'static str>, Acce
 #[async_trait]
 impl PlanSource for Billing {
     async fn plan_of(&self, ctx: &dyn TenantContext, now: DateTime<Utc>) -> Result<PlanAssignment, CoreError> {
-        let derived = self.read(ctx).await?;
-        Ok(derived.assignment(&self.config.grace, self.default_plan(), now))
+        let (derived, exception) = self.read(ctx).await?;
+        let terms = self.held_with(&derived, exception.as_ref()).terms;
+        Ok(derived.assignment(&terms, self.default_plan(), now))
     }
 
     fn recorded_as(&self) -> Option<&'static str> {

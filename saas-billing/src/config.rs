@@ -6,7 +6,7 @@ use chrono::TimeDelta;
 use saas_core::{PlanCatalog, PlanKey, Topic};
 
 use crate::{
-    derive::GracePolicy,
+    dunning::{DunningException, DunningPolicy, DunningPolicyError, DunningTerms},
     mode::Mode,
     object::ObjectId,
     provider::WebAddress,
@@ -21,7 +21,8 @@ pub struct BillingConfig {
     pub(crate) secrets: SigningSecrets,
     pub(crate) mode: Mode,
     pub(crate) account: Option<ObjectId>,
-    pub(crate) grace: GracePolicy,
+    pub(crate) dunning: Arc<DunningPolicy>,
+    pub(crate) dunning_of: BTreeMap<PlanKey, Arc<DunningPolicy>>,
     pub(crate) body_limit: usize,
     pub(crate) intake_deadline: Duration,
     pub(crate) attempts: u32,
@@ -38,7 +39,7 @@ pub struct BillingConfig {
 const MIN_RETENTION: TimeDelta = TimeDelta::days(45);
 
 impl BillingConfig {
-    /// The usual: the platform's own account, two weeks of grace and two of restriction, bodies up to 4 MiB, five seconds
+    /// The usual: the platform's own account, the default dunning policy, bodies up to 4 MiB, five seconds
     /// to store one, eight attempts to apply it.
     #[must_use]
     pub fn new(catalog: PlanCatalog, secrets: SigningSecrets, mode: Mode) -> Self {
@@ -47,7 +48,8 @@ impl BillingConfig {
             secrets,
             mode,
             account: None,
-            grace: GracePolicy::DEFAULT,
+            dunning: Arc::default(),
+            dunning_of: BTreeMap::new(),
             body_limit: 4 * 1024 * 1024,
             intake_deadline: Duration::from_secs(5),
             attempts: 8,
@@ -68,11 +70,24 @@ impl BillingConfig {
         self
     }
 
-    /// How long access lasts after a payment failed.
+    /// What happens after a payment failed, instead of [`DunningPolicy::default`].
     #[must_use]
-    pub const fn with_grace(mut self, grace: GracePolicy) -> Self {
-        self.grace = grace;
+    pub fn with_dunning(mut self, policy: DunningPolicy) -> Self {
+        self.dunning = Arc::new(policy);
         self
+    }
+
+    /// What happens after a payment failed to a tenant on this plan.
+    ///
+    /// # Errors
+    /// [`UnknownPlan`](DunningPolicyError::UnknownPlan) when the catalogue lacks it: its tenants would be dunned otherwise
+    /// than is written here.
+    pub fn with_dunning_of(mut self, plan: PlanKey, policy: DunningPolicy) -> Result<Self, DunningPolicyError> {
+        if self.catalog.plan(&plan).is_none() {
+            return Err(DunningPolicyError::UnknownPlan { plan });
+        }
+        self.dunning_of.insert(plan, Arc::new(policy));
+        Ok(self)
     }
 
     /// The largest body in bytes. Stripe's invoices can pass one mebibyte.
@@ -138,6 +153,16 @@ impl BillingConfig {
     pub fn with_seat_policy(mut self, plan: PlanKey, policy: SeatPolicy) -> Self {
         self.seat_policies.insert(plan, policy);
         self
+    }
+
+    /// The terms of a tenant: the policy of its plan, and the exception that was made.
+    pub(crate) fn terms(&self, plan: Option<&PlanKey>, exception: Option<&DunningException>) -> DunningTerms {
+        let of_plan = plan.and_then(|plan| self.dunning_of.get(plan));
+        let terms = DunningTerms::new(Arc::clone(of_plan.unwrap_or(&self.dunning)));
+        match exception {
+            Some(exception) => terms.with_exception(Arc::new(exception.policy.clone()), exception.expires_at),
+            None => terms,
+        }
     }
 
     /// Puts a job on this topic of the outbox for every fact (a payment failed, a subscription started, …), once, in the

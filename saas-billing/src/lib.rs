@@ -70,6 +70,7 @@
 //!    implement it.
 //! 5. [`PlanSource`](saas_core::subscription::PlanSource): [`Billing`] answers from what was derived; grace runs out at
 //!    read time, so no job has to fire.
+//! 6. [`dunning`]: while an invoice is not paid, [`dunning::DunningHandler`] sends what the policy says and when.
 //!
 //! [`Billing::webhook_health`] says whether all that works, [`Billing::list_notices`] what an operator should know.
 //!
@@ -95,6 +96,7 @@ mod dependents;
 pub mod derive;
 #[cfg(feature = "postgres")]
 mod door;
+pub mod dunning;
 mod error;
 pub mod event;
 #[cfg(feature = "postgres")]
@@ -151,7 +153,6 @@ pub use billing::Billing;
 pub use config::BillingConfig;
 #[cfg(feature = "postgres")]
 pub use dependents::LiveBilling;
-pub use derive::GracePolicy;
 #[cfg(feature = "postgres")]
 pub use door::DoorHealth;
 pub use error::BillingError;
@@ -177,4 +178,4 @@ pub use signature::{SIGNATURE_HEADER, SignatureError, SigningSecrets, StripeSecr
 
 /// The tables of this crate. Migrate [`saas_core::SCHEMA`] first.
 #[cfg(feature = "postgres")]
-pub static SCHEMA: saas_core::Schema = saas_core::schema!("billing": 1 "0001_inbox", 2 "0002_state", 3 "0003_retention", 4 "0004_ledger", 5 "0005_revenue", 6 "0006_command", 7 "0007_request", 8 "0008_seat_trial", 9 "0009_reconcile", 13 "0013_notice");
+pub static SCHEMA: saas_core::Schema = saas_core::schema!("billing": 1 "0001_inbox", 2 "0002_state", 3 "0003_retention", 4 "0004_ledger", 5 "0005_revenue", 6 "0006_command", 7 "0007_request", 8 "0008_seat_trial", 9 "0009_reconcile", 10 "0010_dunning", 13 "0013_notice");

@@ -1,7 +1,7 @@
 //! Compares what is stored with what Stripe has, and has read again what differs: an event that was lost for good is not.
 //!
-//! A run goes through Stripe's customers, subscriptions and invoices, and then through what is stored as current and was in
-//! none of those lists. It stands in the database after every page: whoever calls next goes on, whatever was killed. A
+//! A run goes through Stripe's customers, subscriptions, invoices and what happened to money, and then through what is stored
+//! as current and was in none of those lists. It stands in the database after every page: whoever calls next goes on, whatever was killed. A
 //! repair is a read of the object ([`Billing::fetch_pending`](crate::Billing::fetch_pending)), merged like every other, so
 //! it can do no harm: what it says is true at that moment.
 
@@ -61,6 +61,14 @@ pub enum ReconcileList {
     Subscriptions,
     /// Stripe's invoices.
     Invoices,
+    /// Stripe's charges. Before what names them: a refund does not say whose it is.
+    Charges,
+    /// Stripe's refunds.
+    Refunds,
+    /// Stripe's disputes.
+    Disputes,
+    /// Stripe's credit notes.
+    CreditNotes,
     /// What is stored as current and was in none of Stripe's lists.
     Ours,
 }
@@ -71,21 +79,31 @@ impl ReconcileList {
             Self::Customers => "customer",
             Self::Subscriptions => "subscription",
             Self::Invoices => "invoice",
+            Self::Charges => "charge",
+            Self::Refunds => "refund",
+            Self::Disputes => "dispute",
+            Self::CreditNotes => "credit_note",
             Self::Ours => "ours",
         }
     }
 
     pub(crate) fn from_stored(name: &str) -> Option<Self> {
-        [Self::Customers, Self::Subscriptions, Self::Invoices, Self::Ours]
-            .into_iter()
-            .find(|list| list.as_str() == name)
+        let mut list = Some(Self::Customers);
+        while let Some(one) = list.filter(|list| list.as_str() != name) {
+            list = one.next();
+        }
+        list
     }
 
     const fn next(self) -> Option<Self> {
         match self {
             Self::Customers => Some(Self::Subscriptions),
             Self::Subscriptions => Some(Self::Invoices),
-            Self::Invoices => Some(Self::Ours),
+            Self::Invoices => Some(Self::Charges),
+            Self::Charges => Some(Self::Refunds),
+            Self::Refunds => Some(Self::Disputes),
+            Self::Disputes => Some(Self::CreditNotes),
+            Self::CreditNotes => Some(Self::Ours),
             Self::Ours => None,
         }
     }
@@ -203,9 +221,11 @@ impl Billing {
         let mut step = Step::default();
         for met in met {
             let ours = object::find_anywhere(&mut tx, self.scope.livemode, &met.id).await?;
-            let customer = met.theirs.as_ref().and_then(AnySnapshot::customer);
-            let is_ours = match customer {
-                Some(customer) => directory::tenant_of(&mut tx, &self.scope, customer).await?.is_some(),
+            // A refund or a dispute is its charge's, which is its customer's.
+            let theirs = met.theirs.as_ref();
+            let owner = theirs.and_then(AnySnapshot::customer).or(theirs.and_then(AnySnapshot::charge));
+            let is_ours = match owner {
+                Some(owner) => directory::tenant_of(&mut tx, &self.scope, owner).await?.is_some(),
                 None => ours.is_some(),
             };
             if !is_ours {
@@ -243,6 +263,10 @@ const fn query_of(list: ReconcileList) -> Option<(ObjectKind, Query)> {
         ReconcileList::Customers => Some((ObjectKind::Customer, Query::Customers { created_from: None })),
         ReconcileList::Subscriptions => Some((ObjectKind::Subscription, Query::Subscriptions { customer: None })),
         ReconcileList::Invoices => Some((ObjectKind::Invoice, Query::Invoices { customer: None, status: None })),
+        ReconcileList::Charges => Some((ObjectKind::Charge, Query::Charges)),
+        ReconcileList::Refunds => Some((ObjectKind::Refund, Query::Refunds)),
+        ReconcileList::Disputes => Some((ObjectKind::Dispute, Query::Disputes)),
+        ReconcileList::CreditNotes => Some((ObjectKind::CreditNote, Query::CreditNotes)),
         ReconcileList::Ours => None,
     }
 }
@@ -254,6 +278,10 @@ fn read(kind: ObjectKind, json: &serde_json::value::RawValue) -> Option<Met> {
 
 /// The fields in which two sides of an object differ.
 fn differences(ours: Option<&AnyMerged>, theirs: Option<&AnySnapshot>) -> BTreeMap<String, FieldDrift> {
+    // Stripe lists nothing that was deleted: what is known to be is what it has.
+    if theirs.is_none() && ours.is_some_and(is_deleted) {
+        return BTreeMap::new();
+    }
     let sides = (ours.and_then(stored_value), theirs.and_then(listed_value));
     let (Some(Value::Object(ours)), Some(Value::Object(theirs))) = sides else {
         let there = |is_there: bool| Value::from(if is_there { "there" } else { "missing" });
@@ -267,6 +295,19 @@ fn differences(ours: Option<&AnyMerged>, theirs: Option<&AnySnapshot>) -> BTreeM
             (ours != theirs).then_some((name, FieldDrift { ours, theirs }))
         })
         .collect()
+}
+
+fn is_deleted(merged: &AnyMerged) -> bool {
+    match merged {
+        AnyMerged::Customer(merged) => merged.value().deleted,
+        AnyMerged::Invoice(merged) => merged.value().deleted,
+        AnyMerged::CheckoutSession(_)
+        | AnyMerged::Subscription(_)
+        | AnyMerged::Charge(_)
+        | AnyMerged::Refund(_)
+        | AnyMerged::Dispute(_)
+        | AnyMerged::CreditNote(_) => false,
+    }
 }
 
 fn stored_value(merged: &AnyMerged) -> Option<Value> {

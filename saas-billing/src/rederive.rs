@@ -11,8 +11,9 @@ use sqlx::PgConnection;
 use crate::{
     billing::Billing,
     derive::{Derived, derive},
+    dunning::{DunningException, DunningTerms, Held},
     error::BillingError,
-    postgres::{fetch, object, state},
+    postgres::{dunning, fetch, object, state},
 };
 
 /// What was stored about a tenant before and after.
@@ -45,8 +46,8 @@ impl Billing {
     /// Derives what the tenant has from its stored objects, with the catalogue of today. Returns whether that is a change;
     /// one raises the revision and is audited under the actor of `ctx`.
     ///
-    /// To be called after a price was added to a plan, which an event of the tenant does too, and after the grace policy was
-    /// changed, which only this records.
+    /// To be called after a price was added to a plan, which an event of the tenant does too, and after the dunning policy
+    /// was changed, which only this records and puts messages off by.
     ///
     /// # Errors
     /// When the database does not answer.
@@ -80,30 +81,45 @@ impl Billing {
     }
 
     async fn rederive_as(&self, actor: &Actor, tenant: TenantId) -> Result<bool, BillingError> {
-        let now = self.clock.now();
         let mut tx = SystemTx::begin(&self.system, actor.clone(), "derive anew what a tenant has").await?;
         tenant::lock_in(&mut tx, tenant).await?;
-        let mut objects = object::load(&mut tx, tenant, self.scope.livemode, &[]).await?;
-        self.load_unseen(&mut tx, tenant, &mut objects).await?;
+        let exception = dunning::exception(&mut tx, tenant, self.scope.livemode).await?;
+        let changed = self.rederive_in(&mut tx, actor, tenant, exception.as_ref()).await?;
+        tx.commit().await?;
+        Ok(changed)
+    }
+
+    /// Derives anew within a transaction that holds the tenant's lock. `former` is the exception from the dunning policy that
+    /// held until now.
+    pub(crate) async fn rederive_in(
+        &self,
+        connection: &mut PgConnection,
+        actor: &Actor,
+        tenant: TenantId,
+        former: Option<&DunningException>,
+    ) -> Result<bool, BillingError> {
+        let now = self.clock.now();
+        let mut objects = object::load(connection, tenant, self.scope.livemode, &[]).await?;
+        self.load_unseen(connection, tenant, &mut objects).await?;
         let derived = derive(&objects, &self.config.catalog);
-        let mut change = self.write_derived(&mut tx, tenant, &derived, (false, now), now).await?;
+        let mut change = self.write_derived(connection, tenant, &derived, (false, now), now).await?;
         if !change.is_recorded {
-            // The same objects can mean something else: under another grace policy, say.
+            // The same objects can mean something else: under another dunning policy, say.
+            let stored = change.stored.clone();
+            let (was, held) = (self.held_with(&stored, former), self.held(connection, tenant, &stored).await?);
             let source = self.scope.plan_record();
-            let recorded = subscription::recorded_in(&mut tx, tenant, source, DateTime::<Utc>::MAX_UTC).await?;
-            if recorded.and_then(|recorded| recorded.assignment)
-                != derived.on_record(&self.config.grace, self.default_plan())
-            {
-                let paying = self.record_revenue(&mut tx, tenant, (&derived, &derived), (now, now)).await?;
-                state::show(&mut tx, tenant, &derived, &self.config.grace, &paying).await?;
-                self.record(&mut tx, &mut change).await?;
+            let recorded = subscription::recorded_in(connection, tenant, source, DateTime::<Utc>::MAX_UTC).await?;
+            if recorded.and_then(|recorded| recorded.assignment) != stored.on_record(&held.terms, self.default_plan()) {
+                self.follow(connection, tenant, (&was, &held), (now, now)).await?;
+                self.record(connection, &mut change, &held.terms).await?;
+            } else {
+                self.write_dunning(connection, tenant, &held, now).await?;
             }
         }
         if change.is_change() {
             let subject = tenant.to_string();
-            change.record(&mut tx, actor, ("billing.rederived", &subject), json!({}), now).await?;
+            change.record(connection, actor, ("billing.rederived", &subject), json!({}), now).await?;
         }
-        tx.commit().await?;
         Ok(change.is_change())
     }
 
@@ -128,21 +144,41 @@ impl Billing {
         }
         if change.is_change() {
             state::store(connection, tenant, livemode, &change.stored, now).await?;
-            let derived = (&change.previous, &change.stored);
-            let paying = self.record_revenue(connection, tenant, derived, (at, now)).await?;
-            state::show(connection, tenant, &change.stored, &self.config.grace, &paying).await?;
-        }
-        if !change.stored.answers_like(&change.previous) {
-            self.record(connection, &mut change).await?;
+            let exception = dunning::exception(connection, tenant, livemode).await?;
+            let was = self.held_with(&change.previous, exception.as_ref());
+            let held = self.held_with(&change.stored, exception.as_ref());
+            self.follow(connection, tenant, (&was, &held), (at, now)).await?;
+            if !change.stored.answers_like(&change.previous) {
+                let terms = held.terms;
+                self.record(connection, &mut change, &terms).await?;
+            }
         }
         Ok(change)
     }
 
+    /// Writes what follows from a change of what a tenant has, or of its terms: revenue, the operators' list, dunning.
+    async fn follow(
+        &self,
+        connection: &mut PgConnection,
+        tenant: TenantId,
+        (was, held): (&Held<'_>, &Held<'_>),
+        (at, now): (DateTime<Utc>, DateTime<Utc>),
+    ) -> Result<(), CoreError> {
+        let paying = self.record_revenue(connection, tenant, (was, held), (at, now)).await?;
+        state::show(connection, tenant, held, &paying).await?;
+        self.write_dunning(connection, tenant, held, now).await
+    }
+
     /// Raises the revision, and records what the gate answers from it on. The tenant's row is locked.
-    async fn record(&self, connection: &mut PgConnection, change: &mut Change) -> Result<(), CoreError> {
+    async fn record(
+        &self,
+        connection: &mut PgConnection,
+        change: &mut Change,
+        terms: &DunningTerms,
+    ) -> Result<(), CoreError> {
         let (tenant, source) = (change.tenant, self.scope.plan_record());
         let revision = revision::bump_in(connection, tenant).await?;
-        let assignment = change.stored.on_record(&self.config.grace, self.default_plan());
+        let assignment = change.stored.on_record(terms, self.default_plan());
         subscription::record_in(connection, tenant, source, revision, assignment.as_ref(), self.clock.now()).await?;
         change.is_recorded = true;
         Ok(())

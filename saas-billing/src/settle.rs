@@ -294,7 +294,8 @@ impl Billing {
     ) -> Result<(), CoreError> {
         let Some(topic) = &self.config.notices else { return Ok(()) };
         for fact in facts {
-            let over = matches!(fact, Fact::PaymentFailed(_)) && after.is_settled_invoice();
+            let over =
+                matches!(fact, Fact::PaymentFailed(_) | Fact::ConfirmationAsked(_)) && after.is_settled_invoice();
             if !over {
                 let job = outbox::NewJob::of(topic.clone(), &json!({"fact": fact, "object": id}))?;
                 outbox::enqueue_in(connection, tenant, job, now).await?;
@@ -311,6 +312,7 @@ fn action(fact: &Fact) -> &'static str {
         Fact::CustomerDeleted => "customer.deleted",
         Fact::InvoicePaid => "invoice.paid",
         Fact::PaymentFailed(_) => "invoice.payment_failed",
+        Fact::ConfirmationAsked(_) => "invoice.payment_action_required",
         Fact::CreditNoteIssued => "credit_note.issued",
         Fact::CreditNoteVoided => "credit_note.voided",
         Fact::DisputeLost => "dispute.lost",

@@ -111,7 +111,9 @@ pub use id::{
     ApiKeyId, AuditId, DomainToken, ExportId, JobId, LeaseToken, OverrideId, RequestId, TenantId, UsageEventId,
     UsageGrantId, UsageReservationId, UserId,
 };
-pub use name::{AddOnKey, EmailAddress, FeatureKey, IdempotencyKey, MeterKey, PlanKey, RoleName, Slug, Topic};
+pub use name::{
+    AddOnKey, EmailAddress, FeatureKey, IdempotencyKey, MessageKey, MeterKey, PlanKey, RoleName, Slug, Topic,
+};
 pub use page::{Page, PageSize};
 pub use plan::{CatalogError, Limit, PlanCatalog, PlanVersionRef};
 pub use revision::Revision;

@@ -58,6 +58,39 @@ pub enum AccessLevel {
     Full,
 }
 
+/// What a request wants to do, as far as money goes: the question of an HTTP layer, asked of the same level as the gate's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Intent {
+    /// Sign in, look at bills and pay them, take one's data away.
+    Settle,
+    /// Read.
+    Read,
+    /// Change anything.
+    Write,
+}
+
+impl Intent {
+    /// By the method of HTTP: safe ones read (RFC 9110, 9.2.1), all others write. Say [`Settle`](Self::Settle) for the routes
+    /// that a tenant needs to pay or to leave.
+    #[must_use]
+    pub fn of_method(method: &str) -> Self {
+        if matches!(method, "GET" | "HEAD" | "OPTIONS" | "TRACE") { Self::Read } else { Self::Write }
+    }
+}
+
+impl AccessLevel {
+    /// Whether a request may go on; answer 402 where it may not, with the link to pay.
+    #[must_use]
+    pub const fn allows(self, intent: Intent) -> bool {
+        match (self, intent) {
+            (Self::Full, Intent::Settle | Intent::Read | Intent::Write)
+            | (Self::Restricted, Intent::Settle | Intent::Read)
+            | (Self::Suspended, Intent::Settle) => true,
+            (Self::Restricted, Intent::Write) | (Self::Suspended, Intent::Read | Intent::Write) => false,
+        }
+    }
+}
+
 impl Standing {
     /// The access level at `now`.
     #[must_use]
@@ -216,6 +249,17 @@ mod tests {
         let over = Standing::Suspended { since: at(200) };
         assert_eq!([99, 199, 200].map(|s| grace.at(at(s))), [grace, grace, over], "put otherwise, not another one");
         assert_eq!([200, 201].map(|s| over.access(at(s))), [200, 201].map(|s| grace.access(at(s))));
+    }
+
+    // f-E14
+    #[test]
+    fn a_request_is_let_in_by_its_method_and_the_level_of_access() {
+        let methods = ["GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE", "get", "INVENTED"];
+        let allowed = |access: AccessLevel| methods.map(|method| access.allows(Intent::of_method(method)));
+        assert_eq!(allowed(AccessLevel::Full), [true; 9]);
+        assert_eq!(allowed(AccessLevel::Restricted), [true, true, true, false, false, false, false, false, false]);
+        assert_eq!(allowed(AccessLevel::Suspended), [false; 9]);
+        assert!([AccessLevel::Suspended, AccessLevel::Restricted].iter().all(|access| access.allows(Intent::Settle)));
     }
 
     // f-M14

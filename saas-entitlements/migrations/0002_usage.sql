@@ -9,6 +9,8 @@ create domain saas.usage_kind as text
     -- consume and commit were decided before; record was not; correction may be negative; lease is the sum of many uses;
     -- stranded is what a holder may have used when it was lost
     check (value in ('consume', 'commit', 'record', 'correction', 'lease', 'stranded'));
+create domain saas.usage_window as text
+    check (value in ('hour', 'day', 'week', 'month', 'year', 'lifetime'));
 create domain saas.usage_name as text check (char_length(value) between 1 and 255);
 create domain saas.usage_units as bigint check (value >= 0);
 
@@ -74,7 +76,7 @@ select saas.fence('saas.usage_event', 'select, insert');
 create table saas.usage_counter (
     tenant_id     uuid not null references saas.tenant (id) on delete restrict,
     meter         text not null,
-    window_kind   text not null check (window_kind in ('hour', 'day', 'week', 'month', 'year', 'lifetime')),
+    window_kind   saas.usage_window not null,
     window_start  timestamptz not null,
     -- null: never
     window_end    timestamptz,

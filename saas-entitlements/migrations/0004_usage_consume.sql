@@ -31,7 +31,50 @@ declare
     piece bigint;
     member_room bigint;
     rare boolean;
+    is_new boolean;
 begin
+    if aggregation = 'sum' and member_up_to is null then
+        -- The commonest use by itself, in one statement: the rest of this function would do the same, in eight.
+        with counted as (
+            update saas.usage_counter c set used = c.used + of_units
+            where c.tenant_id = of_tenant and c.meter = of_counter and c.window_kind = in_window and c.window_start = from_start
+              and c.used >= 0 and c.limit_units is not distinct from of_limit and not c.by_member
+              -- Room in the plan itself, no warning, and nothing that is watched for passing it.
+              and of_units <= least(coalesce(of_limit, up_to), up_to) - c.used - c.held - c.carried
+              and (c.used < mark_units[1] - of_units) is not false
+              and (c.used > c.over_above) is not distinct from (c.used > c.over_above - of_units)
+              and exists (select from saas.tenant t where t.id = of_tenant and t.revision = at_revision for key share)
+            returning c.used
+        ), key as (
+            insert into saas.usage_key (tenant_id, meter, key, amount, item, event_id, at)
+            select of_tenant, of_meter, with_key, of_amount, of_item, event, moment from counted
+            on conflict (tenant_id, meter, key) do nothing
+            returning true
+        ), recorded as (
+            insert into saas.usage_event
+                (tenant_id, id, recorded_at, meter, counter, kind, amount, units, window_kind, window_start, at, key, member,
+                 item, actor)
+            select of_tenant, event, moment, of_meter, of_counter, of_kind, of_amount, of_units, in_window, from_start,
+                   happened, with_key, of_member, of_item, by_actor
+            from key
+        )
+        select c.used, exists (select from key) into usage_consume.after, is_new from counted c;
+        if is_new then
+            revision := at_revision;
+            before := after - of_units;
+            relimited := false;
+            due := '{}';
+            burnt := 0;
+            outcome := 'counted';
+            return next;
+            return;
+        elsif found then
+            -- Known. Nobody has seen the units: the row is locked.
+            update saas.usage_counter c set used = c.used - of_units
+            where c.tenant_id = of_tenant and c.meter = of_counter and c.window_kind = in_window and c.window_start = from_start;
+        end if;
+        after := null;
+    end if;
     select t.revision into usage_consume.revision from saas.tenant t where t.id = of_tenant for key share;
     if not found then
         outcome := 'no tenant';
@@ -175,7 +218,7 @@ begin
         level_at = case when aggregation = 'latest' then greatest(c.level_at, happened) end
     where c.tenant_id = of_tenant and c.meter = of_counter and c.window_kind = in_window and c.window_start = from_start;
     if (before > counter.over_above) <> (after > counter.over_above) then
-        perform saas.bump_revision(of_tenant);
+        perform saas.usage_turn(of_tenant, of_counter, in_window, from_start, moment);
     end if;
     if counter.by_member and of_member is not null and aggregation = 'sum' then
         insert into saas.usage_member as m (tenant_id, meter, window_kind, window_start, member, used)

@@ -49,7 +49,7 @@ begin
           and c.window_start = from_start
         returning c.used > c.over_above and c.used - total <= c.over_above into passes;
         if passes then
-            perform saas.bump_revision(of_tenant);
+            perform saas.usage_turn(of_tenant, of_counter, in_window, from_start, moment);
         end if;
     end if;
     return total;
@@ -116,7 +116,7 @@ begin
     end if;
     used := known.used + used_now;
     if known.used <= known.over_above and used > known.over_above then
-        perform saas.bump_revision(of_tenant);
+        perform saas.usage_turn(of_tenant, known.counter, known.window_kind, known.window_start, moment);
     end if;
     outcome := case when ending then 'settled' else 'kept' end;
 end $$;
@@ -231,7 +231,7 @@ begin
     update saas.usage_counter c set used = usage_lease_borrow.used, held = usage_lease_borrow.held
     where c.tenant_id = of_tenant and c.meter = of_counter and c.window_kind = in_window and c.window_start = from_start;
     if used - reported - need <= known.over_above and used > known.over_above then
-        perform saas.bump_revision(of_tenant);
+        perform saas.usage_turn(of_tenant, of_counter, in_window, from_start, moment);
     end if;
     if number > 0 then
         update saas.usage_lease l

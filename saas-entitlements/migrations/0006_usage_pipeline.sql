@@ -3,7 +3,9 @@
 -- Events recorded before this instant may be gone: what began earlier cannot be counted again. One row.
 create table saas.usage_horizon (
     single         boolean primary key default true check (single),
-    pruned_before  timestamptz not null default '-infinity'
+    pruned_before  timestamptz not null default '-infinity',
+    -- the same of what gates were told of usage that lets a tenant only read
+    excess_before  timestamptz not null default '-infinity'
 );
 insert into saas.usage_horizon default values;
 revoke all on saas.usage_horizon from public;

@@ -330,7 +330,7 @@ begin
     where c.tenant_id = of_tenant and c.meter = hold.counter and c.window_kind = hold.window_kind
       and c.window_start = hold.window_start;
     if before <= counter.over_above and after > counter.over_above then
-        perform saas.bump_revision(of_tenant);
+        perform saas.usage_turn(of_tenant, hold.counter, hold.window_kind, hold.window_start, moment);
     end if;
     if counter.by_member and hold.member is not null and of_units > 0 then
         insert into saas.usage_member as m (tenant_id, meter, window_kind, window_start, member, used)

@@ -178,7 +178,7 @@ begin
           and c.window_start = lease.window_start
         returning c.used > c.over_above and c.used - fresh <= c.over_above into turned;
         if turned then
-            perform saas.bump_revision(of_tenant);
+            perform saas.usage_turn(of_tenant, lease.counter, lease.window_kind, lease.window_start, moment);
         end if;
         outcome := 'open';
         return next;
@@ -201,7 +201,7 @@ begin
       and c.window_start = lease.window_start
     returning (c.used > c.over_above) <> (c.used - beyond + void + given > c.over_above) into turned;
     if turned then
-        perform saas.bump_revision(of_tenant);
+        perform saas.usage_turn(of_tenant, lease.counter, lease.window_kind, lease.window_start, moment);
     end if;
     outcome := 'ended';
     return next;

@@ -4,7 +4,8 @@
 -- once: a use is in the window at its place among the windows. Returns those that were not counted because their key was
 -- before, with its amount; null where another one counts it at this moment.
 --
--- The caller passes windows and uses in one order, so that two at once do not wait for each other.
+-- Locks are taken in the order of everybody: tenants, counters, keys. The caller passes windows and uses in one order, so that
+-- two at once do not wait for each other.
 create function saas.usage_record(
     tenants uuid[], meters text[], counters text[], window_kinds text[], starts timestamptz[], ends timestamptz[],
     places integer[], keys text[], event_ids uuid[], amounts bigint[], of_units bigint[], times timestamptz[],
@@ -20,7 +21,9 @@ declare
     counted integer[];
     fresh integer;
     by_member boolean;
-    turned uuid[];
+    turned saas.usage_counter[];
+    -- places among the windows
+    full_ones integer[];
     gone uuid;
 begin
     perform from saas.tenant t where t.id = any (tenants) order by t.id for key share;
@@ -35,6 +38,35 @@ begin
         raise exception 'saas.usage_record: there is no tenant %, or it is being erased', gone
             using errcode = 'foreign_key_violation', constraint = 'usage_event_tenant';
     end if;
+    -- The counters first, as everywhere, with all of it: what turns out to be known is taken back below. One that could not
+    -- hold all of it is only locked.
+    with sums as (
+        select places[i.n] as place, sum(of_units[i.n]) as units
+        from generate_series(1, total) as i (n)
+        group by 1
+    ), input as (
+        select tenants[s.place] as tenant, counters[s.place] as counter, window_kinds[s.place] as window_kind,
+               starts[s.place] as start, max(ends[s.place]) as ended, sum(s.units)::bigint as units, min(s.place) as place
+        from sums s
+        group by 1, 2, 3, 4
+    ), added as (
+        insert into saas.usage_counter as c (tenant_id, meter, window_kind, window_start, window_end, used)
+        select i.tenant, i.counter, i.window_kind, i.start, i.ended, i.units
+        from input i
+        order by 1, 2, 3, 4
+        on conflict (tenant_id, meter, window_kind, window_start) do update set used = c.used + excluded.used
+        where c.used <= 9223372036854775807 - excluded.used
+        returning c as counter
+    )
+    select bool_or((a.counter).by_member),
+           array_agg(a.counter order by i.tenant)
+               filter (where (a.counter).used > (a.counter).over_above and (a.counter).used - i.units <= (a.counter).over_above),
+           array_agg(i.place) filter (where (a.counter).used is null)
+    into by_member, turned, full_ones
+    from input i
+    left join added a
+      on i.tenant = (a.counter).tenant_id and i.counter = (a.counter).meter and i.window_kind = (a.counter).window_kind
+     and i.start = (a.counter).window_start;
     insert into saas.usage_key (tenant_id, meter, key, amount, event_id, at)
     select tenants[places[i.n]], meters[places[i.n]], keys[i.n], amounts[i.n], event_ids[i.n], moment
     from generate_series(1, total) as i (n)
@@ -62,29 +94,36 @@ begin
            of_units[c.n], window_kinds[places[c.n]], starts[places[c.n]], least(times[c.n], moment), keys[c.n],
            members[c.n], actors[c.n], here
     from unnest(counted) as c (n);
-    with sums as (
-        select places[c.n] as place, sum(of_units[c.n]) as units
-        from unnest(counted) as c (n)
-        group by 1
-    ), input as (
-        select tenants[s.place] as tenant, counters[s.place] as counter, window_kinds[s.place] as window_kind,
-               starts[s.place] as start, max(ends[s.place]) as ended, sum(s.units)::bigint as units
-        from sums s
-        group by 1, 2, 3, 4
-    ), added as (
-        insert into saas.usage_counter as c (tenant_id, meter, window_kind, window_start, window_end, used)
-        select i.tenant, i.counter, i.window_kind, i.start, i.ended, i.units
-        from input i
-        order by 1, 2, 3, 4
-        on conflict (tenant_id, meter, window_kind, window_start) do update set used = c.used + excluded.used
-        returning c.tenant_id, c.meter, c.window_kind, c.window_start, c.used, c.by_member, c.over_above
-    )
-    select bool_or(a.by_member),
-           array_agg(distinct a.tenant_id) filter (where a.used > a.over_above and a.used - i.units <= a.over_above)
-    into by_member, turned
-    from added a
-    join input i on i.tenant = a.tenant_id and i.counter = a.meter and i.window_kind = a.window_kind and i.start = a.window_start;
-    perform saas.bump_revision(u.tenant) from unnest(turned) as u (tenant);
+    if fresh < total or full_ones is not null then
+        with sums as (
+            select places[i.n] as place, sum(of_units[i.n]) as units,
+                   coalesce(sum(of_units[i.n]) filter (where i.n = any (counted)), 0) as counted
+            from generate_series(1, total) as i (n)
+            group by 1
+        ), input as (
+            select tenants[s.place] as tenant, counters[s.place] as counter, window_kinds[s.place] as window_kind,
+                   starts[s.place] as start, sum(s.counted) as counted, sum(s.units) as units, min(s.place) as place
+            from sums s
+            group by 1, 2, 3, 4
+        ), added as (
+            insert into saas.usage_counter as c (tenant_id, meter, window_kind, window_start, used)
+            select i.tenant, i.counter, i.window_kind, i.start,
+                   (i.counted - case when i.place = any (full_ones) then 0 else i.units end)::bigint
+            from input i
+            order by 1, 2, 3, 4
+            -- All of them are there. A join with the table would be planned for the few rows that it once had.
+            on conflict (tenant_id, meter, window_kind, window_start) do update set used = c.used + excluded.used
+            returning c as counter
+        )
+        select bool_or((a.counter).by_member),
+               array_agg(a.counter order by i.tenant)
+                   filter (where (a.counter).used > (a.counter).over_above and (a.counter).used - i.counted <= (a.counter).over_above)
+        into by_member, turned
+        from added a
+        join input i on i.tenant = (a.counter).tenant_id and i.counter = (a.counter).meter
+                    and i.window_kind = (a.counter).window_kind and i.start = (a.counter).window_start;
+    end if;
+    perform saas.usage_turn(u.tenant_id, u.meter, u.window_kind, u.window_start, moment) from unnest(turned) as u;
     if by_member then
         insert into saas.usage_member as m (tenant_id, meter, window_kind, window_start, member, used)
         select tenants[places[u.n]], counters[places[u.n]], window_kinds[places[u.n]], starts[places[u.n]], members[u.n],

@@ -1,7 +1,8 @@
 //! What a tenant has beyond its plan by a limit that lets it only read until that is mended. Pure.
 //!
-//! The gate reads how much is used when it loads a tenant that came from another plan to one with such a limit, and never
-//! afterwards: what is used, and from when to when it counts, is part of the snapshot.
+//! The gate reads how much is used when it loads a tenant that came from another plan to one with such a limit: what is used,
+//! and from when to when it counts, is part of the snapshot. It loads it again where time alone brings another window, plan or
+//! limit to look at.
 
 use std::fmt;
 
@@ -63,14 +64,15 @@ impl Snapshot {
     /// such a limit.
     pub(crate) fn watched(&self) -> Vec<Watched> {
         let meters = self.catalog.meters().iter().filter(|meter| meter.credit().is_none());
+        let Some(since) = self.changed_at() else { return Vec::new() };
         let watched = meters.filter_map(|meter| {
             let terms = self.plain_terms_of(meter.id(), self.at)?;
             self.read_only_from(terms.rule.over_limit)?;
             // More than can be counted is never exceeded.
             let most = Some(MeterOver::most(Some(&terms.rule))).filter(|most| i64::try_from(*most).is_ok())?;
-            Some(Watched { meter: meter.key().clone(), window: terms.rule.window, period: terms.period, most })
+            Some(Watched { meter: meter.key().clone(), window: terms.rule.window, period: terms.period, most, since })
         });
-        if self.changed_at().is_some() { watched.collect() } else { Vec::new() }
+        watched.collect()
     }
 
     /// From when a tenant that came to its plan with more may only read.
@@ -80,15 +82,28 @@ impl Snapshot {
 
     /// The same state with so much used of each of the windows that are [watched](Self::watched), in their order.
     pub(crate) fn with_usage(mut self, used: &[u64]) -> Self {
-        let watched = self.watched().into_iter().zip(used);
+        self.facts.watched = self.watched().into();
+        let watched = self.facts.watched.iter().zip(used);
         let excess = watched.filter_map(|(watched, used)| {
             let rule = self.plain_terms_of(self.catalog.meter(&watched.meter)?.id(), self.at)?.rule;
             let since = self.read_only_from(rule.over_limit)?;
             let over = used.saturating_sub(watched.most);
-            let (meter, until) = (watched.meter, watched.period.end);
+            let (meter, until) = (watched.meter.clone(), watched.period.end);
             (over > 0).then_some(Excess { meter, used: *used, limit: rule.limit, over, since, until })
         });
         self.facts.excess = excess.collect();
-        if self.facts.excess.is_empty() { self } else { self.at(self.at) }
+        if self.facts.watched.is_empty() { self } else { self.at(self.at) }
+    }
+
+    /// Until when it may be shown as it is: the next instant at which an answer changes, or a window ends that is watched.
+    pub(crate) fn holds_until(&self) -> Option<DateTime<Utc>> {
+        let windows = self.facts.watched.iter().filter_map(|watched| watched.period.end);
+        windows.filter(|end| *end > self.at).chain(self.next_boundary).min()
+    }
+
+    /// Whether time alone has brought other windows to watch, or another most of one, than those whose usage was read: then it
+    /// has to be read anew.
+    pub(crate) fn watches_others(&self) -> bool {
+        *self.facts.watched != *self.watched()
     }
 }

@@ -60,6 +60,7 @@
 
 #[cfg(feature = "postgres")]
 pub mod analytics;
+mod clock;
 mod entitlements;
 mod error;
 mod excess;

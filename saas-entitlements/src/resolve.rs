@@ -77,6 +77,7 @@ pub fn resolve(
         since: assignment.since.map(stored),
         before: assignment.before.iter().map(former).collect(),
         overrides,
+        watched: Box::default(),
         excess: Box::default(),
     };
     let features = catalog.features().iter().map(Feature::id);
@@ -102,7 +103,7 @@ impl Snapshot {
         let before = self.facts.before.iter().copied();
         facts.before = [(facts.since, Some(facts.bought))].into_iter().chain(before).collect();
         (facts.bought, facts.since) = (version.id(), Some(self.at));
-        facts.excess = Box::default();
+        (facts.watched, facts.excess) = Default::default();
         let features = self.catalog.features().iter().map(Feature::id);
         facts.values = layers::values(version, layers::addons(&self.catalog, &facts), features);
         settle(&self.catalog, self.tenant, self.origin, facts, self.at, self.life)
@@ -146,6 +147,7 @@ impl Snapshot {
             since: None,
             before: Box::default(),
             overrides: Box::default(),
+            watched: Box::default(),
             excess: Box::default(),
         };
         Self {

@@ -11,7 +11,7 @@ use saas_core::{
     subscription::{AccessLevel, Standing},
 };
 
-use crate::{Excess, Override, OverrideGrant, layers, resolve::with_limit, terms::Former};
+use crate::{Excess, Override, OverrideGrant, Watched, layers, resolve::with_limit, terms::Former};
 
 /// A feature that was looked up once: a bit position and the catalogue that it belongs to.
 ///
@@ -64,6 +64,8 @@ pub(crate) struct Facts {
     /// The plans before it, the latest first.
     pub(crate) before: Box<[Former]>,
     pub(crate) overrides: Box<[(Target, Override)]>,
+    /// The windows whose usage was read, because it decides whether the tenant may only read.
+    pub(crate) watched: Box<[Watched]>,
     /// What is beyond a limit that lets the tenant only read, in force or not.
     pub(crate) excess: Box<[Excess]>,
 }

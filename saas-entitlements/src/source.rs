@@ -33,6 +33,8 @@ pub struct Watched {
     pub period: Period,
     /// The most that may be used of it.
     pub most: u64,
+    /// Since when the tenant has the plan.
+    pub since: DateTime<Utc>,
 }
 
 /// Reads what decides about a tenant.
@@ -56,7 +58,7 @@ pub trait SnapshotSource: fmt::Debug + Send + Sync + 'static {
 
     /// How much is used of each of these windows, in their order. Asked after [`load`](Self::load), and only about a tenant
     /// that came from another plan to one with a limit whose `over_limit` lets it only read. From then on, a change after which
-    /// one of them is beyond its `most`, or no longer, raises the tenant's revision.
+    /// one of them is beyond its `most`, or no longer, raises the tenant's revision. Answers are recorded where the past is.
     ///
     /// `None`, as here, from a source that does not know what is used: no tenant is then restricted for it.
     async fn watch(

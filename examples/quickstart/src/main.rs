@@ -8,7 +8,8 @@ use std::{error::Error, sync::Arc, time::Instant};
 use async_trait::async_trait;
 use chrono::TimeDelta;
 use saas_billing::{
-    Billing, BillingConfig, GracePolicy, Mode, ObjectId, SigningSecrets, WebhookProcessor,
+    Billing, BillingConfig, Mode, ObjectId, SigningSecrets, WebhookProcessor,
+    dunning::DunningPolicy,
     object::Interval,
     testing::{Chaos, CheckoutRequest, StripeSimulator},
 };
@@ -124,7 +125,7 @@ impl App {
         let catalog = PlanCatalog::from_toml(CATALOG)?;
         let (tenants, system) = (Arc::new(db.tenants().clone()), db.system().clone());
         let config = BillingConfig::new(catalog.clone(), SigningSecrets::new(vec![stripe.secret()])?, Mode::Test)
-            .with_grace(GracePolicy::new(TimeDelta::days(7), TimeDelta::days(7))?);
+            .with_dunning(DunningPolicy::without_messages(7, 7)?);
         let billing = Billing::new(config, tenants.clone(), system.clone(), shared.clone());
         let source = PostgresSource::new(tenants.clone(), Arc::new(billing.clone()));
         let entitlements = Entitlements::new(catalog, Arc::new(source), shared.clone());

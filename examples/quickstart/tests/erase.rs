@@ -14,6 +14,7 @@ use saas_entitlements::{
 };
 use saas_tenancy::erase::{EraseState, EraseStep, Erasures, Fate, SlugPolicy};
 use sqlx::Executor as _;
+use tokio::task::JoinHandle;
 
 #[tokio::test]
 async fn every_table_of_the_four_crates_can_be_erased_or_says_why_it_is_kept() {
@@ -118,8 +119,8 @@ impl Ending {
         }
     }
 
-    /// Waits until that many sessions wait for a lock.
-    async fn waiting(&self, sessions: i64) {
+    /// Waits until that many sessions wait for a lock, this one among them: it must not get to its end without.
+    async fn waiting<T>(&self, sessions: i64, last: &JoinHandle<T>) {
         let mut owner = self.db.owner().await;
         loop {
             let waiting: i64 = sqlx::query_scalar(
@@ -131,6 +132,27 @@ impl Ending {
             if waiting >= sessions {
                 return;
             }
+            assert!(!last.is_finished(), "it waited for nobody");
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Waits until an erasure waits for this transaction, and for nothing else; it must not get to its end without.
+    async fn waits_for<T>(&self, inside: &mut SystemTx, erasure: &JoinHandle<T>) {
+        let inside: i32 = sqlx::query_scalar("select pg_backend_pid()").fetch_one(&mut **inside).await.unwrap();
+        let mut owner = self.db.owner().await;
+        loop {
+            let waits: bool = sqlx::query_scalar(
+                "select exists (select from pg_locks l where not l.granted and pg_blocking_pids(l.pid) = array[$1])",
+            )
+            .bind(inside)
+            .fetch_one(&mut owner)
+            .await
+            .unwrap();
+            if waits {
+                return;
+            }
+            assert!(!erasure.is_finished(), "it came to its end over a use that is under way");
             tokio::task::yield_now().await;
         }
     }
@@ -174,7 +196,7 @@ async fn a_use_under_way_when_an_erasure_begins_is_erased_with_it() {
     assert!(matches!(used, Consumption::Granted { .. }));
     let (erasures, tenant) = (ending.erasures.clone(), ending.acme.tenant());
     let run = tokio::spawn(async move { erasures.run(tenant, &mut |_| {}).await });
-    ending.waiting(1).await;
+    ending.waiting(1, &run).await;
     tx.commit().await.unwrap();
     assert_eq!(run.await.unwrap().unwrap().state, EraseState::Done);
     ending.assert_nothing_is_left().await;
@@ -184,11 +206,11 @@ async fn a_use_under_way_when_an_erasure_begins_is_erased_with_it() {
 async fn a_use_under_way_when_an_erasure_ends_is_erased_with_it() {
     let ending = Ending::start().await;
     // Before the door closes, and open until all tables were emptied: a use that came through it would be waited for.
-    let tx = recorded_in_bulk(&ending).await;
+    let mut tx = recorded_in_bulk(&ending).await;
     ending.go_to_the_end().await;
     let (erasures, tenant) = (ending.erasures.clone(), ending.acme.tenant());
     let run = tokio::spawn(async move { erasures.run(tenant, &mut |_| {}).await });
-    ending.waiting(1).await;
+    ending.waits_for(&mut tx, &run).await;
     tx.commit().await.unwrap();
     let done = run.await.unwrap().unwrap();
     assert_eq!(done.state, EraseState::Done);
@@ -218,10 +240,10 @@ async fn a_use_that_begins_while_a_tenant_is_erased_is_refused() {
     blocker.execute("begin; lock table saas.usage_reservation in access exclusive mode").await.unwrap();
     let (erasures, tenant) = (ending.erasures.clone(), ending.acme.tenant());
     let run = tokio::spawn(async move { erasures.run(tenant, &mut |_| {}).await });
-    ending.waiting(1).await;
+    ending.waiting(1, &run).await;
     let (system, record, now) = (ending.db.system().clone(), ending.record(), ending.db.clock().now());
     let late = tokio::spawn(async move { record_many(&system, &[record], now).await });
-    ending.waiting(2).await;
+    ending.waiting(2, &late).await;
     blocker.execute("rollback").await.unwrap();
     assert_eq!(run.await.unwrap().unwrap().state, EraseState::Done);
     assert_eq!(late.await.unwrap().unwrap_err().kind(), ErrorKind::Conflict);

@@ -5,16 +5,18 @@ use std::sync::Arc;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use saas_billing::{
-    Billing, BillingConfig, GracePolicy, Mode, SigningSecrets, WebhookProcessor,
+    Billing, BillingConfig, Mode, SigningSecrets, WebhookProcessor,
+    dunning::DunningPolicy,
     object::Interval,
     testing::{Chaos, CheckoutRequest, Purchase, StripeSimulator},
 };
 use saas_core::{
-    Actor, Clock, FeatureKey, MeterKey, PlanCatalog, Revision, SharedClock, SystemTx, TenantContext, TenantId,
-    revision, subscription::AccessLevel, testing::TestDatabase,
+    Actor, Clock, FeatureKey, IdempotencyKey, MeterKey, PlanCatalog, RequestContext, Revision, SharedClock, SystemTx,
+    TenantContext, TenantId, revision, subscription::AccessLevel, testing::TestDatabase,
 };
 use saas_entitlements::{
-    Entitlements, History, NewOverride, Origin, OverrideGrant, Overrides, PostgresSource, Snapshot,
+    Adjustments, Correction, Entitlements, History, Meter, NewOverride, Origin, OverrideGrant, Overrides,
+    PostgresCounters, PostgresSource, Snapshot,
 };
 
 const CATALOG: &str = r#"
@@ -25,18 +27,21 @@ read = { kind = "boolean", fail = "open", min_access = "restricted" }
 seats = { kind = "integer", fail = "open" }
 [meters]
 calls = { aggregation = "sum" }
+files = { aggregation = "sum" }
 [plans.free]
 rank = 0
 [[plans.free.versions]]
 version = 1
 grants = { seats = 1, read = true }
+limits.files = { max = 2, window = "lifetime", overage = "block", over_limit = { grace_days = 3 } }
 [plans.basic]
 rank = 1
 [[plans.basic.versions]]
 version = 1
 prices = ["price_basic"]
 grants = { seats = 3, read = true }
-limits.calls = { max = 100, window = "month", anchor = "billing", overage = "block" }
+limits.calls = { max = 100, window = "month", anchor = "billing", overage = "block", over_limit = "read_only" }
+limits.files = { max = 5, window = "lifetime", overage = "block", over_limit = "read_only" }
 [plans.pro]
 rank = 2
 [[plans.pro.versions]]
@@ -44,18 +49,21 @@ version = 1
 prices = ["price_pro"]
 grants = { seats = 5, read = true, csv = true }
 limits.calls = { max = 1000, window = "month", anchor = "billing", overage = "block" }
+limits.files = { max = 50, window = "lifetime", overage = "block" }
 "#;
 
 static ACTOR: Actor = Actor::system("test");
 const FEATURES: [FeatureKey; 3] =
     [FeatureKey::from_static("csv"), FeatureKey::from_static("read"), FeatureKey::from_static("seats")];
 const CALLS: MeterKey = MeterKey::from_static("calls");
+const FILES: MeterKey = MeterKey::from_static("files");
 
 /// Everything that a gate answers about a tenant, and how it explains it.
 fn answers(snapshot: &Snapshot) -> Vec<String> {
     let plan = snapshot.plan_version().map(|version| version.reference().to_string());
+    let (limits, excess) = ([CALLS, FILES].map(|meter| snapshot.limit(&meter)), snapshot.excess());
     let mut answers =
-        vec![format!("{plan:?} {:?} {:?} {:?}", snapshot.access(), snapshot.limit(&CALLS), snapshot.next_boundary())];
+        vec![format!("{plan:?} {:?} {limits:?} {excess:?} {:?}", snapshot.access(), snapshot.next_boundary())];
     answers.extend(FEATURES.iter().map(|feature| {
         let why = snapshot.explain(feature).unwrap();
         format!("{} {:?} {why}", why.in_full(), why.value)
@@ -79,6 +87,8 @@ struct Shop {
     billing: Billing,
     gate: Entitlements,
     overrides: Overrides,
+    meter: Meter,
+    adjustments: Adjustments,
     history: History,
     answered: Vec<Answered>,
 }
@@ -95,19 +105,22 @@ impl Shop {
         let billing = Self::billing(&database, &stripe, 7);
         let history = History::new(system.clone(), &billing);
         let catalog = history.publish(CATALOG, &ACTOR, clock.now()).await.unwrap();
+        let counters = Arc::new(PostgresCounters::new(tenants.clone()));
         let source = PostgresSource::new(tenants, Arc::new(billing.clone()));
         let gate = Entitlements::new(catalog, Arc::new(source), clock.clone());
         gate.tick();
-        let overrides = Overrides::new(system, gate.clone(), clock);
-        Self { database, stripe, billing, gate, overrides, history, answered: Vec::new() }
+        let overrides = Overrides::new(system, gate.clone());
+        let (meter, adjustments) =
+            (Meter::new(gate.clone(), counters.clone()), Adjustments::new(gate.clone(), counters));
+        Self { database, stripe, billing, gate, overrides, meter, adjustments, history, answered: Vec::new() }
     }
 
-    fn billing(database: &TestDatabase, stripe: &StripeSimulator, grace_days: i64) -> Billing {
+    fn billing(database: &TestDatabase, stripe: &StripeSimulator, grace_days: u32) -> Billing {
         let secrets = SigningSecrets::new(vec![stripe.secret()]).unwrap();
-        let grace = GracePolicy::new(TimeDelta::days(grace_days), TimeDelta::days(5)).unwrap();
+        let dunning = DunningPolicy::without_messages(grace_days, 5).unwrap();
         let config = BillingConfig::new(PlanCatalog::from_toml(CATALOG).unwrap(), secrets, Mode::Test);
         let (tenants, clock) = (Arc::new(database.tenants().clone()), Arc::new(database.clock().clone()));
-        Billing::new(config.with_grace(grace), tenants, database.system().clone(), clock)
+        Billing::new(config.with_dunning(dunning), tenants, database.system().clone(), clock)
     }
 
     /// What Stripe has to tell comes in, over a network of this kind, and the gate hears of what it changed.
@@ -117,6 +130,18 @@ impl Shop {
         }
         while self.billing.apply_pending(100).await.unwrap().total() > 0 {}
         while self.billing.fetch_pending(&self.stripe, 50).await.unwrap().done > 0 {}
+    }
+
+    /// Files come and go. Some uses are refused.
+    async fn r#use(&self, ctx: &RequestContext, meter: MeterKey, amount: i64, key: String) {
+        let key: IdempotencyKey = key.parse().unwrap();
+        if let Ok(amount @ 1..) = u64::try_from(amount) {
+            let _ = self.meter.consume(ctx, &meter, amount, &key).await.unwrap();
+        } else {
+            let (at, reason) = (self.database.clock().now(), "removed".into());
+            let correction = Correction { meter, amount, key, item: None, member: None, at, reason };
+            let _ = self.adjustments.correct(ctx, correction).await.unwrap();
+        }
     }
 
     async fn ask(&mut self, tenants: &[TenantId]) {
@@ -211,6 +236,14 @@ async fn record_and_compare(seed: u64) -> (usize, usize) {
                 let new = NewOverride::new(grant, "test", until).unwrap();
                 shop.overrides.put_override(tenants[which], new, &ACTOR).await.unwrap();
             }
+            (Some(_), 9) => {
+                let key = format!("calls-{step}");
+                shop.r#use(&contexts[which], CALLS, random.i64(50..200), key).await;
+            }
+            (_, 10 | 11) => {
+                let amount = [-6, -4, -2, 1, 3, 5, 7, 9][random.usize(0..8)];
+                shop.r#use(&contexts[which], FILES, amount, format!("files-{step}")).await;
+            }
             _ => {}
         }
         // What happens is told late, in another order, twice, or only with the next time. Time goes on meanwhile.
@@ -232,6 +265,8 @@ async fn record_and_compare(seed: u64) -> (usize, usize) {
             }
         }
     }
+    let over = shop.answered.iter().filter(|then| then.answers[0].contains("Excess")).count();
+    assert!(over > 20, "only {over} answers beyond a limit: the run proves little");
     let different = shop.compare(&format!("seed {seed}")).await;
     assert!(different > 20, "only {different} different answers: the run proves little");
     tenants.iter().map(|tenant| shop.by_time_alone(*tenant)).fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1))

@@ -1,83 +1,35 @@
-//! Who is owed money since when, and what that does to access.
+//! What is owed, and since when. What that does to access is the policy's: `dunning`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, TimeDelta, Utc};
-use saas_core::{InvalidInput, subscription::Standing};
+use serde::{Deserialize, Serialize};
 
 use super::{Alert, FetchRequest, TenantObjects};
 use crate::{
     merge::{Merged, StripeObject},
-    object::{Collection, Invoice, InvoiceStatus, ObjectKind, Subscription},
+    money::Currency,
+    object::{Collection, Invoice, InvoiceStatus, ObjectId, ObjectKind, Subscription},
 };
 
-/// How long access lasts after a payment failed: our policy, whatever Stripe's retry schedule is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct GracePolicy {
-    full: TimeDelta,
-    restricted: TimeDelta,
-}
+/// How long a buyer may take to confirm a payment before it counts as failed: their bank wants to hear from them, which is
+/// no decline.
+const CONFIRMATION: TimeDelta = TimeDelta::days(3);
 
-impl Default for GracePolicy {
-    fn default() -> Self {
-        Self::DEFAULT
-    }
-}
-
-impl GracePolicy {
-    /// Two weeks of full access (the median time from a first failure to its end), then two restricted.
-    pub const DEFAULT: Self = Self { full: TimeDelta::days(14), restricted: TimeDelta::days(14) };
-
-    /// Full access for `full` after the first failure, then restricted for `restricted`, then none.
-    ///
-    /// # Errors
-    /// When one is negative or longer than a year.
-    pub fn new(full: TimeDelta, restricted: TimeDelta) -> Result<Self, InvalidInput> {
-        let allowed = TimeDelta::zero()..=TimeDelta::days(366);
-        if allowed.contains(&full) && allowed.contains(&restricted) {
-            return Ok(Self { full, restricted });
-        }
-        Err(InvalidInput::new(
-            "the grace policy",
-            "has a period that is negative or above a year",
-            "use 0 to 366 days each",
-        ))
-    }
-
-    /// The standing at `now` of a tenant that owes since `unpaid_since`, or has no access since `suspended_since`.
-    #[must_use]
-    pub fn standing(
-        &self,
-        unpaid_since: Option<DateTime<Utc>>,
-        suspended_since: Option<DateTime<Utc>>,
-        now: DateTime<Utc>,
-    ) -> Standing {
-        let grace = unpaid_since.filter(|since| *since <= now).and_then(|since| self.ends(since));
-        match (suspended_since, grace) {
-            (Some(since), None) => Standing::Suspended { since },
-            (Some(since), Some((_, suspended_from))) => Standing::Suspended { since: since.min(suspended_from) },
-            (None, Some((_, suspended_from))) if suspended_from <= now => Standing::Suspended { since: suspended_from },
-            (None, Some((until, suspended_from))) => Standing::Grace { until, suspended_from },
-            (None, None) => Standing::Active,
-        }
-    }
-
-    /// The ends of full and of any access, for a debt that has begun: what [`standing`](Self::standing) is read from.
-    #[must_use]
-    pub fn instants(
-        &self,
-        unpaid_since: Option<DateTime<Utc>>,
-        suspended_since: Option<DateTime<Utc>>,
-    ) -> (Option<DateTime<Utc>>, Option<DateTime<Utc>>) {
-        let grace = unpaid_since.and_then(|since| self.ends(since));
-        let ends = [suspended_since, grace.map(|(_, suspended_from)| suspended_from)];
-        (grace.map(|(until, _)| until), ends.into_iter().flatten().min())
-    }
-
-    fn ends(&self, since: DateTime<Utc>) -> Option<(DateTime<Utc>, DateTime<Utc>)> {
-        let until = since.checked_add_signed(self.full)?;
-        Some((until, until.checked_add_signed(self.restricted)?))
-    }
+/// An open invoice that is owed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Debt {
+    /// When its clock began or, while it waits to be confirmed or for its due date, will begin.
+    pub since: DateTime<Utc>,
+    /// Since when the buyer is asked to confirm the payment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confirm_since: Option<DateTime<Utc>>,
+    /// Of which subscription; `None` for a single sale.
+    pub subscription: Option<ObjectId>,
+    /// Of which currency, where that is known.
+    pub currency: Option<Currency>,
+    /// Minor units that are still to be paid.
+    pub minor: i64,
 }
 
 /// What is owed.
@@ -85,6 +37,8 @@ impl GracePolicy {
 pub(super) struct Owed {
     /// First failure of the oldest unpaid invoice.
     pub(super) since: Option<DateTime<Utc>>,
+    /// The invoices that can be paid.
+    pub(super) debts: BTreeMap<ObjectId, Debt>,
     pub(super) alerts: BTreeSet<Alert>,
     pub(super) fetches: BTreeSet<FetchRequest>,
 }
@@ -92,6 +46,22 @@ pub(super) struct Owed {
 impl Owed {
     fn owed_since(&mut self, at: DateTime<Utc>) {
         self.since = Some(self.since.map_or(at, |known| known.min(at)));
+    }
+
+    /// Notes an invoice that can be paid; one that was closed counts for access at most.
+    fn note(&mut self, merged: &Merged<Invoice>, since: DateTime<Utc>) {
+        let invoice = merged.value();
+        if invoice.status != InvoiceStatus::Open || invoice.deleted {
+            return;
+        }
+        let debt = Debt {
+            since,
+            confirm_since: merged.history().confirmation_asked(),
+            subscription: invoice.subscription.clone(),
+            currency: invoice.currency.as_deref().and_then(|code| code.parse().ok()),
+            minor: invoice.amount_remaining,
+        };
+        self.debts.insert(invoice.id.clone(), debt);
     }
 }
 
@@ -104,12 +74,26 @@ pub(super) fn owed(objects: &TenantObjects, payers: &[&Merged<Subscription>]) ->
     for merged in objects.invoices.values().filter(|merged| merged.value().subscription.is_none()) {
         if let Some(at) = overdue_since(merged, None) {
             owed.owed_since(at);
+            owed.note(merged, at);
         }
     }
     for payer in payers {
         let id = &payer.value().id;
         // An invoice of a subscription that has ended no longer decides about access.
-        let own = || objects.invoices.values().filter(|merged| merged.value().subscription.as_ref() == Some(id));
+        // What asks for a change that is dropped if it is not paid is no debt: nothing was given for it.
+        let of_a_change = |invoice: &ObjectId| {
+            let value = payer.value();
+            value.pending.is_some() && value.latest_invoice.as_ref() == Some(invoice) && value.is_behind() != Some(true)
+        };
+        let own = || {
+            let own = objects.invoices.values().filter(|merged| merged.value().subscription.as_ref() == Some(id));
+            own.filter(|merged| !of_a_change(&merged.value().id))
+        };
+        for merged in own() {
+            if let Some(at) = overdue_since(merged, Some(payer)) {
+                owed.note(merged, at);
+            }
+        }
         let oldest = |withdrawn| {
             let wanted = own().filter(|merged| is_withdrawn(merged.value()) == withdrawn);
             wanted.filter_map(|merged| overdue_since(merged, Some(payer))).min()
@@ -173,7 +157,9 @@ fn failing_since(merged: &Merged<Invoice>, behind: Option<&Subscription>) -> Opt
         Collection::SendInvoice if open => Some(invoice.due_at.unwrap_or(written)),
         Collection::SendInvoice => invoice.due_at,
         Collection::ChargeAutomatically | Collection::Other(_) => {
-            merged.history().first_payment_failure().or_else(|| {
+            let history = merged.history();
+            let unconfirmed = history.confirmation_asked().and_then(|at| at.checked_add_signed(CONFIRMATION));
+            [history.first_decline(), unconfirmed].into_iter().flatten().min().or_else(|| {
                 // An attempt alone may still be under way, as with a bank debit. Of a subscription that is behind it has
                 // failed, and Stripe makes the first when an invoice is final.
                 let failed = |payer: &&Subscription| {

@@ -1,7 +1,7 @@
 //! What a tenant has, as a pure function of its Stripe objects: plan, seats, period, who is owed money since when.
 //!
 //! Promises: total over every status Stripe has or may invent; independent of the order in which objects arrived; no clock
-//! inside, since time enters only when the answer is read ([`GracePolicy::standing`]). An unknown price keeps the last
+//! inside, since time enters only when the answer is read ([`DunningTerms::standing`]). An unknown price keeps the last
 //! known plan and raises an alert. Leaves storing and telling to the service.
 
 mod dunning;
@@ -9,7 +9,7 @@ mod objects;
 mod plan;
 mod tenure;
 
-pub use dunning::GracePolicy;
+pub use dunning::Debt;
 pub use objects::{AnyMerged, TenantObjects};
 #[cfg(feature = "postgres")]
 pub(crate) use plan::plan_item;
@@ -24,6 +24,7 @@ use saas_core::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    dunning::DunningTerms,
     merge::{Fact, Merged},
     money::Currency,
     object::{ObjectId, ObjectKind, Period, Subscription, SubscriptionStatus},
@@ -56,6 +57,9 @@ pub struct Derived {
     /// When the first failure of the oldest unpaid invoice was. Of several live subscriptions all count, unless the one
     /// that decides is paid.
     pub unpaid_since: Option<DateTime<Utc>>,
+    /// The invoices that are owed and can be paid, with the instant at which the clock of each began.
+    #[serde(default)]
+    pub debts: BTreeMap<ObjectId, Debt>,
     /// Since when it is that version of that plan, or the default plan again; `None` for who never had another.
     #[serde(default)]
     pub since: Option<DateTime<Utc>>,
@@ -77,7 +81,7 @@ pub struct Derived {
 impl Derived {
     /// What the tenant is on at `now`; `default_plan` when nothing live was bought.
     #[must_use]
-    pub fn assignment(&self, policy: &GracePolicy, default_plan: &PlanKey, now: DateTime<Utc>) -> PlanAssignment {
+    pub fn assignment(&self, terms: &DunningTerms, default_plan: &PlanKey, now: DateTime<Utc>) -> PlanAssignment {
         let (since, before) = (self.since, self.before.clone());
         let Some(bought) = &self.plan else {
             return PlanAssignment { since, before, ..PlanAssignment::active(default_plan.clone()) };
@@ -85,7 +89,7 @@ impl Derived {
         PlanAssignment {
             plan: bought.plan.clone(),
             version: Some(bought.version),
-            standing: policy.standing(self.unpaid_since, self.suspended_since, now),
+            standing: terms.standing(self.unpaid_since, self.suspended_since, now),
             anchor: self.anchor,
             ends_at: self.ends_at,
             addons: self.addons.iter().map(|(addon, quantity)| (addon.clone(), *quantity)).collect(),
@@ -97,9 +101,9 @@ impl Derived {
     /// What the tenant pays per month at `at`, in minor units per currency: nothing where the policy gives no access any more.
     /// The gate, the dunning and the numbers ask one policy.
     #[must_use]
-    pub fn revenue_at(&self, policy: &GracePolicy, at: DateTime<Utc>) -> BTreeMap<Currency, i64> {
+    pub fn revenue_at(&self, terms: &DunningTerms, at: DateTime<Utc>) -> BTreeMap<Currency, i64> {
         let mut paying = self.revenue.at(at);
-        let access = policy.standing(self.unpaid_since, self.suspended_since, at).access(at);
+        let access = terms.standing(self.unpaid_since, self.suspended_since, at).access(at);
         if access == AccessLevel::Suspended {
             paying.values_mut().for_each(|minor| *minor = 0);
         }
@@ -108,9 +112,9 @@ impl Derived {
 
     /// The next instant after `at` at which time alone may change that.
     #[must_use]
-    pub fn next_revenue_boundary(&self, policy: &GracePolicy, at: DateTime<Utc>) -> Option<DateTime<Utc>> {
+    pub fn next_revenue_boundary(&self, terms: &DunningTerms, at: DateTime<Utc>) -> Option<DateTime<Utc>> {
         let spans = self.revenue.next_boundary(at);
-        let (_, suspended_from) = policy.instants(self.unpaid_since, self.suspended_since);
+        let (_, suspended_from) = terms.instants(self.unpaid_since, self.suspended_since);
         let has_revenue = !self.revenue.spans().is_empty();
         [spans, suspended_from.filter(|from| has_revenue && *from > at)].into_iter().flatten().min()
     }
@@ -118,13 +122,13 @@ impl Derived {
     /// What the tenant is on, for the record: at any instant of the future the same as [`assignment`](Self::assignment) will
     /// say then, if nothing new is heard. `None` when nothing was ever bought.
     #[must_use]
-    pub fn on_record(&self, policy: &GracePolicy, default_plan: &PlanKey) -> Option<PlanAssignment> {
+    pub fn on_record(&self, terms: &DunningTerms, default_plan: &PlanKey) -> Option<PlanAssignment> {
         if self.plan.is_none() && self.since.is_none() {
             return None;
         }
         // A debt counts from its own instant on, which Stripe's clock may put ahead of ours.
         let as_of = self.unpaid_since.unwrap_or(DateTime::UNIX_EPOCH);
-        Some(self.assignment(policy, default_plan, as_of))
+        Some(self.assignment(terms, default_plan, as_of))
     }
 
     /// Whether the answer to "which plan, and is it paid" is the same.
@@ -242,6 +246,7 @@ pub fn derive(objects: &TenantObjects, catalog: &PlanCatalog) -> Derived {
         live.iter().map(|(_, merged)| *merged).filter(|merged| !paid || merged.value().id == subscription.id).collect();
     let owed = dunning::owed(objects, &payers);
     derived.unpaid_since = owed.since;
+    derived.debts = owed.debts;
     derived.alerts.extend(owed.alerts);
     derived.fetches.extend(owed.fetches);
     derived.subscription = Some(subscription.id.clone());

@@ -280,7 +280,7 @@ impl AnyMerged {
 /// A withdrawn invoice that was not paid first may say since when its subscription is behind.
 fn is_current_invoice(merged: &Merged<Invoice>) -> bool {
     let invoice = merged.value();
-    let failed = invoice.attempt_count > 0 || merged.history().first_payment_failure().is_some();
+    let failed = invoice.attempt_count > 0 || merged.history().first_decline().is_some();
     let withdrawn_unpaid = failed && (invoice.deleted || invoice.status == InvoiceStatus::Void);
     !invoice.is_settled() || withdrawn_unpaid || merged.resolve().ambiguous
 }

@@ -1,4 +1,4 @@
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 use saas_core::{
     PlanCatalog,
     subscription::{AccessLevel, Standing},
@@ -6,7 +6,10 @@ use saas_core::{
 use serde_json::{Value, json};
 
 use super::*;
-use crate::event::{Envelope, read_snapshot};
+use crate::{
+    dunning::{DunningPolicy, DunningTerms},
+    event::{Envelope, read_snapshot},
+};
 
 const CATALOG: &str = r#"
 default_plan = "free"
@@ -98,8 +101,8 @@ fn plan(derived: &Derived) -> Option<String> {
     derived.plan.as_ref().map(ToString::to_string)
 }
 
-fn access(derived: &Derived, policy: &GracePolicy, second: i64) -> AccessLevel {
-    policy.standing(derived.unpaid_since, derived.suspended_since, at(second)).access(at(second))
+fn access(derived: &Derived, terms: &DunningTerms, second: i64) -> AccessLevel {
+    terms.standing(derived.unpaid_since, derived.suspended_since, at(second)).access(at(second))
 }
 
 const CREATED: &str = "customer.subscription.created";
@@ -157,7 +160,7 @@ fn a_late_failure_does_not_reopen_what_was_paid() {
 // D2, D3, D6
 #[test]
 fn grace_runs_from_the_first_failure_and_no_retry_moves_it() {
-    let policy = GracePolicy::new(TimeDelta::days(7), TimeDelta::days(7)).unwrap();
+    let policy = DunningTerms::new(std::sync::Arc::new(DunningPolicy::without_messages(7, 7).unwrap()));
     let mut behind = subscription("sub_1", "past_due", "price_pro");
     behind["latest_invoice"] = "in_1".into();
     let derived = derived(&[
@@ -221,7 +224,7 @@ fn writing_a_debt_off_pays_nothing_while_the_subscription_is_behind() {
         ];
         let closed = derived(&history);
         assert_eq!(closed.unpaid_since, Some(at(0)), "{status}");
-        assert_eq!(access(&closed, &GracePolicy::DEFAULT, 60 * DAY), AccessLevel::Suspended);
+        assert_eq!(access(&closed, &DunningTerms::default(), 60 * DAY), AccessLevel::Suspended);
         let with = |more: &[(&'static str, i64, Value)]| history.iter().chain(more).cloned().collect::<Vec<_>>();
         let back = (UPDATED, 70 * DAY, charged_by("active", "in_2"));
         assert_eq!(derived(&with(std::slice::from_ref(&back))).unpaid_since, None, "{status}");
@@ -290,7 +293,7 @@ fn no_update_moves_the_beginning_of_a_debt_whose_invoice_is_unseen() {
     let updates: Vec<_> = (0..40).map(update).collect();
     let behind = derived(&updates);
     assert_eq!(behind.unpaid_since, Some(at(0)));
-    assert_eq!(access(&behind, &GracePolicy::DEFAULT, 40 * DAY), AccessLevel::Suspended);
+    assert_eq!(access(&behind, &DunningTerms::default(), 40 * DAY), AccessLevel::Suspended);
     // Paid in between, whenever that is heard of: a new debt with a beginning of its own.
     let paid = (UPDATED, 20 * DAY + 1, charged_by("active", "in_9"));
     let twice: Vec<_> = updates.iter().cloned().chain([paid]).collect();
@@ -318,7 +321,7 @@ fn an_invoice_that_was_sent_is_late_from_its_due_date() {
     sent["due_date"] = seconds(10 * DAY).into();
     let derived =
         derived(&[(UPDATED, 1, subscription("sub_1", "active", "price_pro")), ("invoice.finalized", 1, sent)]);
-    let policy = GracePolicy::default();
+    let policy = DunningTerms::default();
     assert_eq!(policy.standing(derived.unpaid_since, None, at(10 * DAY - 1)), Standing::Active);
     assert!(matches!(policy.standing(derived.unpaid_since, None, at(10 * DAY)), Standing::Grace { .. }));
 }

@@ -25,6 +25,8 @@ pub enum Fact {
     InvoicePaid,
     /// The nth attempt to charge the invoice failed.
     PaymentFailed(u32),
+    /// At the nth attempt the bank wanted to hear from the buyer.
+    ConfirmationAsked(u32),
     /// An invoice turned out to be too much.
     CreditNoteIssued,
     /// The credit note was withdrawn.
@@ -54,6 +56,7 @@ impl fmt::Display for Fact {
             Self::CustomerDeleted => f.write_str("customer.deleted"),
             Self::InvoicePaid => f.write_str("invoice.paid"),
             Self::PaymentFailed(attempt) => write!(f, "payment.failed.{attempt}"),
+            Self::ConfirmationAsked(attempt) => write!(f, "payment.confirmation_asked.{attempt}"),
             Self::CreditNoteIssued => f.write_str("credit_note.issued"),
             Self::CreditNoteVoided => f.write_str("credit_note.voided"),
             Self::DisputeLost => f.write_str("dispute.lost"),
@@ -92,16 +95,13 @@ impl TryFrom<String> for Fact {
             "payment.refunded" => Self::Refunded,
             "subscription.ended" => Self::SubscriptionEnded,
             "subscription.started" => Self::SubscriptionStarted,
-            other => match other.strip_prefix("payment.failed.").and_then(|attempt| attempt.parse().ok()) {
-                Some(attempt) => Self::PaymentFailed(attempt),
-                None => {
-                    return Err(InvalidInput::new(
-                        "the fact",
-                        "is unknown",
-                        "migrate forward: a newer version wrote it",
-                    ));
-                }
-            },
+            other => {
+                let counted = |prefix| other.strip_prefix(prefix).and_then(|attempt: &str| attempt.parse().ok());
+                let failed = counted("payment.failed.").map(Self::PaymentFailed);
+                let known = failed.or_else(|| counted("payment.confirmation_asked.").map(Self::ConfirmationAsked));
+                let remedy = "migrate forward: a newer version wrote it";
+                known.ok_or_else(|| InvalidInput::new("the fact", "is unknown", remedy))?
+            }
         })
     }
 }
@@ -162,10 +162,19 @@ impl History {
         self.facts.iter().map(|(fact, at)| (fact, *at))
     }
 
-    /// When the first failed attempt to charge was reported.
+    /// When the first decline was reported. Stripe reports an attempt at which the bank wants to hear from the buyer as failed,
+    /// too; that is none.
     #[must_use]
-    pub fn first_payment_failure(&self) -> Option<DateTime<Utc>> {
-        self.facts().filter(|(fact, _)| matches!(fact, Fact::PaymentFailed(_))).map(|(_, at)| at).min()
+    pub fn first_decline(&self) -> Option<DateTime<Utc>> {
+        let asked = |attempt: &u32| self.facts.contains_key(&Fact::ConfirmationAsked(*attempt));
+        let declined = self.facts().filter(|(fact, _)| matches!(fact, Fact::PaymentFailed(attempt) if !asked(attempt)));
+        declined.map(|(_, at)| at).min()
+    }
+
+    /// When the buyer was first asked to confirm a payment.
+    #[must_use]
+    pub fn confirmation_asked(&self) -> Option<DateTime<Utc>> {
+        self.facts().filter(|(fact, _)| matches!(fact, Fact::ConfirmationAsked(_))).map(|(_, at)| at).min()
     }
 
     /// When payments were first reported to be behind, of the reports since the last one that they were not.

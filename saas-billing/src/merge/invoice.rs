@@ -42,6 +42,9 @@ impl StripeObject for Invoice {
         if event_type == "invoice.payment_failed" {
             facts.push(Fact::PaymentFailed(self.attempt_count));
         }
+        if event_type == "invoice.payment_action_required" {
+            facts.push(Fact::ConfirmationAsked(self.attempt_count));
+        }
         if self.status == InvoiceStatus::Paid {
             facts.push(Fact::InvoicePaid);
         }

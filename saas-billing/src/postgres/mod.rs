@@ -8,6 +8,7 @@ pub(crate) mod command;
 pub(crate) mod conflict;
 pub(crate) mod desk;
 pub(crate) mod directory;
+pub(crate) mod dunning;
 pub(crate) mod fetch;
 pub(crate) mod ledger;
 pub(crate) mod ledger_read;

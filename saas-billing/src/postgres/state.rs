@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use saas_core::{CoreError, TenantId};
 use serde_json::Value;
-use sqlx::PgConnection;
+use sqlx::{PgConnection, types::Json};
 
 use crate::{
-    derive::{Derived, GracePolicy},
+    derive::Derived,
+    dunning::{DunningException, Held},
     money::Currency,
 };
 
@@ -28,6 +29,31 @@ pub(crate) async fn find(
             .await
             .map_err(CoreError::from_database)?;
     derived.map(|derived| serde_json::from_value(derived).map_err(|_| CORRUPT)).transpose()
+}
+
+/// As [`find`], with the exception that was made from the dunning policy.
+pub(crate) async fn find_with_exception(
+    connection: &mut PgConnection,
+    tenant: TenantId,
+    livemode: bool,
+) -> Result<(Option<Derived>, Option<DunningException>), CoreError> {
+    let (derived, exception): (Option<Value>, Option<Json<DunningException>>) = sqlx::query_as(
+        "select s.derived,
+                case when e.tenant_id is not null then jsonb_build_object(
+                    'policy', e.policy, 'author', e.author, 'reason', e.reason, 'created_at', e.created_at,
+                    'expires_at', e.expires_at)
+                end
+         from (values ($1::uuid, $2::boolean)) as asked (tenant_id, livemode)
+         left join saas.billing_state s on s.tenant_id = asked.tenant_id and s.livemode = asked.livemode
+         left join saas.dunning_exception e on e.tenant_id = asked.tenant_id and e.livemode = asked.livemode",
+    )
+    .bind(tenant.as_uuid())
+    .bind(livemode)
+    .fetch_one(connection)
+    .await
+    .map_err(CoreError::from_database)?;
+    let derived = derived.map(|derived| serde_json::from_value(derived).map_err(|_| CORRUPT)).transpose()?;
+    Ok((derived, exception.map(|Json(exception)| exception)))
 }
 
 /// The tenants about which something is stored, in one order.
@@ -87,16 +113,16 @@ pub(crate) async fn store(
 pub(crate) async fn show(
     connection: &mut PgConnection,
     tenant: TenantId,
-    derived: &Derived,
-    policy: &GracePolicy,
+    held: &Held<'_>,
     paying: &BTreeMap<Currency, i64>,
 ) -> Result<(), CoreError> {
+    let Held { derived, terms } = held;
     let mut spans = derived.revenue.spans().iter();
     let deciding =
         spans.find(|span| Some(&span.subscription) == derived.subscription.as_ref()).map(|span| span.currency);
     let paid = |currency: &Currency| paying.get(currency).is_some_and(|minor| *minor > 0);
     let currency = deciding.filter(paid).or_else(|| paying.keys().copied().find(paid));
-    let (grace_until, suspended_from) = policy.instants(derived.unpaid_since, derived.suspended_since);
+    let (grace_until, suspended_from) = terms.instants(derived.unpaid_since, derived.suspended_since);
     sqlx::query(
         "update saas.tenant_overview
          set plan = $2, grace_until = $3, suspended_from = $4, mrr_minor = $5, currency = $6

@@ -37,6 +37,14 @@ pub enum Query {
         /// In which state; in any if `None`.
         status: Option<InvoiceStatus>,
     },
+    /// Charges, failed ones too.
+    Charges,
+    /// Refunds.
+    Refunds,
+    /// Disputes.
+    Disputes,
+    /// Credit notes, withdrawn ones too.
+    CreditNotes,
     /// Prices by lookup key, at most ten keys.
     Prices {
         /// The keys.

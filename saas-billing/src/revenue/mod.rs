@@ -3,7 +3,7 @@
 //! Owns what recurs of a tenant's subscriptions ([`Recurring`]: a pure function of its objects, with the instants at which
 //! time alone changes it), what a change of it is called ([`Movement`]), the record of every change, written in the
 //! transaction that made it, and the questions over all tenants. Whether a debt still counts is asked of the same
-//! [`GracePolicy`](crate::GracePolicy) that the gate and the dunning ask. `docs/numbers.md` has the definitions and the table
+//! [`DunningTerms`](crate::dunning::DunningTerms) that the gate and the dunning ask. `docs/numbers.md` has the definitions and the table
 //! that they are tested against.
 
 mod movement;

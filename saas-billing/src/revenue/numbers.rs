@@ -61,6 +61,16 @@ pub struct Recovery {
     pub lost: (i64, Money),
 }
 
+impl Recovery {
+    /// The recovered share of the failed amount, in hundredths of a percent, rounded down; `None` where nothing failed.
+    #[must_use]
+    pub fn rate(&self) -> Option<u32> {
+        let (failed, recovered) = (i128::from(self.failed.1.minor()), i128::from(self.recovered.1.minor()));
+        let rate = recovered.checked_mul(10_000)?.checked_div(failed)?;
+        u32::try_from(rate).ok()
+    }
+}
+
 impl Billing {
     /// Monthly recurring revenue per currency: one pass over an index.
     ///
@@ -153,4 +163,23 @@ fn read_mrr((currency, sum, payers): (String, String, i64)) -> Result<Mrr, Billi
 
 fn money(currency: &str, sum: &str) -> Option<Money> {
     Some(Money::new(sum.parse().ok()?, currency.parse::<Currency>().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rate_of_recovery_is_what_the_table_says() {
+        let document = include_str!("../../../docs/numbers.md");
+        let table = document.split("| failed | recovered | lost | rate |").nth(1).unwrap();
+        let rows: Vec<&str> = table.lines().skip(2).take_while(|line| line.starts_with('|')).collect();
+        assert!(rows.len() > 5, "{rows:?}");
+        for line in rows {
+            let row: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
+            let eur = |text: &str| (1, Money::new(text.parse().unwrap(), "eur".parse().unwrap()));
+            let recovery = Recovery { failed: eur(row[0]), recovered: eur(row[1]), lost: eur(row[2]) };
+            assert_eq!(recovery.rate().map_or("–".to_owned(), |rate| rate.to_string()), row[3], "{line}");
+        }
+    }
 }

@@ -10,7 +10,8 @@ use super::Movement;
 use crate::{
     Billing, BillingError,
     billing::ACTOR,
-    derive::{AnyMerged, Derived},
+    derive::AnyMerged,
+    dunning::Held,
     money::Currency,
     object::{InvoiceStatus, Subscription},
     postgres::{
@@ -34,12 +35,12 @@ impl Billing {
         &self,
         connection: &mut PgConnection,
         tenant: TenantId,
-        (previous, stored): (&Derived, &Derived),
+        (previous, stored): (&Held<'_>, &Held<'_>),
         (at, now): (DateTime<Utc>, DateTime<Utc>),
     ) -> Result<BTreeMap<Currency, i64>, CoreError> {
         let livemode = self.scope.livemode;
         let states = revenue::load(connection, tenant, livemode).await?;
-        let paying = stored.revenue_at(&self.config.grace, now);
+        let paying = stored.derived.revenue_at(&stored.terms, now);
         if states.is_empty() && paying.is_empty() {
             return Ok(paying);
         }
@@ -49,10 +50,10 @@ impl Billing {
         if let Some(recorded) = tally.at {
             self.roll(&mut tally, previous, (recorded, at));
         }
-        tally.become_at(&stored.revenue_at(&self.config.grace, at), at);
+        tally.become_at(&stored.derived.revenue_at(&stored.terms, at), at);
         self.roll(&mut tally, stored, (at, now));
         tally.become_at(&paying, now);
-        let next_at = stored.next_revenue_boundary(&self.config.grace, now);
+        let next_at = stored.derived.next_revenue_boundary(&stored.terms, now);
         let states: Vec<Paying> =
             tally.states.into_values().map(|state| Paying { at: now.max(state.at), ..state }).collect();
         revenue::store(connection, (tenant, livemode), &states, &tally.changes, next_at, now).await?;
@@ -60,10 +61,11 @@ impl Billing {
     }
 
     /// Every change that time makes after `from` and up to `to`, each dated by its own instant.
-    fn roll(&self, tally: &mut Tally, derived: &Derived, (from, to): (DateTime<Utc>, DateTime<Utc>)) {
+    fn roll(&self, tally: &mut Tally, held: &Held<'_>, (from, to): (DateTime<Utc>, DateTime<Utc>)) {
         let mut reached = from;
-        while let Some(next) = derived.next_revenue_boundary(&self.config.grace, reached).filter(|next| *next <= to) {
-            tally.become_at(&derived.revenue_at(&self.config.grace, next), next);
+        let Held { derived, terms } = held;
+        while let Some(next) = derived.next_revenue_boundary(terms, reached).filter(|next| *next <= to) {
+            tally.become_at(&derived.revenue_at(terms, next), next);
             reached = next;
         }
     }
@@ -99,8 +101,9 @@ impl Billing {
         tenant::lock_in(&mut tx, tenant).await?;
         let now = self.clock.now();
         let derived = state::find(&mut tx, tenant, self.scope.livemode).await?.unwrap_or_default();
-        let paying = self.record_revenue(&mut tx, tenant, (&derived, &derived), (now, now)).await?;
-        state::show(&mut tx, tenant, &derived, &self.config.grace, &paying).await?;
+        let held = self.held(&mut tx, tenant, &derived).await?;
+        let paying = self.record_revenue(&mut tx, tenant, (&held, &held), (now, now)).await?;
+        state::show(&mut tx, tenant, &held, &paying).await?;
         tx.commit().await
     }
 
@@ -135,7 +138,7 @@ impl Billing {
                     revenue::note_subscription(connection, of, subscription, None, Some(paid_at)).await?;
                 }
                 let currency = invoice.currency.as_deref().and_then(|code| code.parse().ok());
-                let (Some(failed_at), Some(currency)) = (merged.history().first_payment_failure(), currency) else {
+                let (Some(failed_at), Some(currency)) = (merged.history().first_decline(), currency) else {
                     return Ok(());
                 };
                 let lost_at = match invoice.status {

@@ -206,6 +206,10 @@ impl Call {
                 let status = status.as_ref().map(InvoiceStatus::as_str);
                 form.put_some("customer", customer.as_ref()).put_some("status", status);
             }),
+            Query::Charges => Self::get("/v1/charges"),
+            Query::Refunds => Self::get("/v1/refunds"),
+            Query::Disputes => Self::get("/v1/disputes"),
+            Query::CreditNotes => Self::get("/v1/credit_notes"),
             Query::Prices { lookup_keys } => prices(lookup_keys)?,
             Query::Products => Self::get("/v1/products"),
             Query::Features { lookup_key } => Self::get("/v1/entitlements/features").with(|form| {

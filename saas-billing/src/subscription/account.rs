@@ -229,7 +229,8 @@ impl Billing {
     }
 }
 
-fn read_invoice(object: &RawValue) -> Result<(Option<ObjectId>, InvoiceSummary), ProviderError> {
+/// An invoice as Stripe's API has it, and whose it is.
+pub(crate) fn read_invoice(object: &RawValue) -> Result<(Option<ObjectId>, InvoiceSummary), ProviderError> {
     let unreadable = || ProviderError::Unreadable { what: "an invoice" };
     let wire: WireInvoice = serde_json::from_str(object.get()).map_err(|_| unreadable())?;
     let currency: Currency = wire.currency.parse().map_err(|_| unreadable())?;

@@ -20,6 +20,7 @@ mod stop;
 mod tests;
 mod waiting;
 
+pub(crate) use account::read_invoice;
 pub use account::{BillingDetails, InvoicePage, InvoiceSummary, Portal};
 pub use change::{PlanChange, When};
 use chrono::{DateTime, Utc};

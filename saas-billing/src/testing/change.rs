@@ -4,7 +4,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 
 use super::{
     engine::{Engine, later},
-    world::{SimInvoice, SimItem, SimLine, SimPending, SimSubscription},
+    world::{SimInvoice, SimItem, SimLine, SimPending, SimPhase, SimSchedule, SimSubscription},
 };
 use crate::object::ObjectKind;
 
@@ -178,7 +178,13 @@ impl Engine<'_> {
             status: "draft",
             reason: "upcoming",
             lines,
+            discounts: self.standing_terms(&sub.id),
+            tax_rate: self.tax_rate(&sub.id),
             from_balance: 0,
+            balances: None,
+            credited: 0,
+            credited_after: 0,
+            charge: None,
             currency: price.currency.clone(),
             attempts: 0,
             created: self.now,
@@ -191,6 +197,7 @@ impl Engine<'_> {
         let balance = self.world.customers.get(&sub.customer).map_or(0, |customer| customer.balance);
         let total = invoice.total();
         invoice.from_balance = if total < 0 { total } else { total.min((-balance).max(0)) };
+        invoice.balances = Some((balance, balance.saturating_add(invoice.from_balance)));
         Some(invoice)
     }
 
@@ -212,6 +219,27 @@ impl Engine<'_> {
     pub(super) fn one_period(&self, items: &[(String, Option<u64>)], start: DateTime<Utc>) -> DateTime<Utc> {
         let price = items.first().and_then(|(price, _)| self.world.prices.get(price));
         later(start, price.map_or("month", |price| price.interval.as_str()), 1)
+    }
+
+    /// Puts a subscription under a schedule whose one phase is the present period.
+    pub(super) fn attach_schedule(&mut self, subscription: &str) -> Option<String> {
+        let id = self.world.mint("sub_sched");
+        let sub = self.world.subscriptions.get_mut(subscription)?;
+        let items = sub.items.iter().map(|item| (item.price.clone(), item.quantity)).collect();
+        let schedule = SimSchedule {
+            id: id.clone(),
+            created: self.now,
+            customer: sub.customer.clone(),
+            subscription: subscription.to_owned(),
+            status: "active",
+            phases: vec![SimPhase { start: sub.period.0, end: sub.period.1, items }],
+            at: 0,
+        };
+        sub.schedule = Some(id.clone());
+        self.world.schedules.insert(id.clone(), schedule);
+        self.announce_schedule("subscription_schedule.created", &id);
+        self.emit("customer.subscription.updated", ObjectKind::Subscription, subscription);
+        Some(id)
     }
 
     /// When a subscription's schedule does something next.

@@ -3,6 +3,7 @@
 use chrono::{DateTime, TimeDelta, Utc};
 
 use super::{
+    coupon::Wanted,
     engine::{Engine, later},
     world::{Metadata, SimCustomer, SimItem, SimSession, SimSubscription},
 };
@@ -17,6 +18,8 @@ pub struct CheckoutRequest {
     email: String,
     customer: Option<String>,
     client_reference_id: Option<String>,
+    coupon: Option<String>,
+    automatic_tax: bool,
 }
 
 impl CheckoutRequest {
@@ -24,7 +27,16 @@ impl CheckoutRequest {
     #[must_use]
     pub fn new(price: &str) -> Self {
         let email = "buyer@example.com".to_owned();
-        Self { price: price.to_owned(), quantity: 1, trial_days: 0, email, customer: None, client_reference_id: None }
+        Self {
+            price: price.to_owned(),
+            quantity: 1,
+            trial_days: 0,
+            email,
+            customer: None,
+            client_reference_id: None,
+            coupon: None,
+            automatic_tax: false,
+        }
     }
 
     /// Changes the number of units.
@@ -38,6 +50,20 @@ impl CheckoutRequest {
     #[must_use]
     pub const fn with_trial_days(mut self, days: u32) -> Self {
         self.trial_days = days;
+        self
+    }
+
+    /// Takes a coupon off.
+    #[must_use]
+    pub fn with_coupon(mut self, coupon: &str) -> Self {
+        self.coupon = Some(coupon.to_owned());
+        self
+    }
+
+    /// Has Stripe count the tax.
+    #[must_use]
+    pub const fn with_automatic_tax(mut self) -> Self {
+        self.automatic_tax = true;
         self
     }
 
@@ -80,6 +106,9 @@ pub(super) fn open(engine: &mut Engine<'_>, request: CheckoutRequest) -> ObjectI
         client_reference_id: request.client_reference_id,
         lines: vec![(request.price, Some(request.quantity))],
         trial_days: request.trial_days,
+        discount: engine.wanted(request.coupon.as_deref(), None),
+        takes_codes: true,
+        automatic_tax: request.automatic_tax,
         email: request.email,
         success_url: "https://app.example.com/billing?session={CHECKOUT_SESSION_ID}".to_owned(),
         cancel_url: "https://app.example.com/billing".to_owned(),
@@ -108,8 +137,10 @@ pub(super) fn new_customer(engine: &mut Engine<'_>, email: Option<String>) -> St
         created: engine.now,
         deleted: false,
         declines: false,
+        wants_confirmation: false,
         has_payment_method: false,
         balance: 0,
+        currency: None,
     };
     engine.world.customers.insert(id.clone(), customer);
     id
@@ -120,13 +151,15 @@ pub(super) struct Beginning {
     pub(super) customer: String,
     pub(super) lines: Vec<(String, Option<u64>)>,
     pub(super) trial_days: u32,
+    pub(super) discount: Option<Wanted>,
+    pub(super) automatic_tax: bool,
     pub(super) metadata: Metadata,
 }
 
 /// Makes a subscription and its first invoice, and charges that.
 pub(super) fn subscribe(engine: &mut Engine<'_>, beginning: Beginning) -> Option<(String, String)> {
     let now: DateTime<Utc> = engine.now;
-    let Beginning { customer, lines, trial_days, metadata } = beginning;
+    let Beginning { customer, lines, trial_days, discount, automatic_tax, metadata } = beginning;
     let interval = engine.world.prices.get(&lines.first()?.0)?.interval.clone();
     let trial_end = (trial_days > 0).then(|| now + TimeDelta::days(i64::from(trial_days)));
     let subscription = engine.world.mint("sub");
@@ -151,22 +184,27 @@ pub(super) fn subscribe(engine: &mut Engine<'_>, beginning: Beginning) -> Option
         schedule: None,
         pending: None,
         carried: Vec::new(),
+        discounts: Vec::new(),
+        automatic_tax,
         metadata,
     };
     engine.world.subscriptions.insert(subscription.clone(), sim);
-    engine.emit("customer.subscription.created", ObjectKind::Subscription, &subscription);
-    let invoice = engine.bill(&subscription, "subscription_create")?;
-    if trial_end.is_some()
-        && let Some(first) = engine.world.invoices.get_mut(&invoice)
-    {
-        // A trial's first invoice is over nothing, and paid by that.
-        first.lines.iter_mut().for_each(|line| line.amount = 0);
+    if let Some(discount) = discount {
+        engine.discount(&subscription, discount)?;
     }
+    engine.emit("customer.subscription.created", ObjectKind::Subscription, &subscription);
+    let mut lines = engine.lines(&subscription)?;
+    if trial_end.is_some() {
+        // A trial's first invoice is over nothing, and paid by that.
+        lines.iter_mut().for_each(|line| line.amount = 0);
+    }
+    let invoice = engine.draft(&subscription, "subscription_create", lines)?;
     engine.finalize(&invoice);
     if trial_end.is_none() {
         engine.charge_first(&invoice);
     } else if let Some(first) = engine.world.invoices.get_mut(&invoice) {
         (first.status, first.paid_at) = ("paid", Some(now));
+        engine.world.moving.remove(&invoice);
         engine.emit("invoice.paid", ObjectKind::Invoice, &invoice);
     }
     engine.emit("customer.subscription.updated", ObjectKind::Subscription, &subscription);
@@ -188,6 +226,8 @@ pub(super) fn complete(engine: &mut Engine<'_>, session_id: &str) -> Option<Purc
         customer: customer.clone(),
         lines: session.lines,
         trial_days: session.trial_days,
+        discount: session.discount,
+        automatic_tax: session.automatic_tax,
         metadata: session.metadata,
     };
     let (subscription, invoice) = subscribe(engine, beginning)?;

@@ -32,10 +32,10 @@ impl Engine<'_> {
         let Some(object) = self.render(kind, id) else { return };
         let before = self.world.shown.insert(id.to_owned(), object.clone());
         let previous = before.as_ref().and_then(|before| payload::previous_attributes(before, &object));
-        let is_update = event_type.ends_with(".updated");
-        if is_update && previous.is_none() {
+        if event_type.ends_with(".updated") && previous.is_none() {
             return;
         }
+        let is_update = event_type.ends_with(".updated") || event_type == "charge.refunded";
         self.announce(event_type, object, previous.filter(|_| is_update));
     }
 
@@ -63,14 +63,17 @@ impl Engine<'_> {
             ObjectKind::CheckoutSession => payload::session(world.sessions.get(id)?, world, live),
             ObjectKind::Subscription => payload::subscription(shape, world.subscriptions.get(id)?, world, live),
             ObjectKind::Invoice => payload::invoice(shape, world.invoices.get(id)?, world, live),
-            ObjectKind::Charge | ObjectKind::Refund | ObjectKind::Dispute | ObjectKind::CreditNote => return None,
+            ObjectKind::Charge | ObjectKind::Refund | ObjectKind::Dispute | ObjectKind::CreditNote => {
+                return self.show_money(shape, kind, id);
+            }
         })
     }
 
     /// The next instant up to `end` at which something happens by itself.
     pub(super) fn next_step(&self, end: DateTime<Utc>) -> Option<DateTime<Utc>> {
         let subscriptions = self.world.subscriptions.values().filter_map(|sub| self.due(sub));
-        let invoices = self.world.invoices.values().filter_map(|invoice| invoice.next_step);
+        let moving = self.world.moving.iter().filter_map(|id| self.world.invoices.get(id));
+        let invoices = moving.filter_map(|invoice| invoice.next_step);
         subscriptions.chain(invoices).filter(|at| *at <= end).min()
     }
 
@@ -96,7 +99,8 @@ impl Engine<'_> {
         for id in due {
             self.step_subscription(&id);
         }
-        let due = self.world.invoices.values().filter(|invoice| is_due(invoice.next_step));
+        let moving = self.world.moving.iter().filter_map(|id| self.world.invoices.get(id));
+        let due = moving.filter(|invoice| is_due(invoice.next_step));
         let due: Vec<(String, bool)> = due.map(|invoice| (invoice.id.clone(), invoice.status == "draft")).collect();
         for (id, draft) in due {
             if draft {
@@ -231,6 +235,7 @@ impl Engine<'_> {
 
     /// Drafts an invoice over these lines.
     pub(super) fn draft(&mut self, subscription: &str, reason: &'static str, lines: Vec<SimLine>) -> Option<String> {
+        let (discounts, tax_rate) = (self.terms(subscription, &lines), self.tax_rate(subscription));
         let id = self.world.mint("in");
         let sub = self.world.subscriptions.get_mut(subscription)?;
         let currency = self.world.prices.get(&sub.items.first()?.price)?.currency.clone();
@@ -243,7 +248,13 @@ impl Engine<'_> {
             status: "draft",
             reason,
             lines,
+            discounts,
+            tax_rate,
             from_balance: 0,
+            balances: None,
+            credited: 0,
+            credited_after: 0,
+            charge: None,
             currency,
             attempts: 0,
             created: self.now,
@@ -254,6 +265,7 @@ impl Engine<'_> {
             next_step: None,
         };
         self.world.invoices.insert(id.clone(), invoice);
+        self.world.moving.insert(id.clone());
         self.emit("invoice.created", ObjectKind::Invoice, &id);
         Some(id)
     }
@@ -263,13 +275,14 @@ impl Engine<'_> {
         let Some(invoice) = self.world.invoices.get_mut(id) else { return };
         invoice.status = "open";
         invoice.finalized_at = Some(self.now);
-        let total = invoice.total();
-        if let Some(customer) = self.world.customers.get_mut(&invoice.customer) {
-            // A credit pays what it can; an invoice over less than nothing becomes credit.
-            invoice.from_balance = if total < 0 { total } else { total.min((-customer.balance).max(0)) };
-            customer.balance = customer.balance.saturating_add(invoice.from_balance);
-        }
+        let (total, payer, currency) = (invoice.total(), invoice.customer.clone(), invoice.currency.clone());
+        let balance = self.world.customers.get(&payer).map_or(0, |payer| payer.balance);
+        // A credit pays what it can; an invoice over less than nothing becomes credit.
+        invoice.from_balance = if total < 0 { total } else { total.min((-balance).max(0)) };
+        invoice.balances = Some((balance, balance.saturating_add(invoice.from_balance)));
+        let moved = invoice.from_balance;
         self.emit("invoice.finalized", ObjectKind::Invoice, id);
+        self.move_balance(&payer, moved, &currency);
     }
 
     /// Tries to charge an open invoice.
@@ -281,13 +294,19 @@ impl Engine<'_> {
         }
         invoice.attempts += 1;
         let payer = self.world.customers.get(&invoice.customer);
-        if payer.is_some_and(|customer| customer.has_payment_method && !customer.declines) {
+        if payer.is_some_and(|payer| payer.has_payment_method && !payer.declines && !payer.wants_confirmation) {
+            self.record_charge(id, true);
             return self.settle(id);
         }
+        let to_confirm = payer.is_some_and(|payer| payer.has_payment_method && !payer.declines);
         let first = invoice.finalized_at.unwrap_or(now);
         let retry = usize::try_from(invoice.attempts).ok().and_then(|attempts| RETRY_DAYS.get(attempts - 1));
         invoice.next_step = retry.map(|days| first + TimeDelta::days(*days));
         let (given_up, subscription) = (invoice.next_step.is_none(), invoice.subscription.clone());
+        self.record_charge(id, false);
+        if to_confirm {
+            self.emit("invoice.payment_action_required", ObjectKind::Invoice, id);
+        }
         self.emit("invoice.payment_failed", ObjectKind::Invoice, id);
         if self.is_pending(id) {
             // The change waits; what is there already is paid for.
@@ -313,6 +332,7 @@ impl Engine<'_> {
         if let Some(invoice) = self.world.invoices.get_mut(id) {
             invoice.attempts += 1;
         }
+        self.record_charge(id, false);
         self.emit("invoice.payment_failed", ObjectKind::Invoice, id);
     }
 
@@ -331,6 +351,7 @@ impl Engine<'_> {
         invoice.paid_at = Some(now);
         invoice.next_step = None;
         let subscription = invoice.subscription.clone();
+        self.world.moving.remove(id);
         self.emit("invoice.paid", ObjectKind::Invoice, id);
         self.emit("invoice.payment_succeeded", ObjectKind::Invoice, id);
         if self.is_pending(id) {
@@ -352,7 +373,12 @@ impl Engine<'_> {
         };
         *at = Some(now);
         sim.status = status;
+        // Withdrawn, it gives back the credit that went into it.
+        let given_back = if uncollectible || sim.finalized_at.is_none() { 0 } else { sim.from_balance };
+        let (payer, currency) = (sim.customer.clone(), sim.currency.clone());
+        self.world.moving.remove(id);
         self.emit(event, ObjectKind::Invoice, id);
+        self.move_balance(&payer, -given_back, &currency);
         if let Some(subscription) = dropped {
             self.emit("customer.subscription.updated", ObjectKind::Subscription, &subscription);
         }
@@ -372,6 +398,18 @@ impl Engine<'_> {
             sub.status = status;
         }
         self.emit("customer.subscription.updated", ObjectKind::Subscription, id);
+    }
+
+    /// Deletes a customer; its subscriptions end at once.
+    pub(super) fn delete_customer(&mut self, id: &str) {
+        let Some(customer) = self.world.customers.get_mut(id) else { return };
+        customer.deleted = true;
+        let mine = self.world.subscriptions.values().filter(|sub| sub.customer == id && sub.ended_at.is_none());
+        let mine: Vec<String> = mine.map(|sub| sub.id.clone()).collect();
+        for subscription in mine {
+            self.end(&subscription);
+        }
+        self.emit("customer.deleted", ObjectKind::Customer, id);
     }
 
     /// Ends a subscription for good.

@@ -39,13 +39,14 @@ impl Page {
 
 /// Shows a page, or does what its form asks for.
 pub(super) fn handle(simulator: &StripeSimulator, method: &str, path: &str, body: &[u8]) -> Page {
-    let wish = std::str::from_utf8(body).unwrap_or_default();
-    let wish = wish.split('&').find_map(|pair| pair.strip_prefix("do=")).unwrap_or_default().to_owned();
+    let form = std::str::from_utf8(body).unwrap_or_default();
+    let field = |name: &str| form.split('&').find_map(|pair| pair.strip_prefix(name)).unwrap_or_default().to_owned();
+    let (wish, code) = (field("do="), field("code="));
     let acts = method == "POST";
     let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
     simulator
         .act(|engine| match parts.as_slice() {
-            ["pay", id] if acts => pay(engine, id, &wish),
+            ["pay", id] if acts => pay(engine, id, (&wish, &code)),
             ["pay", id] => checkout_page(engine, id),
             ["portal", id] if acts => manage(engine, id, &wish),
             ["portal", id] => portal_page(engine, id),
@@ -67,19 +68,21 @@ fn checkout_page(engine: &Engine<'_>, id: &str) -> Option<Page> {
     }
     html.push_str("</ul>");
     match session.status {
-        "open" => html.push_str(&form(&[
-            ("pay", "Subscribe"),
-            ("decline", "Subscribe with a card that is declined"),
-            ("cancel", "Back"),
-        ])),
+        "open" => html.push_str(&form(
+            if session.takes_codes { "<p><label>Promotion code <input name=code></label></p>" } else { "" },
+            &[("pay", "Subscribe"), ("decline", "Subscribe with a card that is declined"), ("cancel", "Back")],
+        )),
         status => drop(write!(html, "<p>This session is {status}.</p>")),
     }
     Some(Page::shown("Subscribe", &html))
 }
 
-fn pay(engine: &mut Engine<'_>, id: &str, wish: &str) -> Option<Page> {
+fn pay(engine: &mut Engine<'_>, id: &str, (wish, code): (&str, &str)) -> Option<Page> {
     let session = engine.world.sessions.get(id)?.clone();
     match wish {
+        "pay" if !code.is_empty() && engine.enter_code(id, code).is_none() => {
+            Some(Page::shown("This code is not valid", "<p>Go back and try another one.</p>"))
+        }
         "pay" => {
             checkout::complete(engine, id)?;
             Some(Page::sent(session.success_url.replace("{CHECKOUT_SESSION_ID}", id)))
@@ -103,7 +106,7 @@ fn portal_page(engine: &Engine<'_>, id: &str) -> Option<Page> {
         );
         let wishes: [(&str, &str); 2] =
             [("cancel", "Cancel at the end of the period"), ("keep", "Keep the subscription")];
-        html.push_str(&form(&[wishes[usize::from(sub.cancel_at_period_end)]]));
+        html.push_str(&form("", &[wishes[usize::from(sub.cancel_at_period_end)]]));
     }
     html.push_str("<h2>Invoices</h2><ul>");
     for invoice in engine.world.invoices.values().filter(|invoice| invoice.customer == portal.customer).rev() {
@@ -112,7 +115,7 @@ fn portal_page(engine: &Engine<'_>, id: &str) -> Option<Page> {
             write!(html, "<li><a href=\"/invoice/{0}\">{0}</a>: {amount}, {1}", escape(&invoice.id), invoice.status);
     }
     html.push_str("</ul><h2>Card</h2>");
-    html.push_str(&form(&[("good-card", "Use a card that works"), ("bad-card", "Use a card that is declined")]));
+    html.push_str(&form("", &[("good-card", "Use a card that works"), ("bad-card", "Use a card that is declined")]));
     let _ = write!(html, "<p><a href=\"{}\">Back</a></p>", escape(&portal.return_url));
     Some(Page::shown("Billing", &html))
 }
@@ -151,7 +154,7 @@ fn invoice_page(engine: &Engine<'_>, id: &str) -> Option<Page> {
     }
     let _ = write!(html, "</ul><p>{}: {} to pay</p>", invoice.status, money(invoice.due(), &invoice.currency));
     if invoice.status == "open" {
-        html.push_str(&form(&[("pay", "Pay")]));
+        html.push_str(&form("", &[("pay", "Pay")]));
     }
     Some(Page::shown("Invoice", &html))
 }
@@ -159,13 +162,13 @@ fn invoice_page(engine: &Engine<'_>, id: &str) -> Option<Page> {
 fn settle(engine: &mut Engine<'_>, id: &str) -> Option<Page> {
     let customer = engine.world.invoices.get(id)?.customer.clone();
     let payer = engine.world.customers.get_mut(&customer)?;
-    (payer.has_payment_method, payer.declines) = (true, false);
+    (payer.has_payment_method, payer.declines, payer.wants_confirmation) = (true, false, false);
     engine.charge(id);
     Some(Page::sent(format!("/invoice/{id}")))
 }
 
-fn form(wishes: &[(&str, &str)]) -> String {
-    let mut html = String::from("<form method=post>");
+fn form(inputs: &str, wishes: &[(&str, &str)]) -> String {
+    let mut html = format!("<form method=post>{inputs}");
     for (wish, label) in wishes {
         let _ = write!(html, "<p><button name=do value=\"{wish}\">{}</button></p>", escape(label));
     }

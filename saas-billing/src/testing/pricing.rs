@@ -73,7 +73,7 @@ impl Engine<'_> {
         let period = (at.clamp(sub.period.0, sub.period.1), sub.period.1);
         let mut line = |item: &SimItem, sign: i64| {
             let Some(price) = self.world.prices.get(&item.price).filter(|price| price.meter.is_none()) else { return };
-            let whole = price.pricing.amount(item.quantity.unwrap_or(1));
+            let whole = self.less_percentages(&sub.id, price.pricing.amount(item.quantity.unwrap_or(1)));
             lines.push(SimLine {
                 price: price.id.clone(),
                 quantity: item.quantity,

@@ -164,11 +164,20 @@ impl StripeSimulator {
         }
     }
 
+    /// From now on the customer's bank wants to hear from the customer before it pays (3-D Secure), until [`pay`](Self::pay)
+    /// or a payment on an invoice's page.
+    pub fn want_confirmation(&self, customer: &ObjectId) {
+        if let Some(customer) = self.world().customers.get_mut(customer.as_str()) {
+            customer.wants_confirmation = true;
+        }
+    }
+
     /// The customer gives a card that works and pays whatever is open.
     pub fn pay(&self, customer: &ObjectId) {
         self.act(|engine| {
             if let Some(customer) = engine.world.customers.get_mut(customer.as_str()) {
                 (customer.declines, customer.has_payment_method) = (false, true);
+                customer.wants_confirmation = false;
             }
             let mine =
                 |invoice: &&super::world::SimInvoice| invoice.customer == customer.as_str() && invoice.status == "open";
@@ -218,14 +227,9 @@ impl StripeSimulator {
         self.act(|engine| engine.close(invoice.as_str(), uncollectible));
     }
 
-    /// Deletes a customer.
+    /// Deletes a customer; its subscriptions end at once.
     pub fn delete_customer(&self, customer: &ObjectId) {
-        self.act(|engine| {
-            if let Some(sim) = engine.world.customers.get_mut(customer.as_str()) {
-                sim.deleted = true;
-            }
-            engine.emit("customer.deleted", ObjectKind::Customer, customer.as_str());
-        });
+        self.act(|engine| engine.delete_customer(customer.as_str()));
     }
 
     /// Takes the payment method away, so that a trial ends without one.
@@ -348,7 +352,10 @@ impl StripeSimulator {
                 world.subscriptions.values().filter(|one| one.ended_at.is_none()).map(|one| one.id.clone()).collect()
             }
             ObjectKind::Invoice => world.invoices.keys().cloned().collect(),
-            ObjectKind::Charge | ObjectKind::Refund | ObjectKind::Dispute | ObjectKind::CreditNote => Vec::new(),
+            ObjectKind::Charge => world.charges.keys().cloned().collect(),
+            ObjectKind::Refund => world.refunds.keys().cloned().collect(),
+            ObjectKind::Dispute => world.disputes.keys().cloned().collect(),
+            ObjectKind::CreditNote => world.credit_notes.keys().cloned().collect(),
         };
         ids.into_iter().map(object_id).collect()
     }

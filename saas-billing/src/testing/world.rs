@@ -5,7 +5,12 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use chrono::{DateTime, Utc};
 use serde_json::Value;
 
-use super::{api::Saved, fault::Fault};
+use super::{
+    api::Saved,
+    coupon::{Off, SimCoupon, SimDiscount, SimPromotionCode, Wanted},
+    fault::Fault,
+    money::{SimCharge, SimCreditNote, SimDispute, SimRefund},
+};
 
 /// What Stripe does when the last retry has failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -101,9 +106,13 @@ pub(super) struct SimCustomer {
     pub(super) deleted: bool,
     /// Charges fail until it is false again.
     pub(super) declines: bool,
+    /// The bank wants to hear from the buyer about each charge that the buyer is not there for.
+    pub(super) wants_confirmation: bool,
     pub(super) has_payment_method: bool,
     /// Minor units that the customer owes beside invoices; negative for credit.
     pub(super) balance: i64,
+    /// The one that it has been billed in.
+    pub(super) currency: Option<String>,
 }
 
 #[derive(Debug, Clone)]
@@ -118,6 +127,10 @@ pub(super) struct SimSession {
     /// Price and number of units.
     pub(super) lines: Vec<(String, Option<u64>)>,
     pub(super) trial_days: u32,
+    /// What is taken off, once it is paid; a buyer may enter a promotion code.
+    pub(super) discount: Option<Wanted>,
+    pub(super) takes_codes: bool,
+    pub(super) automatic_tax: bool,
     pub(super) email: String,
     pub(super) success_url: String,
     pub(super) cancel_url: String,
@@ -169,6 +182,8 @@ pub(super) struct SimSubscription {
     pub(super) pending: Option<SimPending>,
     /// Lines for the next invoice.
     pub(super) carried: Vec<SimLine>,
+    pub(super) discounts: Vec<SimDiscount>,
+    pub(super) automatic_tax: bool,
     pub(super) metadata: Metadata,
 }
 
@@ -208,8 +223,20 @@ pub(super) struct SimInvoice {
     pub(super) status: &'static str,
     pub(super) reason: &'static str,
     pub(super) lines: Vec<SimLine>,
+    /// Discounts and their terms, in the order in which they are taken off.
+    pub(super) discounts: Vec<(String, Off)>,
+    /// Tax on what is left, in hundredths of a percent; `None` without automatic tax.
+    pub(super) tax_rate: Option<u32>,
     /// What the customer's balance took from it (positive) or added to it (negative).
     pub(super) from_balance: i64,
+    /// The customer's balance before and after it was final.
+    pub(super) balances: Option<(i64, i64)>,
+    /// What credit notes took off while it was open.
+    pub(super) credited: i64,
+    /// What credit notes gave back after it was paid.
+    pub(super) credited_after: i64,
+    /// The charge that paid it.
+    pub(super) charge: Option<String>,
     pub(super) currency: String,
     pub(super) attempts: u32,
     pub(super) created: DateTime<Utc>,
@@ -219,18 +246,6 @@ pub(super) struct SimInvoice {
     pub(super) uncollectible_at: Option<DateTime<Utc>>,
     /// When it is finalised or charged next.
     pub(super) next_step: Option<DateTime<Utc>>,
-}
-
-impl SimInvoice {
-    /// What all lines come to.
-    pub(super) fn total(&self) -> i64 {
-        self.lines.iter().map(|line| line.amount).fold(0, i64::saturating_add)
-    }
-
-    /// What is left to pay.
-    pub(super) fn due(&self) -> i64 {
-        self.total().saturating_sub(self.from_balance).max(0)
-    }
 }
 
 /// An event as it was rendered, once; every delivery has these bytes.
@@ -255,6 +270,16 @@ pub(super) struct World {
     pub(super) subscriptions: BTreeMap<String, SimSubscription>,
     pub(super) schedules: BTreeMap<String, SimSchedule>,
     pub(super) invoices: BTreeMap<String, SimInvoice>,
+    /// Invoices that may still do something by themselves.
+    pub(super) moving: BTreeSet<String>,
+    pub(super) charges: BTreeMap<String, SimCharge>,
+    pub(super) refunds: BTreeMap<String, SimRefund>,
+    pub(super) disputes: BTreeMap<String, SimDispute>,
+    pub(super) credit_notes: BTreeMap<String, SimCreditNote>,
+    pub(super) coupons: BTreeMap<String, SimCoupon>,
+    pub(super) promotion_codes: BTreeMap<String, SimPromotionCode>,
+    /// What automatic tax takes, in hundredths of a percent.
+    pub(super) tax_rate: u32,
     pub(super) test_clocks: BTreeMap<String, DateTime<Utc>>,
     pub(super) endpoints: BTreeMap<String, SimEndpoint>,
     /// Everything that ever happened, for `events.list`.

@@ -96,7 +96,7 @@ async fn two_event_ids_for_one_change_have_one_effect() {
     shop.deliver(&deliveries).await;
     let jobs = "select count(*) from saas.outbox where topic = 'billing'";
     let before = shop.scalar(jobs).await;
-    assert_eq!(before, 4, "checkout completed, subscription started, invoice paid, payment failed");
+    assert_eq!(before, 5, "checkout completed, subscription started, payment received, invoice paid, payment failed");
     for delivery in &deliveries {
         let twin = String::from_utf8(delivery.body.clone())
             .unwrap()

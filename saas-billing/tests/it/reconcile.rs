@@ -1,13 +1,14 @@
 //! After an outage: events that were never delivered, and objects that no event tells of any more.
 
-use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll};
+use std::sync::Arc;
 
 use chrono::TimeDelta;
 use saas_billing::{
     Accepted, BackFilled, Drift, ReconcileRun,
+    ledger::Account,
     object::ObjectKind,
     stripe::StripeApi,
-    testing::{Fault, SimulatorServer},
+    testing::{Fault, NoteOutcome, SimulatorServer, cut_after},
 };
 use saas_core::{Clock as _, ErrorKind, PageSize, RequestContext};
 
@@ -15,21 +16,6 @@ use crate::{
     provider::adapter,
     shop::{OPERATOR, Shop, id},
 };
-
-/// The answer of a future that is dropped when it has waited so often; first at its first wait.
-async fn cancel_after<F: Future>(waits: usize, future: F) -> Option<F::Output> {
-    let mut future = pin!(future);
-    let mut waited = 0;
-    poll_fn(|context| {
-        waited += 1;
-        match future.as_mut().poll(context) {
-            Poll::Ready(output) => Poll::Ready(Some(output)),
-            Poll::Pending if waited > waits => Poll::Ready(None),
-            Poll::Pending => Poll::Pending,
-        }
-    })
-    .await
-}
 
 /// A shop whose Stripe is reached over HTTP.
 struct Line {
@@ -146,8 +132,8 @@ async fn a_run_that_may_not_repair_reports_each_field_and_changes_nothing() {
     let (run, drifts) = line.reconcile(0).await;
     assert_eq!(
         (run.looked_at, run.drifted, drifts.len()),
-        (6, 0, 0),
-        "two customers, subscriptions, invoices: {drifts:?}"
+        (8, 0, 0),
+        "two customers, subscriptions, invoices, charges: {drifts:?}"
     );
     // A change whose event is lost.
     line.shop.database.clock().advance(TimeDelta::days(40));
@@ -228,6 +214,51 @@ async fn an_object_that_one_side_does_not_have_is_found() {
     assert!(subscriptions.contains("pro"), "{subscriptions}");
 }
 
+// W20, W41: Stripe lists no customer that was deleted
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deletion_that_no_event_told_of_is_found_once_and_is_no_difference_any_more() {
+    let line = Line::open().await;
+    let (acme, purchase) = line.shop.buyer("acme").await;
+    line.shop.deliver_all().await;
+    line.fetch_all().await;
+    line.shop.database.clock().advance(TimeDelta::hours(1));
+    line.shop.stripe.delete_customer(&purchase.customer);
+    drop(line.shop.stripe.deliveries());
+    let (run, drifts) = line.reconcile(10).await;
+    assert_eq!((run.drifted, run.repaired), (2, 2), "the customer and its subscription: {drifts:?}");
+    line.fetch_all().await;
+    assert_eq!(line.plan(&acme).await, None);
+    let (run, drifts) = line.reconcile(0).await;
+    assert_eq!((run.drifted, drifts), (0, Vec::new()));
+}
+
+// W20: what happened to money is compared as well; a refund is its charge's, whose customer is the tenant's
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_charge_a_refund_a_dispute_and_a_credit_note_that_no_event_told_of_are_booked() {
+    let line = Line::open().await;
+    let (acme, purchase) = line.shop.buyer("acme").await;
+    let stripe = &line.shop.stripe;
+    let refunded = stripe.charge_of(&purchase.invoice).unwrap();
+    stripe.refund(&refunded, Some(300)).unwrap();
+    stripe.credit_note(&purchase.invoice, 100, NoteOutcome::Refund).unwrap();
+    stripe.dispute(&refunded).unwrap();
+    let mut events = stripe.deliveries();
+    let money = ["charge.", "refund.", "credit_note."];
+    events.retain(|event| !money.iter().any(|prefix| event.event_type.starts_with(prefix)));
+    line.shop.deliver(&events).await;
+    line.fetch_all().await;
+    for _ in 0..2 {
+        let (_, _) = line.reconcile(100).await;
+        line.fetch_all().await;
+        line.shop.apply().await;
+    }
+    let (run, drifts) = line.reconcile(0).await;
+    assert_eq!((run.drifted, run.unlinked, drifts), (0, 0, Vec::new()));
+    let balances = line.shop.billing.balances(&acme, None).await.unwrap();
+    let of = |account| balances.iter().find(|balance| balance.account == account).map_or(0, |one| one.amount.minor());
+    assert_eq!([Account::Cash, Account::Refunds, Account::Disputes].map(of), [0, 300, 1_600]);
+}
+
 // Killed between any two pages, or half-way through one: the next caller goes on, and nothing is counted twice.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_run_goes_on_where_it_stood_whoever_calls() {
@@ -253,7 +284,7 @@ async fn a_run_goes_on_where_it_stood_whoever_calls() {
     let mut dropped = 0;
     loop {
         let step = billing.reconcile_step(&line.stripe);
-        let Some(done) = cancel_after(dropped, step).await else {
+        let Some(done) = cut_after(dropped, step).await else {
             dropped += 1;
             continue;
         };
@@ -265,7 +296,7 @@ async fn a_run_goes_on_where_it_stood_whoever_calls() {
     }
     let ended =
         "select looked_at from saas.billing_reconcile where finished_at is not null and list = 'ours' and drifted = 0";
-    assert_eq!(line.shop.scalar(ended).await, 9, "each object once");
+    assert_eq!(line.shop.scalar(ended).await, 12, "each object once");
     assert_eq!(
         line.shop.scalar("select count(*) from saas.billing_reconcile_object").await,
         0,

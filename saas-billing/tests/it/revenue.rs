@@ -2,8 +2,8 @@
 
 use chrono::{DateTime, TimeDelta, Utc};
 use saas_billing::{
-    GracePolicy,
     derive::{Derived, TenantObjects, derive},
+    dunning::DunningTerms,
     event::{Envelope, read_snapshot},
     revenue::{Moved, Movement},
     testing::CheckoutRequest,
@@ -101,7 +101,7 @@ fn the_golden_table_gives_the_numbers_that_were_written_by_hand() {
         let row: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
         let derived = derived(&row);
         let at = day(row[4].parse().unwrap());
-        let paying = derived.revenue_at(&GracePolicy::DEFAULT, at);
+        let paying = derived.revenue_at(&DunningTerms::default(), at);
         let shown: Vec<String> =
             paying.iter().map(|(currency, minor)| format!("{minor} {}", currency.as_str())).collect();
         let shown = if shown.is_empty() { "–".to_owned() } else { shown.join(" + ") };
@@ -109,12 +109,12 @@ fn the_golden_table_gives_the_numbers_that_were_written_by_hand() {
         // Time changes the number where it says it does, and nowhere else.
         let mut reached = at;
         for _ in 0..100 {
-            let Some(next) = derived.next_revenue_boundary(&GracePolicy::DEFAULT, reached) else { break };
-            let before = derived.revenue_at(&GracePolicy::DEFAULT, next - TimeDelta::seconds(1));
-            assert_eq!(before, derived.revenue_at(&GracePolicy::DEFAULT, reached), "{line}");
+            let Some(next) = derived.next_revenue_boundary(&DunningTerms::default(), reached) else { break };
+            let before = derived.revenue_at(&DunningTerms::default(), next - TimeDelta::seconds(1));
+            assert_eq!(before, derived.revenue_at(&DunningTerms::default(), reached), "{line}");
             reached = next;
         }
-        assert_eq!(derived.next_revenue_boundary(&GracePolicy::DEFAULT, reached), None);
+        assert_eq!(derived.next_revenue_boundary(&DunningTerms::default(), reached), None);
         checked += 1;
     }
     assert!(checked > 40, "only {checked} rows were read");
@@ -135,7 +135,7 @@ fn discounts_are_read_in_the_shape_of_every_api_version() {
         let mut objects = TenantObjects::default();
         objects.merge(read_snapshot(&Envelope::read(body.to_string().as_bytes()).unwrap()).unwrap().unwrap());
         let derived = derive(&objects, &PlanCatalog::from_toml(CATALOG).unwrap());
-        let paying = derived.revenue_at(&GracePolicy::DEFAULT, day(1)).into_values().sum::<i64>();
+        let paying = derived.revenue_at(&DunningTerms::default(), day(1)).into_values().sum::<i64>();
         (paying, derived.fetches.len(), derived.alerts.len())
     };
     let coupon =
@@ -186,7 +186,7 @@ async fn a_customers_life_moves_revenue_and_every_month_adds_up() {
     shop.deliver_all().await;
     let (_, suspended_from) = {
         let derived = shop.billing.derived(&ctx).await.unwrap();
-        GracePolicy::DEFAULT.instants(derived.unpaid_since, None)
+        DunningTerms::default().instants(derived.unpaid_since, None)
     };
     let suspended_from = suspended_from.unwrap();
     clock.set(suspended_from - TimeDelta::seconds(1));

@@ -24,13 +24,13 @@ version = 1
 rank = 10
 [[plans.pro.versions]]
 version = 1
-prices = ["price_pro"]
+prices = ["price_pro", "price_pro_usd"]
 grants = { export = true }
 [plans.team]
 rank = 20
 [[plans.team.versions]]
 version = 1
-prices = ["price_team", "price_team_year"]
+prices = ["price_team", "price_team_year", "price_team_usd"]
 grants = { export = true }
 [plans.old]
 rank = 5
@@ -50,6 +50,7 @@ grants = { export = true }
 
 pub(crate) const OPERATOR: Actor = Actor::system("test");
 
+#[derive(Debug)]
 pub(crate) struct Shop {
     pub(crate) database: TestDatabase,
     pub(crate) stripe: Arc<StripeSimulator>,
@@ -68,6 +69,8 @@ pub(crate) fn stripe(database: &TestDatabase) -> StripeSimulator {
     stripe.create_price("price_pro", 2000, "eur", &Interval::Month);
     stripe.create_price("price_team", 5000, "eur", &Interval::Month);
     stripe.create_price("price_team_year", 50_000, "eur", &Interval::Year);
+    stripe.create_price("price_pro_usd", 2200, "usd", &Interval::Month);
+    stripe.create_price("price_team_usd", 5500, "usd", &Interval::Month);
     stripe.create_price("price_more", 300, "eur", &Interval::Month);
     stripe
 }
@@ -158,7 +161,12 @@ impl Shop {
              from (select currency, account, sum(amount) from saas.ledger_entry where tenant_id = $1
                    group by currency, account having sum(amount) <> 0) as balance),
             (select string_agg(concat_ws(' ', currency, mrr_minor), E'\\n' order by currency)
-             from saas.revenue_state where tenant_id = $1))";
+             from saas.revenue_state where tenant_id = $1),
+            (select string_agg(concat_ws(' ', access, next_at), E'\\n') from saas.dunning where tenant_id = $1),
+            (select string_agg(concat_ws(' ', invoice, since, currency, amount_minor, paid_at), E'\\n' order by invoice)
+             from saas.dunning_invoice where tenant_id = $1),
+            (select string_agg(concat_ws(' ', invoice, message), E'\\n' order by invoice, message)
+             from saas.dunning_message where tenant_id = $1))";
         let mut owner = self.owner.lock().await;
         sqlx::query_scalar(sql).bind(ctx.tenant().as_uuid()).fetch_one(&mut *owner).await.unwrap()
     }
@@ -171,6 +179,7 @@ impl Shop {
             delete from saas.billing_effect; delete from saas.audit; delete from saas.outbox;
             delete from saas.revenue_state; delete from saas.revenue_change; delete from saas.revenue_subscription;
             delete from saas.revenue_arrears;
+            delete from saas.dunning; delete from saas.dunning_invoice; delete from saas.dunning_message;
             begin; set local session_replication_role = replica;
             delete from saas.ledger_entry; delete from saas.ledger_transaction; delete from saas.ledger_head; commit;
             update saas.tenant_overview set plan = null, grace_until = null, suspended_from = null, mrr_minor = 0, currency = null;";

@@ -2,7 +2,7 @@
 
 use chrono::{TimeDelta, Utc};
 use saas_billing::{
-    GracePolicy,
+    dunning::DunningPolicy,
     object::ObjectKind,
     testing::{AfterRetries, CheckoutRequest},
 };
@@ -22,7 +22,7 @@ async fn access(shop: &Shop, ctx: &RequestContext) -> AccessLevel {
 }
 
 fn week(policy: saas_billing::BillingConfig) -> saas_billing::BillingConfig {
-    policy.with_grace(GracePolicy::new(TimeDelta::days(7), TimeDelta::days(7)).unwrap())
+    policy.with_dunning(DunningPolicy::without_messages(7, 7).unwrap())
 }
 
 // D1, D2, D3, D6

@@ -19,7 +19,13 @@ use sqlx::{
 };
 use sqlx_core::{sql_str::SqlSafeStr, transaction::TransactionManager};
 
-use super::{Place, binding::Sessions, once::Once, place::Access, served::Served};
+use super::{
+    Place,
+    binding::Sessions,
+    once::Part,
+    place::{Access, BINDS},
+    served::Served,
+};
 use crate::CoreError;
 
 /// One open transaction on one pooled connection.
@@ -75,23 +81,34 @@ impl Guard {
         Ok(())
     }
 
-    /// Runs one statement between `begin` and a commit, all in one message, and returns its rows. Where the session has not
-    /// prepared it yet, that takes one message more; where sessions forget, it is prepared in the same one. `failed` says
+    /// Runs statements between `begin` and a commit, all in one message, and returns the rows of each. Where the session has not
+    /// prepared them yet, that takes a message more; where sessions forget, they are prepared in the same one. `failed` says
     /// what an error means: it may stand in the place of the commit's answer.
     #[expect(clippy::disallowed_methods, reason = "the one place that takes connections")]
     pub(super) async fn once(
         place: &Place,
         begin: &str,
         access: Access,
-        once: &Once,
+        parts: &[Part<'_>],
         failed: fn(sqlx::Error) -> CoreError,
-    ) -> Result<Vec<PgRow>, CoreError> {
+    ) -> Result<Vec<Vec<PgRow>>, CoreError> {
+        let Some(last) = parts.last() else { return Ok(Vec::new()) };
         let connection = place.pool.acquire().await.map_err(CoreError::from_database)?;
         let served = place.served();
         let nonce = next_nonce();
-        let (prepare, execute) = (once.prepare(), once.execute(nonce));
+        let prepare = preparing(parts);
+        let mut execute = String::new();
+        for Part { bind, once } in parts {
+            if !bind.is_empty() {
+                execute.push_str(bind);
+                execute.push_str("; ");
+            }
+            execute.push_str(&once.execute());
+            execute.push_str("; ");
+        }
+        execute.push_str(&last.once.echo(nonce));
         let (first, end) = match (place.sessions, &served, access) {
-            (Sessions::Shared, _, _) => (format!("{begin}; {prepare}"), "commit".to_owned()),
+            (Sessions::Shared, _, _) => (format!("{begin}; {}", prepare.join("; ")), "commit".to_owned()),
             // The check that the release would make rides along: it saves a round trip. Beside a flush to disk it is little;
             // whoever reads would wait for it. The nonce is the echo's alone.
             (Sessions::Own, None, Access::Write) => (begin.to_owned(), format!("commit; {}", check(0))),
@@ -101,12 +118,21 @@ impl Guard {
         };
         let mut guard =
             Self { connection: Some(connection), suspect: true, proven: false, sessions: place.sessions, served };
-        let answered = guard.ask_once(format!("{first}; {execute}; {end}"), nonce).await;
-        let rows = match answered {
-            Err(error) if is_not_prepared(&error) => {
-                guard.ask_once(format!("rollback; {begin}; {prepare}; {execute}; {end}"), nonce).await
+        let answered = guard.ask_once(format!("{first}; {execute}; {end}"), nonce, parts.len()).await;
+        let rows = match (answered, prepare.as_slice()) {
+            (Err(error), [prepare]) if is_not_prepared(&error) => {
+                let again = format!("rollback; {begin}; {prepare}; {execute}; {end}");
+                guard.ask_once(again, nonce, parts.len()).await
             }
-            answered => answered,
+            (Err(error), _) if is_not_prepared(&error) => {
+                // It may know some of them.
+                for prepare in &prepare {
+                    let prepared = ask_for_nothing(guard.connection_mut(), format!("rollback; {prepare}")).await;
+                    prepared.or_else(|error| if is_prepared(&error) { Ok(()) } else { Err(failed(error)) })?;
+                }
+                guard.ask_once(format!("{begin}; {execute}; {end}"), nonce, parts.len()).await
+            }
+            (answered, _) => answered,
         };
         let rows = rows.map_err(failed)?;
         let rows =
@@ -115,9 +141,14 @@ impl Guard {
         Ok(rows)
     }
 
-    /// The rows of the statement before the echo, when that answers the nonce. A check after the commit may prove the
+    /// The rows of the statements before the echo, when that answers the nonce. A check after the commit may prove the
     /// connection clean; what goes wrong with it, such as a session that has not prepared it, changes nothing that is stored.
-    async fn ask_once(&mut self, message: String, nonce: u64) -> Result<Option<Vec<PgRow>>, sqlx::Error> {
+    async fn ask_once(
+        &mut self,
+        message: String,
+        nonce: u64,
+        parts: usize,
+    ) -> Result<Option<Vec<Vec<PgRow>>>, sqlx::Error> {
         let mut done: Vec<Vec<PgRow>> = Vec::new();
         let mut rows = Vec::new();
         let mut stream = sqlx::raw_sql(sqlx::AssertSqlSafe(message)).fetch_many(self.connection_mut());
@@ -138,7 +169,9 @@ impl Guard {
             return ended.map(|()| None);
         }
         self.proven = done.get(echo + 2).is_some_and(|rows| is_proven(rows.first())) && ended.is_ok();
-        Ok(echo.checked_sub(1).map(|answer| std::mem::take(&mut done[answer])))
+        // The answer of the last part is right before the echo, and between two parts there is what binds the second.
+        let answer = |part: usize| echo.checked_sub(1 + (parts - 1 - part) * (BINDS + 1));
+        Ok((0..parts).map(|part| answer(part).and_then(|at| done.get_mut(at)).map(std::mem::take)).collect())
     }
 
     /// Rolls back and waits for the answer.
@@ -254,6 +287,27 @@ const CHECK: &str = "saas_is_clean";
 
 fn check(nonce: u64) -> String {
     format!("execute {CHECK} ({nonce})")
+}
+
+async fn ask_for_nothing(connection: &mut PgConnection, statements: String) -> Result<(), sqlx::Error> {
+    sqlx::raw_sql(sqlx::AssertSqlSafe(statements)).execute(connection).await.map(drop)
+}
+
+/// What prepares the statements of some parts, each once.
+fn preparing(parts: &[Part<'_>]) -> Vec<String> {
+    let mut names: Vec<&str> = Vec::new();
+    let mut prepare = Vec::new();
+    for Part { once, .. } in parts {
+        if !names.contains(&once.name()) {
+            names.push(once.name());
+            prepare.push(once.prepare());
+        }
+    }
+    prepare
+}
+
+fn is_prepared(error: &sqlx::Error) -> bool {
+    error.as_database_error().is_some_and(|error| error.code().is_some_and(|code| code == "42P05"))
 }
 
 fn is_not_prepared(error: &sqlx::Error) -> bool {

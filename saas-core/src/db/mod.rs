@@ -20,7 +20,7 @@ pub(crate) use guard::Guard;
 
 pub use binding::{SessionBinding, SystemPool, TenantPool, pool_options};
 pub use migrate::{Migration, Schema, migrate, pending};
-pub use once::Literal;
+pub use once::{Errand, Literal};
 pub use place::{Generation, Place, SchemaName};
 pub use tx::{SystemTx, TenantTx};
 pub use work::TenantWork;

@@ -4,7 +4,7 @@
 //! literals. Promises that no value can end its literal, under any setting of the server: what holds anything but letters,
 //! digits and signs without a meaning of their own is sent as hexadecimal digits.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, time::Duration};
 
 use chrono::{DateTime, Datelike as _, SecondsFormat, Utc};
 use sha2::{Digest, Sha256};
@@ -12,7 +12,7 @@ use sqlx::postgres::PgRow;
 use uuid::Uuid;
 
 use super::{Place, guard::Guard, place::Access};
-use crate::{CoreError, InvalidInput, TenantContext};
+use crate::{CoreError, InvalidInput, RequestContext, TenantContext};
 
 /// A value in a statement of [`read_once`](super::TenantWork::read_once) or
 /// [`write_once`](super::TenantWork::write_once).
@@ -107,7 +107,7 @@ const fn is_harmless(byte: u8) -> bool {
 }
 
 /// A statement and its values, ready to be sent.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Once {
     statement: &'static str,
     /// Of the prepared statement: the same text with the same types has the same name in every session.
@@ -132,6 +132,11 @@ impl Once {
         Ok(Self { statement, name, types, values })
     }
 
+    /// Its name among those that a session has prepared.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Prepares the statement, and the echo that shows whose answer it is.
     pub(super) fn prepare(&self) -> String {
         let Self { statement, name, types, .. } = self;
@@ -140,11 +145,16 @@ impl Once {
         format!("prepare {name}{types} as {statement}\n; prepare {name}_echo (bigint) as select $1")
     }
 
-    /// Executes what is prepared, and then the echo of `nonce`.
-    pub(super) fn execute(&self, nonce: u64) -> String {
+    /// Executes what is prepared.
+    pub(super) fn execute(&self) -> String {
         let Self { name, values, .. } = self;
         let values = if values.is_empty() { String::new() } else { format!(" ({values})") };
-        format!("execute {name}{values}; execute {name}_echo ({nonce})")
+        format!("execute {name}{values}")
+    }
+
+    /// Answers `nonce`.
+    pub(super) fn echo(&self, nonce: u64) -> String {
+        format!("execute {}_echo ({nonce})", self.name)
     }
 }
 
@@ -160,7 +170,68 @@ pub(super) async fn run(
         Access::Read | Access::Snapshot => CoreError::from_database,
     };
     let begin = place.begin(ctx, access);
-    Guard::once(place, &begin, access, once, failed).await
+    let mut rows = Guard::once(place, &begin, access, &[Part { bind: String::new(), once }], failed).await?;
+    Ok(rows.pop().unwrap_or_default())
+}
+
+/// A statement of one message, and what binds the session to its tenant: as many statements for each part, and none for the
+/// first.
+#[derive(Debug)]
+pub(super) struct Part<'a> {
+    pub(super) bind: String,
+    pub(super) once: &'a Once,
+}
+
+/// One writing statement of a tenant with its values, ready to be sent, alone or with those of other tenants.
+///
+/// See [`write_errands`](super::TenantWork::write_errands).
+#[derive(Debug, Clone)]
+pub struct Errand {
+    ctx: RequestContext,
+    once: Once,
+}
+
+impl Errand {
+    /// Statement and values are those of [`write_once`](super::TenantWork::write_once).
+    ///
+    /// # Errors
+    /// A statement with a semicolon, or a text with NUL.
+    pub fn new(ctx: RequestContext, statement: &'static str, values: &[Literal<'_>]) -> Result<Self, InvalidInput> {
+        Ok(Self { ctx, once: Once::new(statement, values)? })
+    }
+
+    /// Whose it is.
+    #[must_use]
+    pub const fn ctx(&self) -> &RequestContext {
+        &self.ctx
+    }
+
+    /// Roughly how many bytes of a message it takes.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        const REST: usize = 256;
+        self.once.values.len() + REST
+    }
+
+    pub(super) const fn once(&self) -> &Once {
+        &self.once
+    }
+}
+
+/// Runs errands in their order, in one transaction, at a place that all their tenants share. Each waits for a lock no longer
+/// than `patience`.
+pub(super) async fn run_errands(
+    place: &Place,
+    errands: &[&Errand],
+    patience: Duration,
+) -> Result<Vec<Vec<PgRow>>, CoreError> {
+    let Some(first) = errands.first() else { return Ok(Vec::new()) };
+    let patience = patience.as_millis().clamp(1, 2_147_483_647);
+    let begin = format!("{}; set local lock_timeout = {patience}", place.begin(&first.ctx, Access::Write));
+    let bind = |(n, errand): (usize, &&Errand)| if n == 0 { String::new() } else { place.bind(&errand.ctx) };
+    let parts: Vec<Part<'_>> =
+        errands.iter().enumerate().map(|(n, errand)| Part { bind: bind((n, errand)), once: &errand.once }).collect();
+    Guard::once(place, &begin, Access::Write, &parts, CoreError::from_written_once).await
 }
 
 #[cfg(test)]

@@ -111,21 +111,34 @@ impl Place {
         }
     }
 
+    /// Whether transactions of both are the same but for the tenant, so that one can serve the tenants of both in turn.
+    pub(super) fn is_shared_with(&self, other: &Self) -> bool {
+        let is_plain = |place: &Self| place.schema.is_none() && place.generation.is_none();
+        is_plain(self)
+            && is_plain(other)
+            && std::ptr::eq(self.pool.options(), other.pool.options())
+            && (self.sessions, self.statement_timeout) == (other.sessions, other.statement_timeout)
+    }
+
+    /// Binds an open transaction to the tenant: [`BINDS`] statements.
+    pub(super) fn bind(&self, ctx: &dyn TenantContext) -> String {
+        let tenant = ctx.tenant();
+        // For tables that show members their own rows only: `saas.fence_rows`. Where nothing is said, they show none.
+        let role = ctx.role().map_or("", RoleName::as_str);
+        let member = match ctx.actor() {
+            Actor::User { id: person } | Actor::Impersonation { user: person, .. } => format!("{person} {role}"),
+            Actor::ApiKey { .. } => format!(" {role}"),
+            Actor::Operator { .. } | Actor::System { .. } => "*".to_owned(),
+        };
+        format!("set local saas.tenant_id = '{tenant}'; set local saas.member = '{member}'")
+    }
+
     /// Opens a transaction and binds the tenant, in one round trip.
     ///
     /// `SET LOCAL`, not `set_config()`: distributed PostgreSQL passes only the former on to its workers.
     pub(super) fn begin(&self, ctx: &dyn TenantContext, access: Access) -> String {
         let tenant = ctx.tenant();
-        let mut sql = format!("{}; set local saas.tenant_id = '{tenant}'", access.begin());
-        // For tables that show members their own rows only: `saas.fence_rows`. Where nothing is said, they show none.
-        let role = ctx.role().map_or("", RoleName::as_str);
-        match ctx.actor() {
-            Actor::User { id: person } | Actor::Impersonation { user: person, .. } => {
-                sql.push_str(&format!("; set local saas.member = '{person} {role}'"));
-            }
-            Actor::ApiKey { .. } => sql.push_str(&format!("; set local saas.member = ' {role}'")),
-            Actor::Operator { .. } | Actor::System { .. } => sql.push_str("; set local saas.member = '*'"),
-        }
+        let mut sql = format!("{}; {}", access.begin(), self.bind(ctx));
         if self.sessions == Sessions::Shared {
             sql.push_str("; deallocate all");
         }
@@ -141,6 +154,9 @@ impl Place {
         sql
     }
 }
+
+/// Statements of [`Place::bind`].
+pub(super) const BINDS: usize = 2;
 
 /// What a transaction may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,13 +1,15 @@
 //! A unit of a tenant's work with the fewest round trips.
 
+use std::time::Duration;
+
 use sqlx::postgres::PgRow;
 
 use super::{
     SessionBinding, TenantTx,
-    once::{self, Literal, Once},
+    once::{self, Errand, Literal, Once},
     place::Access,
 };
-use crate::{CoreError, TenantContext};
+use crate::{CoreError, InvalidInput, TenantContext};
 
 /// What every [`SessionBinding`] can do for a tenant: a unit of work that writes, one that reads, and single
 /// statements.
@@ -77,6 +79,27 @@ pub trait TenantWork: SessionBinding {
         statement: &'static str,
         values: &[Literal<'_>],
     ) -> impl Future<Output = Result<Vec<PgRow>, CoreError>> + Send;
+
+    /// Runs errands of several tenants in one transaction, all in one round trip, commit included: each of them bound to its
+    /// own tenant, in the order in which they are passed. All are stored or none. Returns the rows of each.
+    ///
+    /// One transaction holds the locks of all of them, so whoever takes the same locks has to keep to one order, and nobody's
+    /// lock is waited for longer than `patience`, for the sake of the others.
+    ///
+    /// # Errors
+    /// [`Invalid`](CoreError::Invalid) where the tenants are not at one place that they share: nothing was done, each goes by
+    /// itself. Otherwise as [`write_once`](Self::write_once).
+    fn write_errands(
+        &self,
+        errands: &[&Errand],
+        patience: Duration,
+    ) -> impl Future<Output = Result<Vec<Vec<PgRow>>, CoreError>> + Send;
+
+    /// Runs one errand as [`write_once`](Self::write_once) does.
+    ///
+    /// # Errors
+    /// Those of [`write_once`](Self::write_once).
+    fn write_errand(&self, errand: &Errand) -> impl Future<Output = Result<Vec<PgRow>, CoreError>> + Send;
 }
 
 impl<B: SessionBinding> TenantWork for B {
@@ -116,6 +139,24 @@ impl<B: SessionBinding> TenantWork for B {
         values: &[Literal<'_>],
     ) -> Result<Vec<PgRow>, CoreError> {
         once_at_home(self, ctx, Access::Write, &Once::new(statement, values)?).await
+    }
+
+    async fn write_errands(&self, errands: &[&Errand], patience: Duration) -> Result<Vec<Vec<PgRow>>, CoreError> {
+        let Some((first, others)) = errands.split_first() else { return Ok(Vec::new()) };
+        let place = self.place(first.ctx()).await?;
+        // Kept, with what they hold, until all is done.
+        let mut places = Vec::with_capacity(others.len());
+        for other in others {
+            places.push(self.place(other.ctx()).await?);
+        }
+        if !places.iter().chain([&place]).all(|other| place.is_shared_with(other)) {
+            return Err(InvalidInput::new("errands", "are not of one place", "send each by itself").into());
+        }
+        once::run_errands(&place, errands, patience).await
+    }
+
+    async fn write_errand(&self, errand: &Errand) -> Result<Vec<PgRow>, CoreError> {
+        once_at_home(self, errand.ctx(), Access::Write, errand.once()).await
     }
 }
 

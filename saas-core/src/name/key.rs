@@ -108,6 +108,8 @@ keys! {
     RoleName: "owner",
     /// A kind of outbox job; one handler serves it.
     Topic: "mail",
+    /// A kind of message: what the words in every language are kept under.
+    MessageKey: "payment-failed",
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ mod slug;
 
 pub use email::EmailAddress;
 pub use idempotency_key::IdempotencyKey;
-pub use key::{AddOnKey, FeatureKey, MeterKey, PlanKey, RoleName, Topic};
+pub use key::{AddOnKey, FeatureKey, MessageKey, MeterKey, PlanKey, RoleName, Topic};
 pub use slug::Slug;
 
 /// What a checked `String` offers beside its `TryFrom<String>`.

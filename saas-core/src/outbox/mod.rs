@@ -86,6 +86,24 @@ pub async fn enqueue_in(
     Ok(id)
 }
 
+/// Takes a job back that nobody has begun, in the caller's transaction; `false` when it was done, is being done, or is not
+/// there. Runs as the system role.
+///
+/// # Errors
+/// When the database does not answer.
+pub async fn withdraw_in(connection: &mut PgConnection, tenant: TenantId, id: JobId) -> Result<bool, CoreError> {
+    let deleted = sqlx::query(
+        "delete from saas.outbox
+         where tenant_id = $1 and id = $2 and state = 'pending' and lease is null",
+    )
+    .bind(tenant.as_uuid())
+    .bind(id.as_uuid())
+    .execute(connection)
+    .await
+    .map_err(CoreError::from_database)?;
+    Ok(deleted.rows_affected() > 0)
+}
+
 /// A job in the hands of a worker.
 #[derive(Clone)]
 pub struct Job {

@@ -1,15 +1,18 @@
 //! Places: a tenant in a schema of its own, the door that refuses whoever comes to an old address, and units of work.
 
-use std::sync::{
-    Arc, Mutex,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
 };
 
 use async_trait::async_trait;
 use futures_util::future::join_all;
 use saas_core::{
     CoreError, ErrorKind, RequestContext, SessionBinding, TenantContext, TenantId, TenantPool, TenantTx,
-    db::{Generation, Literal, Place, SchemaName, TenantWork},
+    db::{Errand, Generation, Literal, Place, SchemaName, TenantWork},
     testing::TestDatabase,
 };
 use sqlx::{Executor, Row, postgres::PgRow};
@@ -418,4 +421,52 @@ async fn a_single_read_dropped_at_any_poll_leaves_nothing_behind() {
     }
     let bodies = join_all((0..8).map(|_| tenants.read_once(&fixture.b, COUNT, &id))).await;
     assert!(bodies.into_iter().all(|rows| count(&rows.unwrap()) == 1));
+}
+
+#[tokio::test]
+async fn errands_of_several_tenants_are_stored_together_each_by_its_own_tenant_or_not_at_all() {
+    const PATIENCE: Duration = Duration::from_millis(50);
+    let fixture = Fixture::start().await;
+    let tenants = fixture.db.tenants();
+    let (a, b) = (fixture.a.tenant().as_uuid(), fixture.b.tenant().as_uuid());
+    let errand =
+        |ctx: &RequestContext, statement, id| Errand::new(ctx.clone(), statement, &[Literal::Uuid(id)]).unwrap();
+    let stored = async |ctx: &RequestContext| {
+        count(&tenants.read_once(ctx, COUNT, &[Literal::Uuid(ctx.tenant().as_uuid())]).await.unwrap())
+    };
+    let before = (stored(&fixture.a).await, stored(&fixture.b).await);
+    let errands = [
+        errand(&fixture.a, ADD, a),
+        errand(&fixture.b, ADD, b),
+        errand(&fixture.b, COUNT, b),
+        errand(&fixture.b, COUNT, a),
+        errand(&fixture.a, COUNT, a),
+    ];
+    // On sessions that know neither statement, one of them, and both.
+    for round in 1..=3 {
+        let rows = tenants.write_errands(&errands.each_ref(), PATIENCE).await.unwrap();
+        let lengths: Vec<usize> = rows.iter().map(Vec::len).collect();
+        assert_eq!(lengths, [1; 5]);
+        let counts = [count(&rows[2]), count(&rows[3]), count(&rows[4])];
+        assert_eq!(counts, [before.1 + round, 0, before.0 + round], "each sees its own rows and no others");
+        tenants.write_errand(&errands[2]).await.unwrap();
+    }
+    assert_eq!((stored(&fixture.a).await, stored(&fixture.b).await), (before.0 + 3, before.1 + 3));
+
+    // One that writes for another tenant undoes all of them, and so does one that would have to wait.
+    let foreign = [errand(&fixture.a, ADD, a), errand(&fixture.b, ADD, a)];
+    let error = tenants.write_errands(&foreign.each_ref(), PATIENCE).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Forbidden, "{error}");
+    let mut owner = fixture.db.owner().await;
+    owner.execute("begin; lock table public.project in share mode").await.unwrap();
+    let error = tenants.write_errands(&[&errands[0]], PATIENCE).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+    owner.execute("rollback").await.unwrap();
+    assert_eq!((stored(&fixture.a).await, stored(&fixture.b).await), (before.0 + 3, before.1 + 3));
+
+    // Where each tenant has a place of its own, there is no transaction that both could share.
+    let moving = Moving::new(tenants, 0, 0);
+    let error = moving.write_errands(&errands.each_ref(), PATIENCE).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
+    assert!(tenants.write_errands(&[], PATIENCE).await.unwrap().is_empty());
 }

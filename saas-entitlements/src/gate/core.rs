@@ -8,7 +8,6 @@ use tokio::sync::{Semaphore, watch};
 
 use super::{
     GateOptions,
-    clock::GateClock,
     flight::{Launch, wait},
     shelf::{Coarse, Landed, LoadFailed, Shelf},
     staleness::{Staleness, Watch},
@@ -17,6 +16,7 @@ use super::{
 };
 use crate::{
     SnapshotSource,
+    clock::HeldClock,
     snapshot::{FeatureHandle, Origin, Snapshot},
 };
 
@@ -26,7 +26,7 @@ pub(crate) struct Core {
     pub(crate) fingerprint: u64,
     pub(crate) names: hashbrown::HashMap<FeatureKey, FeatureHandle, foldhash::fast::RandomState>,
     pub(crate) catalog: PlanCatalog,
-    pub(crate) clock: GateClock,
+    pub(crate) clock: HeldClock,
     pub(crate) counters: Counters,
     pub(crate) watch: Watch,
     pub(crate) options: GateOptions,
@@ -51,7 +51,7 @@ impl Core {
         let longest = options.ttl.max(options.unknown_ttl);
         let load_timeout = TimeDelta::from_std(options.load_timeout).unwrap_or(TimeDelta::MAX);
         let floor_life = longest + load_timeout + load_timeout;
-        let clock = GateClock::new(clock, options.max_skew);
+        let clock = HeldClock::new(clock, options.max_skew);
         let time = Coarse::new(clock.now(), longest);
         let max_floors = options.capacity.saturating_mul(2).max(1_024);
         Self {
@@ -162,13 +162,15 @@ impl Core {
         now: DateTime<Utc>,
     ) -> (Option<Arc<Snapshot>>, Option<Launch>) {
         let Some(held) = self.table.find(tenant).and_then(|slot| self.table.held(slot)) else { return (None, None) };
-        if shelf.is_current(&held, now) {
+        let passed = held.holds_until().is_some_and(|end| end <= now) || now < held.at;
+        let moved = passed.then(|| held.at(now));
+        let is_read = moved.as_ref().is_none_or(|moved| !moved.watches_others());
+        if shelf.is_current(&held, now) && is_read {
             if held.origin == Origin::UnknownTenant {
                 count(&self.counters.unknown_tenants);
             }
-            if held.next_boundary.is_some_and(|boundary| boundary <= now) || now < held.at {
+            if let Some(moved) = moved.map(Arc::new) {
                 // Time alone changed an answer: no need to read anything.
-                let moved = Arc::new(held.at(now));
                 shelf.publish(&self.table, Arc::clone(&moved));
                 return (Some(moved), None);
             }

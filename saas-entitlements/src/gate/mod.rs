@@ -11,7 +11,6 @@
 //! A hit searches a fixed table of atomics: no lock, no allocation, no reference count, no clock, no I/O. Loads run in a
 //! task of their own, one per tenant at a time, so a caller that gives up cancels nothing.
 
-mod clock;
 mod core;
 mod flight;
 #[cfg(feature = "postgres")]

@@ -35,7 +35,7 @@ impl Default for GateOptions {
             load_timeout: Duration::from_secs(2),
             concurrent_loads: 8,
             tick: Duration::from_millis(20),
-            max_skew: TimeDelta::seconds(5),
+            max_skew: crate::clock::MAX_SKEW,
         }
     }
 }

@@ -192,10 +192,10 @@ impl Shelf {
         self.floors.retain(|_, floor| now - floor.heard_at < life);
     }
 
-    /// Publishes a snapshot until its refresh or its next boundary, whichever is first.
+    /// Publishes a snapshot until its refresh, or for as long as it holds as it is, whichever is first.
     pub(super) fn publish(&mut self, table: &Table, snapshot: Arc<Snapshot>) -> bool {
         let life = snapshot.life.refresh_from;
-        let end = snapshot.next_boundary.map_or(life, |boundary| boundary.min(life));
+        let end = snapshot.holds_until().map_or(life, |end| end.min(life));
         table.publish(&mut self.pen, snapshot, self.time.ticks(end))
     }
 }

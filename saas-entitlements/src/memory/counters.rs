@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError, Weak},
 };
 
 use async_trait::async_trait;
@@ -13,10 +13,13 @@ use saas_core::{
     plan::{Aggregation, Window},
 };
 
-use super::reservations::{Kept, Parts};
+use super::{
+    reservations::{Kept, Parts},
+    source::Tenants,
+};
 use crate::{
     Adjustment, Corrected, CounterStore, Draw, Drawn, EntitlementsError, GRANTS_LISTED, Grant, Ledger, NewGrant,
-    Period, Threshold,
+    Period, Threshold, Watched,
 };
 
 /// Counters in memory. It knows no revisions, so a draw is never outdated, and keeps no audit log.
@@ -34,6 +37,8 @@ pub(super) struct Books {
     pub(super) windows: HashMap<WindowName, Counter>,
     pub(super) grants: HashMap<TenantId, Vec<Held>>,
     pub(super) reservations: HashMap<(TenantId, UsageReservationId), Kept>,
+    /// Windows that decide whether their tenant may only read: the most of each, and who is told when it is passed either way.
+    pub(super) watched: HashMap<WindowName, (u64, Weak<Tenants>)>,
 }
 
 #[derive(Debug, Default)]
@@ -102,6 +107,19 @@ impl Held {
 }
 
 impl Books {
+    /// Sets what is used of a window, and tells whoever watches it when that turns the answer.
+    pub(super) fn set_used(&mut self, window: &WindowName, used: u64) -> &mut Counter {
+        let counter = self.windows.entry(window.clone()).or_default();
+        let before = std::mem::replace(&mut counter.used, used);
+        if let Some((most, tenants)) = self.watched.get(window)
+            && (before > *most) != (used > *most)
+            && let Some(tenants) = tenants.upgrade()
+        {
+            tenants.raise(window.0);
+        }
+        counter
+    }
+
     /// Whether the key was counted with that amount and item.
     fn is_known(
         &self,
@@ -135,6 +153,18 @@ impl MemoryCounters {
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// What is used of these windows. From now on `tenants` is told when one is beyond its most, or no longer.
+    pub(super) fn watch(&self, tenant: TenantId, windows: &[Watched], tenants: &Weak<Tenants>) -> Vec<u64> {
+        let mut books = self.books();
+        let read = |watched: &Watched| {
+            let name = (tenant, watched.meter.clone(), watched.window, watched.period.start);
+            let used = books.windows.get(&name).map_or(0, |counter| counter.used);
+            books.watched.insert(name, (watched.most, Weak::clone(tenants)));
+            used
+        };
+        windows.iter().map(read).collect()
     }
 
     pub(super) fn books(&self) -> MutexGuard<'_, Books> {
@@ -173,8 +203,7 @@ impl CounterStore for MemoryCounters {
             books.change_grant(ctx.tenant(), grant, |held| held.grant.burnt += piece);
         }
         let after = with - burnt;
-        let counter = books.windows.entry(window).or_default();
-        counter.used = after;
+        let counter = books.set_used(&window, after);
         if draw.aggregation == Aggregation::Latest {
             counter.level_at = counter.level_at.max(Some(draw.at));
         }
@@ -301,8 +330,7 @@ impl Ledger for MemoryCounters {
             .ok()
             .and_then(|sum| u64::try_from(sum).ok())
             .ok_or_else(|| InvalidInput::new("correction", "would count more than 2^63-1 units", "correct by less"))?;
-        let counter = books.windows.entry(window).or_default();
-        counter.used = after;
+        let counter = books.set_used(&window, after);
         if let Limit::Max(max) = adjustment.limit {
             counter.announced.extend(adjustment.as_draw().reached(after).into_iter().map(|percent| (max, percent)));
         }

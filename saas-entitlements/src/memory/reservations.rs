@@ -278,8 +278,7 @@ impl ReservationStore for MemoryCounters {
         for (grant, piece) in burns {
             books.change_grant(tenant, grant, |held| held.grant.burnt += piece);
         }
-        let counter = books.windows.entry(kept.window).or_default();
-        counter.used = after;
+        let counter = books.set_used(&kept.window, after);
         if let Some(member) = kept.member {
             *counter.members.entry(member).or_default() += draw.units;
         }

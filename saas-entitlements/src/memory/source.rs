@@ -2,20 +2,58 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
-use saas_core::{Actor, RequestContext, Revision, TenantId, subscription::PlanAssignment};
+use saas_core::{Revision, TenantId, subscription::PlanAssignment};
 
-use crate::{CounterStore, EntitlementsError, Override, SnapshotSource, TenantState, Watched, memory::MemoryCounters};
+use crate::{
+    Entitlements, EntitlementsError, Override, SnapshotSource, TenantState, Watched, gate::Core, memory::MemoryCounters,
+};
 
 /// Plans and overrides in memory. A clone is another handle to the same tenants.
 #[derive(Debug, Clone, Default)]
 pub struct MemorySource {
-    tenants: Arc<Mutex<HashMap<TenantId, TenantState>>>,
+    tenants: Arc<Tenants>,
     counters: Option<Arc<MemoryCounters>>,
+}
+
+/// What a change goes through, whoever makes it: an operator, or a use that turns the answer.
+#[derive(Debug, Default)]
+pub(super) struct Tenants {
+    states: Mutex<HashMap<TenantId, TenantState>>,
+    /// The gates that hear of changes. They have this source, so it does not keep them.
+    gates: Mutex<Vec<Weak<Core>>>,
+}
+
+impl Tenants {
+    fn states(&self) -> MutexGuard<'_, HashMap<TenantId, TenantState>> {
+        self.states.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Raises a tenant's revision, as every change does in a database. `None` for a tenant without a plan.
+    pub(super) fn raise(&self, tenant: TenantId) -> Option<Revision> {
+        self.change(tenant, |_| ())
+    }
+
+    fn change(&self, tenant: TenantId, change: impl FnOnce(&mut TenantState)) -> Option<Revision> {
+        let mut states = self.states();
+        let state = states.get_mut(&tenant)?;
+        change(state);
+        state.revision = Revision::new(state.revision.get() + 1);
+        let revision = state.revision;
+        drop(states);
+        let mut gates = self.gates.lock().unwrap_or_else(PoisonError::into_inner);
+        gates.retain(|gate| {
+            gate.upgrade().is_some_and(|gate| {
+                gate.hear(tenant, revision);
+                true
+            })
+        });
+        Some(revision)
+    }
 }
 
 impl MemorySource {
@@ -31,73 +69,55 @@ impl MemorySource {
         Self { counters: Some(counters), ..self }
     }
 
-    /// Raises a tenant's revision, as a use does in a database after which the tenant may only read, or may write again.
-    /// `None` for a tenant without a plan.
-    pub fn raise(&self, tenant: TenantId) -> Option<Revision> {
-        let mut tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
-        let state = tenants.get_mut(&tenant)?;
-        state.revision = Revision::new(state.revision.get() + 1);
-        Some(state.revision)
+    /// Has a gate hear of each change from now on, as a [`RevisionListener`](crate::RevisionListener) does in a database.
+    pub fn announce_to(&self, gate: &Entitlements) {
+        self.tenants.gates.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(&gate.core));
     }
 
     /// Puts a tenant on a plan and returns its new revision. Pass that to
-    /// [`Entitlements::hear`](crate::Entitlements::hear), as the database's notification would.
+    /// [`Entitlements::hear`](crate::Entitlements::hear) of gates that nothing is [announced to](Self::announce_to).
     pub fn put_plan(&self, tenant: TenantId, assignment: PlanAssignment) -> Revision {
-        let mut tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
-        let state = tenants.entry(tenant).or_insert_with(|| TenantState {
+        self.tenants.states().entry(tenant).or_insert_with(|| TenantState {
             revision: Revision::NONE,
             assignment: assignment.clone(),
             overrides: Vec::new(),
             cohorts: Vec::new(),
         });
-        state.assignment = assignment;
-        state.revision = Revision::new(state.revision.get() + 1);
-        state.revision
+        self.tenants.change(tenant, |state| state.assignment = assignment).unwrap_or(Revision::NONE)
     }
 
     /// Puts an override in force, in the place of the one about the same subject. `None` for a tenant without a plan.
     pub fn put_override(&self, tenant: TenantId, new: Override) -> Option<Revision> {
-        let mut tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
-        let state = tenants.get_mut(&tenant)?;
-        state.overrides.retain(|old| old.grant.subject() != new.grant.subject());
-        state.overrides.push(new);
-        state.revision = Revision::new(state.revision.get() + 1);
-        Some(state.revision)
+        self.tenants.change(tenant, |state| {
+            state.overrides.retain(|old| old.grant.subject() != new.grant.subject());
+            state.overrides.push(new);
+        })
     }
 
     /// Says which cohorts a tenant is in. `None` for a tenant without a plan.
     pub fn put_cohorts(&self, tenant: TenantId, cohorts: &[&str]) -> Option<Revision> {
-        let mut tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
-        let state = tenants.get_mut(&tenant)?;
-        state.cohorts = cohorts.iter().map(|cohort| (*cohort).into()).collect();
-        state.revision = Revision::new(state.revision.get() + 1);
-        Some(state.revision)
+        self.tenants.change(tenant, |state| state.cohorts = cohorts.iter().map(|cohort| (*cohort).into()).collect())
     }
 
     /// Removes a tenant.
     pub fn remove(&self, tenant: TenantId) {
-        self.tenants.lock().unwrap_or_else(PoisonError::into_inner).remove(&tenant);
+        self.tenants.states().remove(&tenant);
     }
 }
 
 #[async_trait]
 impl SnapshotSource for MemorySource {
     async fn load(&self, tenant: TenantId, _: DateTime<Utc>) -> Result<Option<TenantState>, EntitlementsError> {
-        Ok(self.tenants.lock().unwrap_or_else(PoisonError::into_inner).get(&tenant).cloned())
+        Ok(self.tenants.states().get(&tenant).cloned())
     }
 
     async fn watch(
         &self,
         tenant: TenantId,
         windows: &[Watched],
-        now: DateTime<Utc>,
+        _: DateTime<Utc>,
     ) -> Result<Option<Vec<u64>>, EntitlementsError> {
-        let Some(counters) = &self.counters else { return Ok(None) };
-        let ctx = RequestContext::new_at(tenant, Actor::system("entitlements"), now);
-        let mut used = Vec::with_capacity(windows.len());
-        for watched in windows {
-            used.push(counters.used(&ctx, &watched.meter, watched.window, watched.period).await?);
-        }
-        Ok(Some(used))
+        let watch = |counters: &Arc<MemoryCounters>| counters.watch(tenant, windows, &Arc::downgrade(&self.tenants));
+        Ok(self.counters.as_ref().map(watch))
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use chrono::{DateTime, TimeDelta, Utc};
 use saas_core::{
-    Actor, CoreError, InvalidInput, PlanCatalog, PlanKey, Revision, SessionBinding, SharedClock, SystemPool, SystemTx,
+    Actor, CoreError, InvalidInput, PlanCatalog, PlanKey, Revision, SessionBinding, SystemPool, SystemTx,
     TenantContext, TenantId, TenantTx, audit, revision,
     subscription::{self, PlanAssignment, PlanSource},
 };
@@ -66,14 +66,13 @@ pub(super) async fn find_in(
 pub struct Assignments {
     pub(super) system: SystemPool,
     pub(super) entitlements: Entitlements,
-    pub(super) clock: SharedClock,
 }
 
 impl Assignments {
-    /// Works on the system role's pool. Changes are seen at once by `entitlements`, and by other processes at commit.
+    /// Works on the system role's pool, by the clock of `entitlements`, which sees changes at once; other processes do at commit.
     #[must_use]
-    pub const fn new(system: SystemPool, entitlements: Entitlements, clock: SharedClock) -> Self {
-        Self { system, entitlements, clock }
+    pub const fn new(system: SystemPool, entitlements: Entitlements) -> Self {
+        Self { system, entitlements }
     }
 
     /// The tenant's assignment; `None` while it is on the default plan because nothing was assigned.
@@ -102,7 +101,8 @@ impl Assignments {
         let mut tx = SystemTx::begin(&self.system, actor.clone(), "put a tenant on a plan").await?;
         // The clock is read under the lock: what is recorded has the order of the commits.
         saas_core::tenant::lock_in(&mut tx, tenant).await?;
-        let (put, revision) = self.put_assignment_in(&mut tx, tenant, assignment, actor, self.clock.now()).await?;
+        let now = self.entitlements.core.clock.now_in(&mut tx).await?;
+        let (put, revision) = self.put_assignment_in(&mut tx, tenant, assignment, actor, now).await?;
         tx.commit().await?;
         self.entitlements.hear(tenant, revision);
         Ok(put)
@@ -139,7 +139,8 @@ impl Assignments {
         saas_core::tenant::lock_in(&mut tx, tenant).await?;
         let mut assignment = find_in(&mut tx, tenant).await?.unwrap_or_else(|| self.unassigned());
         change(&mut assignment);
-        let (put, revision) = self.put_assignment_in(&mut tx, tenant, assignment, actor, self.clock.now()).await?;
+        let now = self.entitlements.core.clock.now_in(&mut tx).await?;
+        let (put, revision) = self.put_assignment_in(&mut tx, tenant, assignment, actor, now).await?;
         tx.commit().await?;
         self.entitlements.hear(tenant, revision);
         Ok(put)
@@ -158,7 +159,8 @@ impl Assignments {
     ) -> Result<PlanAssignment, EntitlementsError> {
         let mut tx = SystemTx::begin(&self.system, actor.clone(), "start a trial").await?;
         saas_core::tenant::lock_in(&mut tx, tenant).await?;
-        let (put, revision) = self.start_trial_in(&mut tx, tenant, plan, actor, self.clock.now()).await?;
+        let now = self.entitlements.core.clock.now_in(&mut tx).await?;
+        let (put, revision) = self.start_trial_in(&mut tx, tenant, plan, actor, now).await?;
         tx.commit().await?;
         self.entitlements.hear(tenant, revision);
         Ok(put)

@@ -2,8 +2,7 @@
 
 use chrono::{DateTime, Utc};
 use saas_core::{
-    Actor, CoreError, InvalidInput, Page, PageSize, Revision, SharedClock, SystemPool, SystemTx, TenantId, audit,
-    revision,
+    Actor, CoreError, InvalidInput, Page, PageSize, Revision, SystemPool, SystemTx, TenantId, audit, revision,
 };
 use sqlx::PgConnection;
 use uuid::Uuid;
@@ -16,14 +15,13 @@ use crate::{Entitlements, EntitlementsError};
 pub struct Cohorts {
     system: SystemPool,
     entitlements: Entitlements,
-    clock: SharedClock,
 }
 
 impl Cohorts {
-    /// Works on the system role's pool. Changes are seen at once by `entitlements`, and by other processes at commit.
+    /// Works on the system role's pool, by the clock of `entitlements`, which sees changes at once; other processes do at commit.
     #[must_use]
-    pub const fn new(system: SystemPool, entitlements: Entitlements, clock: SharedClock) -> Self {
-        Self { system, entitlements, clock }
+    pub const fn new(system: SystemPool, entitlements: Entitlements) -> Self {
+        Self { system, entitlements }
     }
 
     /// Puts a tenant into a cohort; `false` when it was there.
@@ -39,7 +37,8 @@ impl Cohorts {
         let mut tx = SystemTx::begin(&self.system, actor.clone(), "put a tenant into a cohort").await?;
         // The clock is read under the lock: what is recorded has the order of the commits.
         saas_core::tenant::lock_in(&mut tx, tenant).await?;
-        let added = self.add_to_cohort_in(&mut tx, tenant, cohort, actor, self.clock.now()).await?;
+        let now = self.entitlements.core.clock.now_in(&mut tx).await?;
+        let added = self.add_to_cohort_in(&mut tx, tenant, cohort, actor, now).await?;
         let Some(revision) = added else { return Ok(false) };
         tx.commit().await?;
         self.entitlements.hear(tenant, revision);
@@ -93,7 +92,8 @@ impl Cohorts {
     ) -> Result<bool, EntitlementsError> {
         let mut tx = SystemTx::begin(&self.system, actor.clone(), "take a tenant out of a cohort").await?;
         saas_core::tenant::lock_in(&mut tx, tenant).await?;
-        let removed = self.remove_from_cohort_in(&mut tx, tenant, cohort, actor, self.clock.now()).await?;
+        let now = self.entitlements.core.clock.now_in(&mut tx).await?;
+        let removed = self.remove_from_cohort_in(&mut tx, tenant, cohort, actor, now).await?;
         let Some(revision) = removed else { return Ok(false) };
         tx.commit().await?;
         self.entitlements.hear(tenant, revision);

@@ -3,22 +3,26 @@
 //!
 //! Uses of one meter queue up at the row of its counter anyway, each for as long as the flush to disk of the one before
 //! takes. Here they queue up in the process instead, and one transaction counts them all, with one statement for all of them
-//! where each fits, and otherwise by the same rule as each alone, in the order in which they came.
+//! where each fits, and otherwise by the same rule as each alone, in the order in which they came. Flights of different tenants
+//! and meters share transactions in turn ([`lanes`](super::lanes)).
 
 use std::{fmt, sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
 use saas_core::{
     Actor, CoreError, MeterKey, RequestContext, SessionBinding, TenantId, UsageEventId,
-    db::{Literal, TenantWork},
+    db::{Errand, Literal},
     group::{Group, Shared},
 };
 use sqlx::Row;
 
-use super::counters::{CONSUME, Call, Decided, stored};
+use super::{
+    counters::{CONSUME, Call, Decided, stored},
+    lanes::Lanes,
+};
 use crate::Draw;
 
-/// How long a flight may take. The role's own bounds on statements and locks are below it.
+/// How long a flight may take. The bounds of its lane, and the role's on locks, are below it.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Uses of one meter that may wait.
 const ROOM: usize = 4_096;
@@ -35,12 +39,12 @@ pub(super) struct Use {
 
 /// How uses get to the database.
 pub(super) struct Flights {
-    binding: Arc<dyn SessionBinding>,
+    lanes: Lanes,
 }
 
 /// The way in for direct uses.
 pub(super) fn group(binding: Arc<dyn SessionBinding>) -> Arc<Group<Flights>> {
-    Arc::new(Group::new(Flights { binding }, PATIENCE, ROOM))
+    Arc::new(Group::new(Flights { lanes: Lanes::new(binding) }, PATIENCE, ROOM))
 }
 
 /// Uses that differ in nothing but what is an array here.
@@ -69,7 +73,8 @@ impl Shared for Flights {
     async fn alone(&self, (tenant, _): &Self::Key, use_: &Use) -> Result<Decided, CoreError> {
         let call = Call::new(*tenant, use_.actor.clone(), &use_.draw);
         let ctx = RequestContext::new_at(*tenant, ACTOR, use_.now);
-        let rows = self.binding.write_once(&ctx, CONSUME, &call.values(&use_.draw, use_.now, false)).await?;
+        let errand = Errand::new(ctx, CONSUME, &call.values(&use_.draw, use_.now, false))?;
+        let rows = self.lanes.run(errand).await?;
         Decided::read(rows.first().ok_or_else(corrupt)?)
     }
 
@@ -95,7 +100,7 @@ impl Shared for Flights {
         let values: Vec<Literal<'_>> =
             call.common(&first.draw).into_iter().chain(columns.iter().map(|column| Literal::Text(column))).collect();
         let ctx = RequestContext::new_at(*tenant, ACTOR, uses.iter().map(|use_| use_.now).max().unwrap_or_default());
-        let rows = self.binding.write_once(&ctx, CONSUME_TOGETHER, &values).await?;
+        let rows = self.lanes.run(Errand::new(ctx, CONSUME_TOGETHER, &values)?).await?;
         let mut decided = rows
             .iter()
             .map(|row| Ok((row.try_get::<i64, _>("n").map_err(CoreError::from_database)?, Decided::read(row)?)))

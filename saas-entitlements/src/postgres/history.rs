@@ -2,17 +2,19 @@
 //!
 //! Owns `saas.entitlement_history`, to which every change of this crate adds a row in its own transaction, and
 //! `saas.catalog_edition`, the catalogues that were published. Promises that [`History::at`] answers as the gate did, for
-//! everything that was recorded: plans by their source ([`saas_core::subscription::record_in`]), overrides, cohorts, and the
-//! status that an operator gave the tenant, which is read from the audit log.
+//! everything that was recorded: plans by their source ([`saas_core::subscription::record_in`]), overrides, cohorts, what gates
+//! were told of usage that lets a tenant only read (`saas.excess_history`), and the status that an operator gave the tenant, which
+//! is read from the audit log.
 
 use chrono::{DateTime, Utc};
 use saas_core::{
-    Actor, CoreError, PlanCatalog, Revision, SystemPool, SystemTx, TenantId,
+    Actor, CoreError, MeterKey, PlanCatalog, Revision, SystemPool, SystemTx, TenantId,
+    plan::Window,
     subscription::{self, PlanAssignment, PlanSource, Standing},
 };
 use sqlx::{PgConnection, types::Json};
 
-use crate::{EntitlementsError, Override, Snapshot, TenantState, resolve};
+use crate::{EntitlementsError, Override, Snapshot, TenantState, Watched, resolve};
 
 /// Records the overrides and cohorts that decide about the tenant from `now` on. The tenant's row is locked by the change.
 pub(super) async fn record_in(
@@ -40,6 +42,25 @@ pub(super) async fn record_in(
     .execute(connection)
     .await
     .map_err(CoreError::from_database)?;
+    Ok(())
+}
+
+/// Lets gates and the past know that a watched window has gone beyond its most by what this transaction changed, or is no longer.
+pub(crate) async fn turn_in(
+    connection: &mut PgConnection,
+    tenant: TenantId,
+    (counter, window, start): (&MeterKey, Window, DateTime<Utc>),
+    now: DateTime<Utc>,
+) -> Result<(), CoreError> {
+    sqlx::query("select saas.usage_turn($1, $2, $3, $4, $5)")
+        .bind(tenant.as_uuid())
+        .bind(counter.as_str())
+        .bind(window.as_str())
+        .bind(start)
+        .bind(now)
+        .execute(connection)
+        .await
+        .map_err(CoreError::from_database)?;
     Ok(())
 }
 
@@ -111,8 +132,8 @@ impl History {
     /// right: see [`saas_core::subscription::record_in`].
     ///
     /// # Errors
-    /// [`Unrecorded`](EntitlementsError::Unrecorded) when no catalogue had been published by then, or the source of plans kept
-    /// no record.
+    /// [`Unrecorded`](EntitlementsError::Unrecorded) when no catalogue had been published by then, the source of plans kept no
+    /// record, or what was used then decides and is gone with the events of its time.
     pub async fn at(&self, tenant: TenantId, instant: DateTime<Utc>) -> Result<Snapshot, EntitlementsError> {
         let mut tx = SystemTx::begin(&self.system, Actor::system("history"), "read what a tenant could do").await?;
         let catalog = catalog_at(&mut tx, instant).await?;
@@ -128,7 +149,6 @@ impl History {
         let (plan_revision, assignment) = self.plan_at(&mut tx, tenant, instant).await?;
         let recorded = recorded_at(&mut tx, tenant, instant).await?;
         let not_served_since = not_served_since(&mut tx, tenant, instant).await?;
-        tx.rollback().await?;
         let default = || PlanAssignment::active(catalog.default_version().reference().plan.clone());
         let mut assignment = assignment.unwrap_or_else(default);
         if let Some(since) = not_served_since {
@@ -142,7 +162,11 @@ impl History {
             None => (Revision::NONE, Vec::new(), Vec::new()),
         };
         let revision = revision.max(plan_revision);
-        resolve(&catalog, tenant, TenantState { revision, assignment, overrides, cohorts }, instant)
+        let snapshot = resolve(&catalog, tenant, TenantState { revision, assignment, overrides, cohorts }, instant)?;
+        let watched = snapshot.watched();
+        let used = used_at(&mut tx, tenant, &watched, instant).await?;
+        tx.rollback().await?;
+        Ok(snapshot.with_usage(&used))
     }
 
     /// What the source of plans answered; no assignment where the default plan held.
@@ -192,6 +216,57 @@ async fn recorded_at(
     .await
     .map_err(CoreError::from_database)?;
     Ok(recorded)
+}
+
+/// What gates were told of the windows that decide whether the tenant may only read.
+async fn used_at(
+    connection: &mut PgConnection,
+    tenant: TenantId,
+    windows: &[Watched],
+    instant: DateTime<Utc>,
+) -> Result<Vec<u64>, EntitlementsError> {
+    let mut told = Vec::with_capacity(windows.len());
+    for watched in windows {
+        // Nobody had asked yet since the tenant came to this limit: then whoever had would have been told what the next one was,
+        // or what holds still, as whoever counts asks first.
+        let used: Option<i64> = sqlx::query_scalar(
+            "select coalesce(
+                        (select last.used
+                         from (select h.used, h.most, h.since
+                               from saas.excess_history h
+                               where h.tenant_id = $1 and h.meter = $2 and h.window_kind = $3 and h.window_start = $4
+                                 and h.at <= $5
+                               order by h.number desc
+                               limit 1) last
+                         where last.most = $6 and last.since = $7),
+                        (select h.used
+                         from saas.excess_history h
+                         where h.tenant_id = $1 and h.meter = $2 and h.window_kind = $3 and h.window_start = $4
+                           and h.at > $5
+                         order by h.number
+                         limit 1),
+                        (select greatest(c.used, 0)
+                         from saas.usage_counter c
+                         where c.tenant_id = $1 and c.meter = $2 and c.window_kind = $3 and c.window_start = $4),
+                        0)
+             from saas.usage_horizon
+             where excess_before <= $5",
+        )
+        .bind(tenant.as_uuid())
+        .bind(watched.meter.as_str())
+        .bind(watched.window.as_str())
+        .bind(watched.period.start)
+        .bind(instant)
+        .bind(i64::try_from(watched.most).unwrap_or(i64::MAX))
+        .bind(watched.since)
+        .fetch_optional(&mut *connection)
+        .await
+        .map_err(CoreError::from_database)?;
+        let used = used.ok_or(EntitlementsError::Unrecorded { what: "what the tenant had used", at: instant })?;
+        let corrupt = |_| CoreError::Corrupt { table: "saas.excess_history", column: "used" };
+        told.push(u64::try_from(used).map_err(corrupt)?);
+    }
+    Ok(told)
 }
 
 /// Since when the tenant was shut out or gone. Its status is only the present one; what it was is in the audit log, without

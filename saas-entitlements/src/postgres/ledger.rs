@@ -3,15 +3,14 @@
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use saas_core::{
-    CoreError, InvalidInput, MeterKey, TenantContext, TenantTx, UsageEventId, UsageGrantId, audit, plan::Window,
-    revision, tenant,
+    CoreError, InvalidInput, MeterKey, TenantContext, TenantTx, UsageEventId, UsageGrantId, audit, plan::Window, tenant,
 };
 use sqlx::types::Uuid;
 
 use super::{
     PostgresCounters,
     counters::{announce, flag_near_limit, open_window, stored, units},
-    edges,
+    edges, history,
 };
 use crate::{Adjustment, Corrected, EntitlementsError, GRANTS_LISTED, Grant, Ledger, NewGrant};
 
@@ -269,7 +268,7 @@ async fn correct_in(
     .await
     .map_err(CoreError::from_database)?;
     if over_above.is_some_and(|most| (before > most) != (after > most)) {
-        revision::bump_in(tx, tenant).await?;
+        history::turn_in(tx, tenant, (counter, window.window, window.start), now).await?;
     }
     if let Some(member) = member.filter(|_| by_member) {
         add_to_member(tx, &window, member, taken).await?;

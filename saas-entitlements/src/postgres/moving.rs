@@ -166,7 +166,7 @@ impl Assignments {
         };
         assignment.plan = planned.to.plan.clone();
         assignment.version = Some(planned.to.version);
-        let now = self.clock.now();
+        let now = self.entitlements.core.clock.now_in(&mut tx).await?;
         let (_, revision) = self.write(&mut tx, tenant, assignment, "plan.migrated", actor, now).await?;
         tx.commit().await?;
         self.entitlements.hear(tenant, revision);

@@ -2,8 +2,7 @@
 
 use chrono::{DateTime, Utc};
 use saas_core::{
-    Actor, CoreError, OverrideId, Page, PageSize, Revision, SharedClock, SystemPool, SystemTx, TenantId, audit,
-    revision,
+    Actor, CoreError, OverrideId, Page, PageSize, Revision, SystemPool, SystemTx, TenantId, audit, revision,
 };
 use sqlx::{PgConnection, types::Json};
 use uuid::Uuid;
@@ -16,14 +15,13 @@ use crate::{Entitlements, EntitlementsError, NewOverride, Override, OverrideGran
 pub struct Overrides {
     system: SystemPool,
     entitlements: Entitlements,
-    clock: SharedClock,
 }
 
 impl Overrides {
-    /// Works on the system role's pool. Changes are seen at once by `entitlements`, and by other processes at commit.
+    /// Works on the system role's pool, by the clock of `entitlements`, which sees changes at once; other processes do at commit.
     #[must_use]
-    pub fn new(system: SystemPool, entitlements: Entitlements, clock: SharedClock) -> Self {
-        Self { system, entitlements, clock }
+    pub fn new(system: SystemPool, entitlements: Entitlements) -> Self {
+        Self { system, entitlements }
     }
 
     /// Puts an override in force, in the place of the one about the same subject.
@@ -39,7 +37,8 @@ impl Overrides {
         let mut tx = SystemTx::begin(&self.system, author.clone(), "put an override in force").await?;
         // The clock is read under the lock: what is recorded has the order of the commits.
         saas_core::tenant::lock_in(&mut tx, tenant).await?;
-        let (put, revision) = self.put_override_in(&mut tx, tenant, new, author, self.clock.now()).await?;
+        let now = self.entitlements.core.clock.now_in(&mut tx).await?;
+        let (put, revision) = self.put_override_in(&mut tx, tenant, new, author, now).await?;
         tx.commit().await?;
         self.entitlements.hear(tenant, revision);
         Ok(put)
@@ -103,7 +102,8 @@ impl Overrides {
     ) -> Result<bool, EntitlementsError> {
         let mut tx = SystemTx::begin(&self.system, author.clone(), "take an override out of force").await?;
         saas_core::tenant::lock_in(&mut tx, tenant).await?;
-        let removed = self.remove_override_in(&mut tx, tenant, subject, author, self.clock.now()).await?;
+        let now = self.entitlements.core.clock.now_in(&mut tx).await?;
+        let removed = self.remove_override_in(&mut tx, tenant, subject, author, now).await?;
         let Some(revision) = removed else { return Ok(false) };
         tx.commit().await?;
         self.entitlements.hear(tenant, revision);
@@ -155,7 +155,10 @@ impl Overrides {
         new: &NewOverride,
         author: &Actor,
     ) -> Result<Vec<(TenantId, Result<Override, EntitlementsError>)>, EntitlementsError> {
-        new.clone().issue(self.entitlements.catalog(), author, self.clock.now())?;
+        let mut tx = SystemTx::begin(&self.system, author.clone(), "compare the clocks").await?;
+        let now = self.entitlements.core.clock.now_in(&mut tx).await?;
+        tx.rollback().await?;
+        new.clone().issue(self.entitlements.catalog(), author, now)?;
         let mut report = Vec::with_capacity(tenants.len());
         for tenant in tenants {
             report.push((*tenant, self.put_override(*tenant, new.clone(), author).await));

@@ -92,13 +92,17 @@ impl SnapshotSource for PostgresSource {
         now: DateTime<Utc>,
     ) -> Result<Option<Vec<u64>>, EntitlementsError> {
         let ctx = RequestContext::new_at(tenant, Actor::system("entitlements"), now);
+        let Some(since) = windows.first().map(|watched| watched.since) else { return Ok(Some(Vec::new())) };
         let mut tx = TenantTx::begin(&*self.binding, &ctx).await?;
-        let used: Vec<i64> = sqlx::query_scalar("select saas.usage_watch($1, $2, $3, $4, $5)")
+        let used: Vec<i64> = sqlx::query_scalar("select saas.usage_watch($1, $2, $3, $4, $5, $6, $7, $8)")
             .bind(tenant.as_uuid())
             .bind(windows.iter().map(|watched| watched.meter.as_str()).collect::<Vec<_>>())
             .bind(windows.iter().map(|watched| watched.window.as_str()).collect::<Vec<_>>())
             .bind(windows.iter().map(|watched| watched.period.start).collect::<Vec<_>>())
+            .bind(windows.iter().map(|watched| watched.period.end).collect::<Vec<_>>())
             .bind(windows.iter().map(|watched| i64::try_from(watched.most).unwrap_or(i64::MAX)).collect::<Vec<_>>())
+            .bind(since)
+            .bind(now)
             .fetch_one(&mut *tx)
             .await
             .map_err(CoreError::from_database)?;

@@ -71,11 +71,13 @@ pub struct Maintained {
     pub held: Vec<HeldPart>,
     /// Keys that were forgotten.
     pub keys: u64,
+    /// Rows of `saas.excess_history` that were forgotten.
+    pub excess: u64,
 }
 
 impl UsagePipeline {
     /// Makes the parts of this month and the next two, empties the default part, drops the parts of months that are over for
-    /// longer than the retention, and forgets old keys. Run it once a day.
+    /// longer than the retention, and forgets old keys and what gates were told then. Run it once a day.
     ///
     /// Every step commits by itself: a run that was stopped is resumed by the next one, and several at once do each step
     /// once. A part stays while a reader has not read it, or while a window other than a lifetime that began in it or before
@@ -91,7 +93,7 @@ impl UsagePipeline {
         &self,
         progress: &mut (dyn FnMut(&Maintained) + Send),
     ) -> Result<Maintained, EntitlementsError> {
-        let now = self.clock.now();
+        let now = self.now().await?;
         let mut done = Maintained::default();
         let this_month = month_of(now);
         let (parts, of_rest) = self.parts().await?;
@@ -124,10 +126,18 @@ impl UsagePipeline {
             }
             progress(&done);
         }
+        loop {
+            let forgotten = self.forget_excess(now - self.retention.events).await?;
+            done.excess += forgotten;
+            if forgotten == 0 {
+                break;
+            }
+            progress(&done);
+        }
         tracing::info!(
             target: "saas.entitlements.usage.maintain",
             made = done.made.len(), moved = done.moved, dropped = done.dropped.len(), held = done.held.len(),
-            keys = done.keys, "maintained",
+            keys = done.keys, excess = done.excess, "maintained",
         );
         Ok(done)
     }
@@ -220,6 +230,51 @@ impl UsagePipeline {
         .await
         .map_err(CoreError::from_database)?
         .rows_affected();
+        tx.commit().await?;
+        Ok(forgotten)
+    }
+
+    /// Forgets a batch of what gates were told of usage, but for what is still in force: the last row of a window that is open.
+    /// 0 when none is left, or another run is at it.
+    async fn forget_excess(&self, before: DateTime<Utc>) -> Result<u64, EntitlementsError> {
+        let mut tx = SystemTx::begin(&self.system, ACTOR, "forget what gates were told of usage").await?;
+        let is_alone: bool =
+            sqlx::query_scalar("select pg_try_advisory_xact_lock(hashtextextended('saas.excess history', 0))")
+                .fetch_one(&mut *tx)
+                .await
+                .map_err(CoreError::from_database)?;
+        if !is_alone {
+            return Ok(0);
+        }
+        let forgotten = sqlx::query(
+            "delete from saas.excess_history
+             where (tenant_id, meter, window_kind, window_start, number) in (
+                 select h.tenant_id, h.meter, h.window_kind, h.window_start, h.number
+                 from saas.excess_history h
+                 where h.at < $1
+                   and (h.window_end < $1 or exists (
+                       select from saas.excess_history later
+                       where later.tenant_id = h.tenant_id and later.meter = h.meter
+                         and later.window_kind = h.window_kind and later.window_start = h.window_start
+                         and later.number > h.number and later.at < $1))
+                 order by h.at
+                 limit $2
+             )",
+        )
+        .bind(before)
+        .bind(BATCH)
+        .execute(&mut *tx)
+        .await
+        .map_err(CoreError::from_database)?
+        .rows_affected();
+        if forgotten > 0 {
+            // Before it, the past is not what the rest says.
+            sqlx::query("update saas.usage_horizon set excess_before = greatest(excess_before, $1)")
+                .bind(before)
+                .execute(&mut *tx)
+                .await
+                .map_err(CoreError::from_database)?;
+        }
         tx.commit().await?;
         Ok(forgotten)
     }

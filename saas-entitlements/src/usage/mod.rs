@@ -19,14 +19,22 @@ mod series;
 mod sweep;
 mod writer;
 
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
 pub use export::{Delivery, ExportReport, UsageBatch, UsageExport, UsageKind, UsageRow};
 pub use maintain::{HeldPart, Maintained, Retention};
 pub use rebuild::{CounterDrift, DriftCursor, DriftReport, Rebuild};
 pub use roll_up::RolledUp;
-use saas_core::{Actor, SharedClock, SystemPool};
+use saas_core::{Actor, SharedClock, SystemPool, SystemTx};
 pub use series::{Bucket, SeriesPoint, SeriesQuery, series_in};
 pub use sweep::Swept;
 pub use writer::{Recorded, Ticket, UsageRecord, UsageWriter, WriterOptions, record_many};
+
+use crate::{
+    EntitlementsError,
+    clock::{HeldClock, MAX_SKEW},
+};
 
 const ACTOR: Actor = Actor::system("usage");
 
@@ -34,7 +42,7 @@ const ACTOR: Actor = Actor::system("usage");
 #[derive(Debug, Clone)]
 pub struct UsagePipeline {
     system: SystemPool,
-    clock: SharedClock,
+    clock: Arc<HeldClock>,
     retention: Retention,
 }
 
@@ -42,6 +50,7 @@ impl UsagePipeline {
     /// A pipeline over the database of the pool.
     #[must_use]
     pub fn new(system: SystemPool, clock: SharedClock) -> Self {
+        let clock = Arc::new(HeldClock::new(clock, MAX_SKEW));
         Self { system, clock, retention: Retention::default() }
     }
 
@@ -49,5 +58,13 @@ impl UsagePipeline {
     #[must_use]
     pub fn with_retention(self, retention: Retention) -> Self {
         Self { retention, ..self }
+    }
+
+    /// The time to decide by: a clock that is ahead must not drop what has to stay, nor close what is open.
+    async fn now(&self) -> Result<DateTime<Utc>, EntitlementsError> {
+        let mut tx = SystemTx::begin(&self.system, ACTOR, "compare the clocks").await?;
+        let now = self.clock.now_in(&mut tx).await?;
+        tx.rollback().await?;
+        Ok(now)
     }
 }

@@ -6,7 +6,7 @@
 use std::str::FromStr;
 
 use chrono::{DateTime, Utc};
-use saas_core::{CoreError, MeterKey, PageSize, SystemTx, TenantContext, TenantId, audit, plan::Window, revision};
+use saas_core::{CoreError, MeterKey, PageSize, SystemTx, TenantContext, TenantId, audit, plan::Window};
 use serde::Serialize;
 
 use super::{ACTOR, UsagePipeline};
@@ -198,8 +198,9 @@ impl UsagePipeline {
         .fetch_one(&mut *tx)
         .await
         .map_err(CoreError::from_database)?;
+        let now = self.clock.now_in(&mut tx).await?;
         if turned == Some(true) {
-            revision::bump_in(&mut tx, ctx.tenant()).await?;
+            crate::postgres::turn_in(&mut tx, ctx.tenant(), (meter, window, window_start), now).await?;
         }
         sqlx::query(
             "select saas.usage_detail_rebuild(tenant_id, meter, window_kind, window_start, by_member)
@@ -218,7 +219,7 @@ impl UsagePipeline {
             "details": drift.details,
         });
         let entry = audit::Entry::new("usage.counter_rebuilt", meter).with_detail(detail);
-        audit::record_for(&mut tx, ctx, entry, self.clock.now()).await?;
+        audit::record_for(&mut tx, ctx, entry, now).await?;
         tx.commit().await?;
         Ok(Some(drift))
     }

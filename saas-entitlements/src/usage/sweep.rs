@@ -42,7 +42,7 @@ impl UsagePipeline {
     /// done is done, run it again.
     #[tracing::instrument(name = "saas.entitlements.usage.sweep", skip_all)]
     pub async fn sweep(&self, entitlements: &Entitlements, most: u16) -> Result<Swept, EntitlementsError> {
-        let now = self.clock.now();
+        let now = self.now().await?;
         let mut swept = Swept { expired: self.expire(most).await?, ..Swept::default() };
         let ended = self.ended(now, most).await?;
         let full = u64::from(most);

@@ -259,7 +259,7 @@ fn services(database: &TestDatabase) -> (Entitlements, Assignments) {
     let binding = Arc::new(database.tenants().clone());
     let plans = Arc::new(AssignedPlans::new(binding.clone(), &catalog));
     let gate = Entitlements::new(catalog, Arc::new(PostgresSource::new(binding, plans)), Arc::new(SystemClock));
-    let assignments = Assignments::new(database.system().clone(), gate.clone(), Arc::new(SystemClock));
+    let assignments = Assignments::new(database.system().clone(), gate.clone());
     (gate, assignments)
 }
 

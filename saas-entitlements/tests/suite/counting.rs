@@ -320,8 +320,7 @@ async fn a_limit_that_an_override_gives_to_a_level_is_one_of_a_lifetime() {
     let bench = Bench::start().await;
     let disk = MeterKey::from_static("disk");
     assert!(matches!(bench.level(&disk, 1, "a").await, Consumption::Denied { .. }));
-    let overrides =
-        Overrides::new(bench.database.system().clone(), bench.gate.clone(), Arc::new(bench.database.clock().clone()));
+    let overrides = Overrides::new(bench.database.system().clone(), bench.gate.clone());
     let grant = OverrideGrant::Limit { meter: disk.clone(), limit: Limit::Max(10) };
     let new = NewOverride::new(grant, "a trial", bench.database.clock().now() + TimeDelta::days(90)).unwrap();
     overrides.put_override(bench.acme.tenant(), new, &Actor::system("test")).await.unwrap();

@@ -100,7 +100,7 @@ impl App {
             meter: Meter::new(gate.clone(), counters.clone()),
             reservations: Reservations::new(gate.clone(), counters.clone()),
             adjustments: Adjustments::new(gate.clone(), counters.clone()),
-            assignments: Assignments::new(database.system().clone(), gate.clone(), clock.clone()),
+            assignments: Assignments::new(database.system().clone(), gate.clone()),
             pipeline: UsagePipeline::new(database.system().clone(), clock),
             database,
             gate,

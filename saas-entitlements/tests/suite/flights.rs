@@ -1,8 +1,9 @@
 //! Direct uses that meet share a flight, and each of them gets its own answer.
 
 use futures_util::{FutureExt, future::join_all};
-use saas_core::{ErrorKind, IdempotencyKey, Limit, MeterKey, RequestContext};
+use saas_core::{ErrorKind, IdempotencyKey, Limit, MeterKey, RequestContext, TenantContext};
 use saas_entitlements::{Consumption, EntitlementsError};
+use sqlx::Executor;
 
 use crate::postgres::App;
 
@@ -205,4 +206,92 @@ async fn flights_count_as_the_same_uses_one_by_one_would() {
     let flights = app.transactions().await;
     let uses = app.count("select count(*) from saas.usage_event").await;
     assert!(flights * 5 < uses * 4, "{flights} transactions for {uses} uses: the crowd shared some");
+}
+
+// C21: tenants of a crowd share commits, and nothing else.
+#[tokio::test]
+async fn uses_of_different_tenants_that_meet_share_transactions_and_nothing_else() {
+    let app = App::start().await;
+    let mut crowd = Vec::new();
+    for n in 0..20 {
+        let ctx = app.database.create_tenant(&format!("tenant-{n}")).await;
+        assert!(app.r#use(&ctx, 1, "opens-the-window").await.is_granted());
+        crowd.push(ctx);
+    }
+    let before = app.transactions().await;
+    for (round, key) in ["same-key", "same-key", "another"].into_iter().enumerate() {
+        let uses: Vec<_> = crowd.iter().enumerate().map(|(n, ctx)| (ctx, n as u64 + 1, key)).collect();
+        for (n, outcome) in app.at_once(&uses).await.into_iter().enumerate() {
+            let (outcome, left) = (outcome.unwrap(), 999 - (n as u64 + 1) * (round as u64).max(1));
+            match (round, outcome) {
+                (1, Consumption::AlreadyCounted) => {}
+                (0 | 2, Consumption::Granted { left: Limit::Max(is), .. }) => assert_eq!(is, left, "{round} {n}"),
+                (_, other) => panic!("{round} {n}: {other:?}"),
+            }
+        }
+    }
+    let transactions = app.transactions().await - before;
+    assert!(transactions <= 10, "{transactions} for 40 uses");
+    let mixed = "select count(*) from saas.usage_event e
+         where not exists (select from saas.usage_key k
+                           where (k.tenant_id, k.key, k.event_id, k.amount) = (e.tenant_id, e.key, e.id, e.amount))";
+    assert_eq!(app.count(mixed).await, 0);
+    assert_eq!(app.count("select count(*) from saas.usage_key").await, 60, "each tenant's keys are its own");
+}
+
+// A tenant whose counter a transaction of the application keeps locked is not waited for by others.
+#[tokio::test]
+async fn a_tenant_whose_counter_is_locked_holds_up_no_other() {
+    let app = App::start().await;
+    let mut crowd = Vec::new();
+    for n in 0..12 {
+        let ctx = app.database.create_tenant(&format!("tenant-{n}")).await;
+        assert!(app.r#use(&ctx, 1, "opens-the-window").await.is_granted());
+        crowd.push(ctx);
+    }
+    let (locked, others) = crowd.split_last().unwrap();
+    let mut barrier = app.database.owner().await;
+    barrier.execute("begin").await.unwrap();
+    sqlx::query("select from saas.usage_counter where tenant_id = $1 for no key update")
+        .bind(locked.tenant().as_uuid())
+        .execute(&mut barrier)
+        .await
+        .unwrap();
+    let uses: Vec<_> = others.iter().map(|ctx| (ctx, 1, "a")).collect();
+    let others = async {
+        for round in ["a", "b"] {
+            let uses: Vec<_> = uses.iter().map(|(ctx, amount, _)| (*ctx, *amount, round)).collect();
+            for outcome in app.at_once(&uses).await {
+                assert!(outcome.unwrap().is_granted());
+            }
+        }
+        // All of them have their answers, and only now does the row come free.
+        barrier.execute("rollback").await.unwrap();
+    };
+    let (waited, ()) = tokio::join!(app.r#use(locked, 1, "a"), others);
+    assert!(waited.is_granted(), "{waited:?}");
+    assert_eq!(app.count("select sum(used)::bigint from saas.usage_counter").await, 12 + 11 * 2 + 1);
+    assert_eq!(app.open_transactions().await, 0);
+}
+
+// A tenant's use that the database refuses is undone with those of its transaction, which are then done without it.
+#[tokio::test]
+async fn a_tenant_whose_use_fails_takes_no_other_along() {
+    let app = App::start().await;
+    let mut crowd = Vec::new();
+    for n in 0..8 {
+        let ctx = app.database.create_tenant(&format!("tenant-{n}")).await;
+        assert!(app.r#use(&ctx, 1, "opens-the-window").await.is_granted());
+        crowd.push(ctx);
+    }
+    let mut owner = app.database.owner().await;
+    owner.execute("alter table saas.usage_key add constraint no_bad_key check (key <> 'bad')").await.unwrap();
+    let uses: Vec<_> = crowd.iter().enumerate().map(|(n, ctx)| (ctx, 1, if n == 5 { "bad" } else { "good" })).collect();
+    for (n, outcome) in app.at_once(&uses).await.into_iter().enumerate() {
+        match (n, outcome) {
+            (5, Err(error)) => assert_eq!(error.kind(), ErrorKind::Conflict),
+            (_, outcome) => assert!(outcome.unwrap().is_granted(), "{n}"),
+        }
+    }
+    assert_eq!(app.count("select sum(used)::bigint from saas.usage_counter").await, 15);
 }

@@ -7,7 +7,7 @@ use chrono::TimeDelta;
 use futures_util::future::join_all;
 use saas_core::{
     Actor, Clock, IdempotencyKey, MeterKey, PageSize, PlanCatalog, PlanKey, RequestContext, SharedClock, TenantContext,
-    UsageGrantId, UserId, plan::Window, subscription::FixedPlan, testing::TestDatabase,
+    TenantTx, UsageGrantId, UserId, plan::Window, subscription::FixedPlan, testing::TestDatabase,
 };
 use saas_entitlements::{
     Adjustments, Balance, Entitlements, GrantSource, LeaseOptions, LeaseStore, LeasedUse, Leases, Meter, NewGrant,
@@ -15,6 +15,7 @@ use saas_entitlements::{
     ThresholdCrossed, ThresholdResolved, period_at,
     usage::{Recorded, UsagePipeline, UsageRecord, record_many},
 };
+use sqlx::Executor;
 
 const CALLS: MeterKey = MeterKey::from_static("calls");
 const ALPHA: MeterKey = MeterKey::from_static("alpha");
@@ -114,6 +115,16 @@ impl App {
 
     async fn count(&self, sql: &'static str) -> i64 {
         sqlx::query_scalar(sql).fetch_one(&mut self.database.owner().await).await.unwrap()
+    }
+
+    /// Until so many sessions wait for a lock.
+    async fn until_waiting(&self, sessions: i64) {
+        const WAITING: &str =
+            "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+        while self.count(WAITING).await < sessions {
+            assert!(tokio::time::Instant::now() < deadline, "nobody waits");
+        }
     }
 
     async fn assert_that_all_agrees(&self) {
@@ -361,5 +372,49 @@ async fn whoever_takes_several_counters_waits_for_nobody_who_waits_for_it() {
     holder.shutdown().await.unwrap();
     let counted = app.balance(&ALPHA, Window::Day).await.0 + app.balance(&BETA, Window::Lifetime).await.0;
     assert!(counted >= used, "{counted} {used}");
+    app.assert_that_all_agrees().await;
+}
+
+// C2: bulk recording once took keys before counters, and a use the other way round.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_use_and_a_batch_with_the_same_key_do_not_wait_for_each_other() {
+    let app = App::start().await;
+    let now = app.database.clock().now();
+    assert!(app.meter.consume(&app.acme, &ALPHA, 1, &key("opens-the-window")).await.unwrap().is_granted());
+    let snapshot = app.gate.snapshot(app.acme.tenant()).await;
+    let record = UsageRecord {
+        tenant: app.acme.tenant(),
+        actor: Actor::system("test"),
+        meter: ALPHA,
+        counter: ALPHA,
+        amount: 1,
+        units: 1,
+        window: Window::Day,
+        period: app.period(&ALPHA).await,
+        at: now,
+        key: key("both"),
+        member: None,
+    };
+    // Holds both up at the counter: the use first, then the batch with whatever it has taken by then.
+    let mut barrier = app.database.owner().await;
+    barrier.execute("begin; select from saas.usage_counter for no key update").await.unwrap();
+    let using = async {
+        let mut tx = TenantTx::begin(app.database.tenants(), &app.acme).await.unwrap();
+        let used = app.meter.consume_in(&mut tx, &snapshot, &ALPHA, 1, &record.key).await.unwrap();
+        tx.commit().await.unwrap();
+        used
+    };
+    let recording = async {
+        app.until_waiting(1).await;
+        record_many(app.database.system(), std::slice::from_ref(&record), now).await.unwrap()
+    };
+    let opening = async {
+        app.until_waiting(2).await;
+        barrier.execute("rollback").await.unwrap();
+    };
+    let (used, recorded, _) = tokio::join!(using, recording, opening);
+    assert!(used.is_granted(), "{used:?}");
+    assert_eq!(recorded, [Recorded::AlreadyCounted]);
+    assert_eq!(app.balance(&ALPHA, Window::Day).await, (2, 0), "what the batch had added was taken back");
     app.assert_that_all_agrees().await;
 }

@@ -7,6 +7,7 @@ mod coherence;
 mod counters;
 mod counting;
 mod edges;
+mod excess;
 mod flights;
 mod laws;
 mod layers;

@@ -78,9 +78,9 @@ impl Shop {
         let system = database.system().clone();
         Self {
             plans,
-            assignments: Assignments::new(system.clone(), gate.clone(), clock.clone()),
-            cohorts: Cohorts::new(system.clone(), gate.clone(), clock.clone()),
-            overrides: Overrides::new(system, gate.clone(), clock),
+            assignments: Assignments::new(system.clone(), gate.clone()),
+            cohorts: Cohorts::new(system.clone(), gate.clone()),
+            overrides: Overrides::new(system, gate.clone()),
             gate,
         }
     }

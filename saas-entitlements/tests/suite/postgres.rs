@@ -76,7 +76,7 @@ impl App {
         let gate = Entitlements::with_options(catalog(), source, clock.clone(), GateOptions::default()).unwrap();
         gate.tick();
         let meter = Meter::new(gate.clone(), Arc::new(PostgresCounters::new(binding)));
-        let overrides = Overrides::new(database.system().clone(), gate.clone(), clock);
+        let overrides = Overrides::new(database.system().clone(), gate.clone());
         Self { database, tenants, network, gate, meter, overrides }
     }
 
@@ -375,7 +375,6 @@ async fn a_limit_that_was_lowered_is_in_force_for_the_next_use_though_nothing_wa
             Arc::new(saas_entitlements::memory::MemorySource::new()),
             Arc::new(app.database.clock().clone()),
         ),
-        Arc::new(app.database.clock().clone()),
     );
     other.put_override(acme.tenant(), new, &Actor::system("test")).await.unwrap();
     let outcome = app.r#use(&acme, 1, "b").await;

@@ -1,15 +1,18 @@
 //! Processes whose clocks are off, on a real PostgreSQL: what they show, and what they decide by.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicI64, Ordering},
+};
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Datelike, TimeDelta, Utc};
 use saas_core::{
     Actor, Clock, MeterKey, PlanCatalog, PlanKey, RequestContext, SharedClock, SystemClock, TenantContext,
-    testing::TestDatabase,
+    subscription::PlanAssignment, testing::TestDatabase,
 };
 use saas_entitlements::{
-    AssignedPlans, Entitlements, GateOptions, Meter, NewOverride, OverrideGrant, Overrides, PostgresCounters,
-    PostgresSource, SCHEMA,
+    AssignedPlans, Assignments, Cohorts, Consumption, Entitlements, GateOptions, Meter, NewOverride, OverrideGrant,
+    Overrides, PostgresCounters, PostgresSource, SCHEMA, usage::UsagePipeline,
 };
 
 use crate::{stage::EXPORT, staleness::Said};
@@ -59,7 +62,7 @@ fn off(database: &TestDatabase, by: TimeDelta) -> (Entitlements, Meter) {
 async fn tenant_with_export_for(database: &TestDatabase, slug: &str, rest: TimeDelta) -> RequestContext {
     let ctx = database.create_tenant(slug).await;
     let (gate, _) = off(database, TimeDelta::zero());
-    let overrides = Overrides::new(database.system().clone(), gate, Arc::new(SystemClock));
+    let overrides = Overrides::new(database.system().clone(), gate);
     let new = NewOverride::new(
         OverrideGrant::Switch { feature: EXPORT, on: true },
         "a trial of the export",
@@ -160,4 +163,103 @@ async fn a_clock_that_a_test_moves_is_not_compared() {
     assert_eq!(gate.staleness().clock_skew_ms, None);
     let snapshot = gate.snapshot(ctx.tenant()).await;
     assert_eq!(snapshot.plan_version().unwrap().reference().plan, PlanKey::from_static("free"));
+}
+
+/// The machine's clock, off by what is set meanwhile.
+#[derive(Debug, Clone, Default)]
+struct Jumping(Arc<AtomicI64>);
+
+impl Jumping {
+    fn to(&self, days: i64) {
+        self.0.store(days, Ordering::Relaxed);
+    }
+}
+
+impl Clock for Jumping {
+    fn now(&self) -> DateTime<Utc> {
+        SystemClock.now() + TimeDelta::days(self.0.load(Ordering::Relaxed))
+    }
+}
+
+/// Whether an instant is the present, as far as the bound lets clocks differ.
+fn is_present(instant: DateTime<Utc>) -> bool {
+    (SystemClock.now() - instant).abs() < TimeDelta::minutes(1)
+}
+
+// G14: of an operator's process that has loaded nothing yet, and of one whose clock jumps between two changes.
+#[tokio::test]
+async fn what_operators_change_is_dated_by_the_databases_clock_where_theirs_jumps() {
+    let database = start().await;
+    let ctx = database.create_tenant("acme").await;
+    let (tenant, actor) = (ctx.tenant(), Actor::system("test"));
+    for first in [-800, 800] {
+        let clock = Jumping::default();
+        clock.to(first);
+        let (gate, _) = process(&database, Arc::new(clock.clone()), GateOptions::default());
+        let assignments = Assignments::new(database.system().clone(), gate.clone());
+        let overrides = Overrides::new(database.system().clone(), gate.clone());
+        let cohorts = Cohorts::new(database.system().clone(), gate);
+        for days in [first, 0, -first] {
+            clock.to(days);
+            let put = assignments
+                .put_assignment(tenant, PlanAssignment::active(PlanKey::from_static("free")), &actor)
+                .await
+                .unwrap();
+            assert!(put.since.is_none_or(is_present), "{days}: {put:?}");
+            // By its own clock, tomorrow would be over already, or the exception would last for years.
+            let tomorrow = SystemClock.now() + TimeDelta::days(1);
+            let grant = || OverrideGrant::Switch { feature: EXPORT, on: true };
+            let new = NewOverride::new(grant(), "a day of it", tomorrow).unwrap();
+            let put = overrides.put_override(tenant, new.clone(), &actor).await.unwrap();
+            assert!(is_present(put.created_at), "{days}: {put:?}");
+            let many = overrides.put_override_many(&[tenant], &new, &actor).await.unwrap();
+            assert!(many[0].1.is_ok(), "{days}: {many:?}");
+            let over = NewOverride::new(grant(), "over", SystemClock.now() - TimeDelta::days(1)).unwrap();
+            assert!(overrides.put_override(tenant, over, &actor).await.is_err(), "{days}");
+            cohorts.add_to_cohort(tenant, &format!("{first}-{days}"), &actor).await.unwrap();
+        }
+    }
+    let off: i64 = sqlx::query_scalar(
+        "select (select count(*) from saas.audit
+                 where tenant_id = $1 and abs(extract(epoch from at - clock_timestamp())) > 60)
+              + (select count(*) from saas.entitlement_history
+                 where tenant_id = $1 and abs(extract(epoch from at - clock_timestamp())) > 60)
+              + (select count(*) from saas.plan_record
+                 where tenant_id = $1 and abs(extract(epoch from at - clock_timestamp())) > 60)",
+    )
+    .bind(tenant.as_uuid())
+    .fetch_one(&mut database.owner().await)
+    .await
+    .unwrap();
+    assert_eq!(off, 0, "nothing is dated otherwise");
+}
+
+// C8, G14
+#[tokio::test]
+async fn a_sweeper_whose_clock_jumps_closes_no_window_that_is_open_and_forgets_nothing_that_is_kept() {
+    let database = start().await;
+    let ctx = database.create_tenant("acme").await;
+    let (gate, meter) = off(&database, TimeDelta::zero());
+    assert!(meter.consume(&ctx, &CALLS, 9, &"nine".parse().unwrap()).await.unwrap().is_granted());
+    let clock = Jumping::default();
+    let pipeline = UsagePipeline::new(database.system().clone(), Arc::new(clock.clone()));
+    let month = SystemClock.now().date_naive().with_day(1).unwrap();
+    for days in [800, -800, 0, 4_000] {
+        clock.to(days);
+        let swept = pipeline.sweep(&gate, 100).await.unwrap();
+        assert_eq!((swept.closed, swept.resolved, swept.carried), (0, 0, 0), "{days}: {swept:?}");
+        let kept = pipeline.maintain(&mut |_| {}).await.unwrap();
+        assert_eq!((kept.keys, kept.dropped.len(), kept.held.len()), (0, 0, 0), "{days}: {kept:?}");
+        assert!(kept.made.iter().all(|made| (*made - month).num_days().abs() < 100), "{days}: {kept:?}");
+    }
+    let known = meter.consume(&ctx, &CALLS, 9, &"nine".parse().unwrap()).await.unwrap();
+    assert!(matches!(known, Consumption::AlreadyCounted), "{known:?}");
+
+    // A window that is over is closed by one whose clock is years behind, too.
+    sqlx::query("update saas.usage_counter set window_end = clock_timestamp() - interval '1 hour'")
+        .execute(&mut database.owner().await)
+        .await
+        .unwrap();
+    clock.to(-800);
+    assert_eq!(pipeline.sweep(&gate, 100).await.unwrap().closed, 1);
 }

@@ -42,13 +42,14 @@ impl Request<'_, '_> {
         let trial_days = self.params.number("trial_period_days")?.unwrap_or(0);
         let failing = self.params.word("payment_behavior", &CREATING)?.unwrap_or(Failing::Owe);
         let metadata = self.params.map("metadata");
+        let (discount, automatic_tax) = (self.discount()?, self.params.flag("automatic_tax[enabled]")? == Some(true));
         std::mem::take(&mut self.params).finish()?;
         let payer = self.engine.world.customers.get(&customer);
         let pays = trial_days > 0 || payer.is_some_and(|payer| payer.has_payment_method && !payer.declines);
         if !pays && failing == Failing::Refuse {
             return Err(ApiError::declined());
         }
-        let beginning = Beginning { customer, lines, trial_days, metadata };
+        let beginning = Beginning { customer, lines, trial_days, discount, automatic_tax, metadata };
         let made = subscribe(self.engine, beginning);
         let (id, _) = made.ok_or_else(|| ApiError::invalid("parameter_invalid_empty", "items"))?;
         self.done(ObjectKind::Subscription, &id)
@@ -69,7 +70,12 @@ impl Request<'_, '_> {
     }
 
     pub(super) fn subscription(self, id: &str) -> Outcome {
-        self.one(ObjectKind::Subscription, id)
+        let (shape, expanded) = (self.shape, self.params.expands("discounts"));
+        let live = self.engine.livemode;
+        let found = self.engine.world.subscriptions.get(id).filter(|_| expanded);
+        let whole = found.map(|sub| payload::expanded_subscription(shape, sub, self.engine.world, live));
+        let shown = self.one(ObjectKind::Subscription, id)?;
+        Ok(whole.unwrap_or(shown))
     }
 
     /// The items after a change that names some of them.
@@ -129,10 +135,14 @@ impl Request<'_, '_> {
                 None => None,
             },
         };
+        let discount = self.discount()?;
         std::mem::take(&mut self.params).finish()?;
         if at_end.is_some() && sub.schedule.is_some() {
             let message = "The subscription is managed by the subscription schedule, and updating any cancelation behavior directly is not allowed.";
             return Err(ApiError::new(400, REFUSED, "", message));
+        }
+        if let Some(discount) = discount {
+            self.engine.discount(id, discount);
         }
         if items != sub.items {
             self.engine.change(id, items, prorate, failing, at).map_err(|why| match why {
@@ -183,23 +193,8 @@ impl Request<'_, '_> {
         if sub.schedule.is_some() {
             return Err(ApiError::new(400, REFUSED, "", "The subscription is already managed by a schedule."));
         }
-        let id = self.engine.world.mint("sub_sched");
-        let items = sub.items.iter().map(|item| (item.price.clone(), item.quantity)).collect();
-        let schedule = SimSchedule {
-            id: id.clone(),
-            created: self.engine.now,
-            customer: sub.customer,
-            subscription: subscription.clone(),
-            status: "active",
-            phases: vec![SimPhase { start: sub.period.0, end: sub.period.1, items }],
-            at: 0,
-        };
-        self.engine.world.schedules.insert(id.clone(), schedule);
-        if let Some(sub) = self.engine.world.subscriptions.get_mut(&subscription) {
-            sub.schedule = Some(id.clone());
-        }
-        self.engine.announce_schedule("subscription_schedule.created", &id);
-        self.engine.emit("customer.subscription.updated", ObjectKind::Subscription, &subscription);
+        let id = self.engine.attach_schedule(&subscription);
+        let id = id.ok_or_else(|| ApiError::not_found("subscription", &subscription))?;
         self.schedule(&id)
     }
 
@@ -315,7 +310,7 @@ impl Request<'_, '_> {
         let paid = self.engine.world.invoices.get(id).is_some_and(|invoice| invoice.status == "paid");
         if !paid {
             if let Some(sim) = self.engine.world.invoices.get_mut(id) {
-                sim.status = invoice.status;
+                (sim.status, sim.next_step) = (invoice.status, invoice.next_step);
             }
             return Err(ApiError::declined());
         }

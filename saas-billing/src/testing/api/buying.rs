@@ -1,6 +1,6 @@
 //! Customers, checkout, portal.
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::{ApiError, Outcome, REFUSED, Request};
 use crate::{
@@ -41,9 +41,9 @@ impl Request<'_, '_> {
     }
 
     pub(super) fn many(self, kind: ObjectKind, url: &str, ids: Vec<String>) -> Outcome {
-        let shown = |id: String| Some((id.clone(), self.engine.show(self.shape, kind, &id)?));
-        let all: Vec<(String, Value)> = ids.into_iter().filter_map(shown).collect();
-        self.page(url, all)
+        let (engine, shape) = (&*self.engine, self.shape);
+        let show = |id: &str| engine.show(shape, kind, id);
+        Self::window(self.params, url, ids, show)
     }
 
     /// A customer that is there and not deleted.
@@ -126,9 +126,11 @@ impl Request<'_, '_> {
     }
 
     pub(super) fn delete_customer(self, id: &str) -> Outcome {
-        let customer = self.engine.world.customers.get_mut(id).filter(|customer| !customer.deleted);
-        customer.ok_or_else(|| ApiError::not_found("customer", id))?.deleted = true;
-        self.engine.emit("customer.deleted", ObjectKind::Customer, id);
+        let known = self.engine.world.customers.get(id).is_some_and(|customer| !customer.deleted);
+        if !known {
+            return Err(ApiError::not_found("customer", id));
+        }
+        self.engine.delete_customer(id);
         Ok(json!({"id": id, "object": "customer", "deleted": true}))
     }
 
@@ -143,8 +145,12 @@ impl Request<'_, '_> {
         let _ = self.params.word("payment_method_collection", &[("always", ()), ("if_required", ())])?;
         let end = "subscription_data[trial_settings][end_behavior][missing_payment_method]";
         let _ = self.params.word(end, &[("cancel", ()), ("create_invoice", ()), ("pause", ())])?;
-        for flag in ["allow_promotion_codes", "automatic_tax[enabled]", "tax_id_collection[enabled]"] {
-            let _ = self.params.flag(flag)?;
+        let _ = self.params.flag("tax_id_collection[enabled]")?;
+        let takes_codes = self.params.flag("allow_promotion_codes")? == Some(true);
+        let automatic_tax = self.params.flag("automatic_tax[enabled]")? == Some(true);
+        let discount = self.discount()?;
+        if takes_codes && discount.is_some() {
+            return Err(ApiError::invalid("parameter_invalid", "allow_promotion_codes"));
         }
         for word in ["customer_update[address]", "customer_update[name]"] {
             let _ = self.params.word(word, &[("auto", ()), ("never", ())])?;
@@ -166,6 +172,9 @@ impl Request<'_, '_> {
             client_reference_id,
             lines,
             trial_days,
+            discount,
+            takes_codes,
+            automatic_tax,
             email: email.unwrap_or_default(),
             success_url,
             cancel_url,

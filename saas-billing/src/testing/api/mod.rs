@@ -6,6 +6,7 @@ mod billing;
 mod buying;
 mod catalog;
 mod endpoints;
+mod money;
 mod params;
 mod usage;
 
@@ -15,6 +16,7 @@ use serde_json::{Value, json};
 
 pub(super) use super::world::Metadata;
 use super::{engine::Engine, fault::Fault, payload::PayloadShape};
+use crate::object::ObjectKind;
 use params::Params;
 
 /// One request.
@@ -269,6 +271,23 @@ fn route(request: Request<'_, '_>, method: &str, path: &str) -> Outcome {
         ("POST", ["invoices", id, "pay"]) => request.pay_invoice(id),
         ("POST", ["invoices", id, "void"]) => request.close_invoice(id, false),
         ("POST", ["invoices", id, "mark_uncollectible"]) => request.close_invoice(id, true),
+        ("GET", ["charges"]) => request.list_charges(),
+        ("GET", ["charges", id]) => request.one(ObjectKind::Charge, id),
+        ("POST", ["refunds"]) => request.create_refund(),
+        ("GET", ["refunds"]) => request.list_refunds(),
+        ("GET", ["refunds", id]) => request.one(ObjectKind::Refund, id),
+        ("GET", ["disputes"]) => request.list_disputes(),
+        ("GET", ["disputes", id]) => request.one(ObjectKind::Dispute, id),
+        ("POST", ["disputes", id]) => request.answer_dispute(id),
+        ("POST", ["disputes", id, "close"]) => request.give_dispute_up(id),
+        ("POST", ["credit_notes"]) => request.create_credit_note(),
+        ("GET", ["credit_notes"]) => request.list_credit_notes(),
+        ("GET", ["credit_notes", id]) => request.one(ObjectKind::CreditNote, id),
+        ("POST", ["credit_notes", id, "void"]) => request.void_credit_note(id),
+        ("POST", ["coupons"]) => request.create_coupon(),
+        ("GET", ["coupons", id]) => request.coupon(id),
+        ("POST", ["promotion_codes"]) => request.create_promotion_code(),
+        ("GET", ["promotion_codes"]) => request.list_promotion_codes(),
         ("POST", ["products"]) => request.create_product(),
         ("GET", ["products"]) => request.list_products(),
         ("POST", ["prices"]) => request.create_price(),
@@ -297,23 +316,27 @@ fn decode(piece: &str) -> String {
 
 impl Request<'_, '_> {
     /// A page of objects in Stripe's order, which is newest first; `all` comes oldest first.
-    fn page(mut self, url: &str, all: Vec<(String, Value)>) -> Outcome {
-        let limit: usize = self.params.number("limit")?.unwrap_or(10);
+    fn page(self, url: &str, all: Vec<(String, Value)>) -> Outcome {
+        let (ids, objects): (Vec<String>, Vec<Value>) = all.into_iter().unzip();
+        let objects: BTreeMap<String, Value> = ids.iter().cloned().zip(objects).collect();
+        Self::window(self.params, url, ids, |id| objects.get(id).cloned())
+    }
+
+    /// As [`page`](Self::page), of objects that are looked up once the page is known.
+    fn window(mut params: Params, url: &str, ids: Vec<String>, show: impl Fn(&str) -> Option<Value>) -> Outcome {
+        let limit: usize = params.number("limit")?.unwrap_or(10);
         if !(1..=100).contains(&limit) {
             return Err(ApiError::invalid("parameter_invalid_integer", "limit"));
         }
-        let after = self.params.take("starting_after");
-        self.params.finish()?;
-        let mut newest: Vec<(String, Value)> = all.into_iter().rev().collect();
-        if let Some(after) = after {
-            let at = newest.iter().position(|(id, _)| *id == after);
-            let at = at.ok_or_else(|| ApiError::no_such("object", &after, "starting_after"))?;
-            newest.drain(..=at);
-        }
-        let has_more = newest.len() > limit;
-        newest.truncate(limit);
-        let data: Vec<Value> = newest.into_iter().map(|(_, object)| object).collect();
-        Ok(json!({"object": "list", "url": url, "has_more": has_more, "data": data}))
+        let after = params.take("starting_after");
+        params.finish()?;
+        let end = match after {
+            Some(after) => ids.iter().rposition(|id| *id == after),
+            None => Some(ids.len()),
+        };
+        let end = end.ok_or_else(|| ApiError::no_such("object", "starting_after", "starting_after"))?;
+        let data: Vec<Value> = ids[..end].iter().rev().take(limit).filter_map(|id| show(id)).collect();
+        Ok(json!({"object": "list", "url": url, "has_more": end > limit, "data": data}))
     }
 
     /// All of a map that fit, oldest first.

@@ -81,6 +81,12 @@ impl Params {
         map
     }
 
+    /// Whether a call wants this field whole.
+    pub(super) fn expands(&self, field: &str) -> bool {
+        let mut wanted = self.0.iter().filter(|(name, _)| name.starts_with("expand["));
+        wanted.any(|(_, value)| value.split('.').any(|part| part == field))
+    }
+
     /// Refuses what nobody took.
     pub(super) fn finish(self) -> Result<(), ApiError> {
         let unknown = self.0.into_keys().find(|name| !name.starts_with("expand["));

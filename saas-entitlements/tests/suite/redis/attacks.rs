@@ -13,7 +13,7 @@ use std::{
 
 use saas_core::{
     Actor, ErrorKind, RequestContext, SystemClock, TenantContext, TenantPool,
-    testing::{Proxy, RedisServer},
+    testing::{Cut, Proxy, RedisServer},
 };
 use saas_entitlements::{Balance, Consumption, SCHEMA, TierOptions};
 
@@ -192,6 +192,53 @@ async fn a_use_that_redis_took_without_an_answer_counts_once() {
     other.tier.shutdown().await.unwrap();
     assert_eq!(shop.recorded().await, used + 7);
     shop.reclaim().await;
+    till.tier.shutdown().await.unwrap();
+    shop.is_in_order().await;
+    assert_eq!(other.tier.stats().beyond + till.tier.stats().beyond, 0);
+}
+
+// G10, C2: the bound of what docs/consistency.md does not promise.
+#[tokio::test]
+async fn a_repeat_that_is_refused_while_redis_is_away_counts_once_at_most_and_within_the_limit() {
+    let server = RedisServer::start().unwrap();
+    let network = Proxy::start(("127.0.0.1", server.port())).unwrap();
+    let shop = Shop::open().await;
+    let url = format!("redis://{}", network.address());
+    let till = shop.till(single(&url), by_hand().with_answer_within(Duration::from_millis(300)));
+    let used = till.warm_up(&shop.ctx).await;
+    // Everything but the slice is used: PostgreSQL refuses what Redis would still admit.
+    let Balance { used: counted, held } = shop.balance().await;
+    let elsewhere = till.on_postgresql(&shop);
+    let rest = LIMIT - counted - held;
+    let drawn = elsewhere.consume(&shop.ctx, &super::shop::CALLS, rest, &"the-rest".parse().unwrap()).await.unwrap();
+    assert!(drawn.is_granted(), "{drawn}");
+
+    network.stop_answering();
+    let unknown = till.r#use(&shop.ctx, 7, "tap").await.unwrap_err();
+    assert_eq!(unknown.kind(), ErrorKind::OutcomeUnknown, "{unknown}");
+    network.refuse_connections();
+    network.cut(Cut::Reset);
+    // What a caller does: the same key again, until there is an answer.
+    let refused = loop {
+        match till.r#use(&shop.ctx, 7, "tap").await {
+            Ok(refused) => break refused,
+            Err(error) => assert_eq!(error.kind(), ErrorKind::OutcomeUnknown, "{error}"),
+        }
+    };
+    assert!(matches!(refused, Consumption::Exhausted { .. }), "{refused}");
+
+    // Redis has it, and whoever comes by next finds it there: once, of units that were set aside.
+    let other = shop.till(single(&server.url()), by_hand());
+    for _ in 0..3 {
+        let repeated = other.r#use(&shop.ctx, 7, "tap").await.unwrap();
+        assert!(matches!(repeated, Consumption::AlreadyCounted), "{repeated}");
+    }
+    other.tier.shutdown().await.unwrap();
+    assert_eq!(shop.recorded().await, used + rest + 7);
+    assert!(shop.balance().await.used <= LIMIT);
+    shop.reclaim().await;
+    network.accept_connections();
+    network.resume_answering();
     till.tier.shutdown().await.unwrap();
     shop.is_in_order().await;
     assert_eq!(other.tier.stats().beyond + till.tier.stats().beyond, 0);

@@ -30,6 +30,7 @@ pub(super) fn by_hand() -> TierOptions {
 pub(super) struct Till {
     pub(super) meter: Meter,
     pub(super) tier: RedisTier,
+    gate: Entitlements,
 }
 
 impl Till {
@@ -44,7 +45,13 @@ impl Till {
         let plans = Arc::new(FixedPlan(PlanKey::from_static("free")));
         let gate = Entitlements::new(catalog, Arc::new(PostgresSource::new(binding.clone(), plans)), clock.clone());
         let tier = RedisTier::start(PostgresCounters::new(binding), redis, clock, options);
-        Self { meter: Meter::new(gate, Arc::new(tier.clone())), tier }
+        Self { meter: Meter::new(gate.clone(), Arc::new(tier.clone())), tier, gate }
+    }
+
+    /// Counting that does not know of Redis, by the same gate.
+    pub(super) fn on_postgresql(&self, shop: &Shop) -> Meter {
+        let binding = Arc::new(shop.database.tenants().clone());
+        Meter::new(self.gate.clone(), Arc::new(PostgresCounters::new(binding)))
     }
 
     pub(super) async fn r#use(

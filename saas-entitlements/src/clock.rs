@@ -1,20 +1,25 @@
-//! The clock that the gate and the meters decide by: the process' own, held to the source's where the two are too far apart.
+//! The clock that everything here decides by: the process' own, held to the database's where the two are too far apart.
 //!
-//! A source says with each load what time it is where it reads ([`Dated`](crate::Dated)). That instant lies between the
-//! beginning and the end of the load, so the two clocks differ by at least what does not fit between them. A load that took
-//! long says less, and never something wrong.
+//! A source says with each load what time it is where it reads ([`Dated`](crate::Dated)), and what changes or sweeps asks on the way
+//! ([`HeldClock::now_in`]). That instant lies between the beginning and the end of the question, so the two clocks differ by at
+//! least what does not fit between them. A question that took long says less, and never something wrong.
 
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
 use chrono::{DateTime, TimeDelta, Utc};
+#[cfg(feature = "postgres")]
+use saas_core::CoreError;
 use saas_core::SharedClock;
+
+/// How far it may be off, unless a gate was told otherwise.
+pub(crate) const MAX_SKEW: TimeDelta = TimeDelta::seconds(5);
 
 /// No difference was measured yet.
 const UNKNOWN: i64 = i64::MIN;
 
 /// The process' clock, beside the source's.
 #[derive(Debug)]
-pub(crate) struct GateClock {
+pub(crate) struct HeldClock {
     own: SharedClock,
     /// In microseconds, as everything here.
     bound: i64,
@@ -25,8 +30,8 @@ pub(crate) struct GateClock {
     warned: AtomicBool,
 }
 
-impl GateClock {
-    pub(super) fn new(own: SharedClock, bound: TimeDelta) -> Self {
+impl HeldClock {
+    pub(crate) fn new(own: SharedClock, bound: TimeDelta) -> Self {
         let bound = micros(bound);
         Self { own, bound, offset: AtomicI64::new(0), skew: AtomicI64::new(UNKNOWN), warned: AtomicBool::new(false) }
     }
@@ -40,20 +45,30 @@ impl GateClock {
         }
     }
 
+    /// The time to decide by, in a transaction: nobody knows yet whether a clock that was never compared is right.
+    #[cfg(feature = "postgres")]
+    pub(crate) async fn now_in(&self, connection: &mut sqlx::PgConnection) -> Result<DateTime<Utc>, CoreError> {
+        if let Some(asked) = self.own_time() {
+            let told = sqlx::query_scalar("select clock_timestamp()").fetch_one(connection).await;
+            self.compare(asked, told.map_err(CoreError::from_database)?);
+        }
+        Ok(self.now())
+    }
+
     /// What the process' clock shows; `None` for one that does not tell the real time.
-    pub(super) fn own_time(&self) -> Option<DateTime<Utc>> {
+    pub(crate) fn own_time(&self) -> Option<DateTime<Utc>> {
         self.own.tells_real_time().then(|| self.own.now())
     }
 
     /// How far the source's clock is ahead of the process', as far as is certain.
-    pub(super) fn skew(&self) -> Option<TimeDelta> {
+    pub(crate) fn skew(&self) -> Option<TimeDelta> {
         let skew = self.skew.load(Ordering::Relaxed);
         (skew != UNKNOWN).then(|| TimeDelta::microseconds(skew))
     }
 
     /// Takes note of the source's time, told between `asked` and now by the process' clock. Returns whether this clock was
     /// moved by that: what was decided with the time before it is to be decided again.
-    pub(super) fn compare(&self, asked: DateTime<Utc>, told: DateTime<Utc>) -> bool {
+    pub(crate) fn compare(&self, asked: DateTime<Utc>, told: DateTime<Utc>) -> bool {
         let (least, most) = (micros(told - self.own.now()), micros(told - asked));
         // A clock that was moved meanwhile says nothing.
         let Some(skew) = (least <= most).then(|| 0.clamp(least, most)) else { return false };
@@ -62,7 +77,7 @@ impl GateClock {
         if self.warned.swap(is_beyond, Ordering::Relaxed) != is_beyond && is_beyond {
             tracing::warn!(
                 target: "saas.entitlements.gate.clock", source_is_ahead_ms = skew / 1_000, bound_ms = self.bound / 1_000,
-                "this machine's clock is off: the gate and the meters go by the source's until it is right again"
+                "this machine's clock is off: the gate, the meters and what changes or sweeps go by the source's until it is right again"
             );
         }
         let offset = self.offset.load(Ordering::Relaxed);
@@ -101,7 +116,7 @@ mod tests {
     }
 
     /// A clock that was asked at 0 and answered after `took`, when the source said `told`.
-    fn compared(clock: &GateClock, own: &TestClock, took: TimeDelta, told: TimeDelta) -> bool {
+    fn compared(clock: &HeldClock, own: &TestClock, took: TimeDelta, told: TimeDelta) -> bool {
         let asked = own.now();
         own.advance(took);
         clock.compare(asked, asked + told)
@@ -111,7 +126,7 @@ mod tests {
     #[test]
     fn a_clock_within_the_bound_is_gone_by_and_one_beyond_it_is_held_to_the_sources() {
         let own = TestClock::starting("2026-01-15T12:00:00Z");
-        let clock = GateClock::new(Arc::new(Real(own.clone())), seconds(5));
+        let clock = HeldClock::new(Arc::new(Real(own.clone())), seconds(5));
         assert_eq!(clock.skew(), None);
         assert!(!compared(&clock, &own, seconds(0), seconds(5)));
         assert_eq!((clock.skew(), clock.now()), (Some(seconds(5)), own.now()), "at the bound");
@@ -128,7 +143,7 @@ mod tests {
     #[test]
     fn a_load_that_took_long_is_no_skew() {
         let own = TestClock::starting("2026-01-15T12:00:00Z");
-        let clock = GateClock::new(Arc::new(Real(own.clone())), seconds(5));
+        let clock = HeldClock::new(Arc::new(Real(own.clone())), seconds(5));
         assert!(!compared(&clock, &own, seconds(30), seconds(10)));
         assert_eq!(clock.skew(), Some(seconds(0)), "somewhere within the load");
         assert!(!compared(&clock, &own, seconds(30), seconds(34)));

@@ -1,6 +1,9 @@
 //! How the simulator writes objects and events down.
 
+mod money;
+
 use chrono::{DateTime, Utc};
+pub(super) use money::{charge, coupon, credit_note, discount, dispute, promotion_code, refund, taxes};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
@@ -107,7 +110,7 @@ pub(super) fn customer(customer: &SimCustomer, livemode: bool) -> Value {
     let method = customer.has_payment_method.then(|| format!("pm_of_{}", customer.id));
     json!({
         "id": customer.id, "object": "customer", "address": customer.address, "balance": customer.balance,
-        "created": customer.created.timestamp(), "currency": null, "customer_account": null, "default_source": null,
+        "created": customer.created.timestamp(), "currency": customer.currency, "customer_account": null, "default_source": null,
         "delinquent": customer.declines, "description": null, "discount": null, "email": customer.email,
         "invoice_prefix": "5C2A90F1",
         "invoice_settings": {
@@ -125,17 +128,22 @@ pub(super) fn session(session: &SimSession, world: &World, livemode: bool) -> Va
         priced.iter().map(|(price, quantity)| price.pricing.amount(*quantity)).fold(0, i64::saturating_add);
     let currency = priced.first().map(|(price, _)| price.currency.as_str());
     let address = world.address.as_deref().filter(|_| session.status == "open");
+    let discounts: Vec<Value> = session
+        .discount
+        .iter()
+        .map(|wanted| json!({"coupon": wanted.coupon, "promotion_code": wanted.promotion_code}))
+        .collect();
     let url = address.map(|address| format!("{address}/pay/{}", session.id));
     json!({
         "id": session.id, "object": "checkout.session", "adaptive_pricing": {"enabled": false}, "after_expiration": null,
-        "allow_promotion_codes": null, "amount_subtotal": total, "amount_total": total,
-        "automatic_tax": {"enabled": false, "liability": null, "provider": null, "status": null},
+        "allow_promotion_codes": session.takes_codes.then_some(true), "amount_subtotal": total, "amount_total": total,
+        "automatic_tax": {"enabled": session.automatic_tax, "liability": null, "provider": null, "status": null},
         "billing_address_collection": null, "cancel_url": session.cancel_url,
         "client_reference_id": session.client_reference_id, "client_secret": null, "collected_information": null,
         "consent": null, "consent_collection": null, "created": session.created.timestamp(), "currency": currency,
         "custom_fields": [], "customer": session.customer, "customer_creation": null,
         "customer_details": {"address": null, "email": session.email, "name": null, "phone": null, "tax_exempt": "none", "tax_ids": []},
-        "customer_email": session.email, "discounts": [], "expires_at": session.created.timestamp() + 86_400,
+        "customer_email": session.email, "discounts": discounts, "expires_at": session.created.timestamp() + 86_400,
         "invoice": null, "invoice_creation": null, "livemode": livemode, "locale": null, "metadata": session.metadata,
         "mode": "subscription", "payment_intent": null, "payment_link": null, "payment_method_collection": "always",
         "payment_method_options": {"card": {"request_three_d_secure": "automatic"}}, "payment_method_types": ["card"],
@@ -223,7 +231,7 @@ pub(super) fn subscription(shape: PayloadShape, sub: &SimSubscription, world: &W
         .map(|(behavior, resumes_at)| json!({"behavior": behavior, "resumes_at": resumes_at.map(|at| at.timestamp())}));
     let mut object = json!({
         "id": sub.id, "object": "subscription", "application": null, "application_fee_percent": null,
-        "automatic_tax": {"disabled_reason": null, "enabled": false, "liability": null},
+        "automatic_tax": {"disabled_reason": null, "enabled": sub.automatic_tax, "liability": null},
         "billing_cycle_anchor": sub.anchor.timestamp(), "billing_cycle_anchor_config": null,
         "billing_mode": {"flexible": null, "type": "classic"}, "billing_thresholds": null,
         "cancel_at": if sub.cancel_at_period_end { Value::from(end) } else { Value::Null },
@@ -231,8 +239,8 @@ pub(super) fn subscription(shape: PayloadShape, sub: &SimSubscription, world: &W
         "cancellation_details": {"comment": null, "feedback": null, "reason": sub.canceled_at.map(|_| "cancellation_requested")},
         "collection_method": "charge_automatically", "created": sub.created.timestamp(), "currency": currency,
         "customer": sub.customer, "customer_account": null, "days_until_due": null, "default_payment_method": null,
-        "default_source": null, "default_tax_rates": [], "description": null, "discounts": [],
-        "ended_at": seconds(sub.ended_at), "invoice_settings": {"account_tax_ids": null, "issuer": {"type": "self"}},
+        "default_source": null, "default_tax_rates": [], "description": null,
+        "discounts": sub.discounts.iter().map(|discount| &discount.id).collect::<Vec<_>>(), "ended_at": seconds(sub.ended_at), "invoice_settings": {"account_tax_ids": null, "issuer": {"type": "self"}},
         "latest_invoice": sub.latest_invoice, "livemode": livemode, "metadata": sub.metadata,
         "next_pending_invoice_item_invoice": null, "on_behalf_of": null,
         "pause_collection": pause,
@@ -248,13 +256,30 @@ pub(super) fn subscription(shape: PayloadShape, sub: &SimSubscription, world: &W
     };
     match shape {
         PayloadShape::Current => items.iter_mut().for_each(put_period),
-        PayloadShape::Legacy => put_period(&mut object),
+        PayloadShape::Legacy => {
+            put_period(&mut object);
+            let first = sub.discounts.first();
+            object["discount"] = first.map_or(Value::Null, |first| discount(shape, first, (&sub.id, false), world));
+        }
     }
     let total = items.len();
     object["items"] = json!({
         "object": "list", "data": items, "has_more": false, "total_count": total,
         "url": format!("/v1/subscription_items?subscription={}", sub.id)
     });
+    object
+}
+
+/// A subscription as a call shows it that expands the terms of its discounts.
+pub(super) fn expanded_subscription(
+    shape: PayloadShape,
+    sub: &SimSubscription,
+    world: &World,
+    livemode: bool,
+) -> Value {
+    let mut object = subscription(shape, sub, world, livemode);
+    let whole = |one| discount(shape, one, (&sub.id, true), world);
+    object["discounts"] = sub.discounts.iter().map(whole).collect();
     object
 }
 
@@ -295,18 +320,25 @@ pub(super) fn invoice(shape: PayloadShape, invoice: &SimInvoice, world: &World, 
     let open_amount = if paid { 0 } else { due };
     let page = world.address.as_ref().filter(|_| invoice.finalized_at.is_some());
     let page = page.map(|address| format!("{address}/invoice/{}", invoice.id));
+    let (starting, ending) = invoice.balances.unzip();
+    let off = invoice.discounted();
+    let discounts: Vec<&String> = off.iter().map(|(id, _)| id).collect();
+    let taken: Vec<Value> = off.iter().map(|(id, amount)| json!({"amount": amount, "discount": id})).collect();
     let lines: Vec<Value> = invoice.lines.iter().enumerate().map(|(n, one)| line(n, one, invoice, livemode)).collect();
     let mut object = json!({
         "id": invoice.id, "object": "invoice", "account_country": "DE", "account_name": "Vendor", "account_tax_ids": null,
         "amount_due": due, "amount_overpaid": 0, "amount_paid": due - open_amount,
         "amount_remaining": open_amount, "amount_shipping": 0, "application": null, "attempt_count": invoice.attempts,
         "attempted": invoice.attempts > 0, "auto_advance": !paid,
-        "automatic_tax": {"disabled_reason": null, "enabled": false, "liability": null, "provider": null, "status": null},
+        "automatic_tax": {
+            "disabled_reason": null, "enabled": invoice.tax_rate.is_some(), "liability": null, "provider": null,
+            "status": invoice.tax_rate.map(|_| "complete")
+        },
         "billing_reason": invoice.reason, "collection_method": "charge_automatically",
         "created": invoice.created.timestamp(), "currency": invoice.currency, "custom_fields": null,
         "customer": invoice.customer, "customer_email": null, "customer_name": null, "default_payment_method": null,
-        "description": null, "discounts": [], "due_date": null, "effective_at": seconds(invoice.finalized_at),
-        "ending_balance": 0, "footer": null, "hosted_invoice_url": page, "invoice_pdf": page.as_ref().map(|page| format!("{page}/pdf")),
+        "description": null, "discounts": discounts, "due_date": null, "effective_at": seconds(invoice.finalized_at),
+        "ending_balance": ending, "footer": null, "hosted_invoice_url": page, "invoice_pdf": page.as_ref().map(|page| format!("{page}/pdf")),
         "lines": {
             "object": "list", "has_more": false, "total_count": lines.len(),
             "url": format!("/v1/invoices/{}/lines", invoice.id), "data": lines
@@ -319,7 +351,10 @@ pub(super) fn invoice(shape: PayloadShape, invoice: &SimInvoice, world: &World, 
             "finalized_at": seconds(invoice.finalized_at), "marked_uncollectible_at": seconds(invoice.uncollectible_at),
             "paid_at": seconds(invoice.paid_at), "voided_at": seconds(invoice.voided_at)
         },
-        "starting_balance": -invoice.from_balance, "subtotal": total, "test_clock": null, "total": total, "webhooks_delivered_at": null
+        "post_payment_credit_notes_amount": invoice.credited_after,
+        "pre_payment_credit_notes_amount": invoice.credited, "starting_balance": starting.unwrap_or(0),
+        "subtotal": invoice.subtotal(), "test_clock": null, "total": total, "total_discount_amounts": taken,
+        "total_excluding_tax": invoice.net(), "webhooks_delivered_at": null
     });
     match shape {
         PayloadShape::Current => {
@@ -327,10 +362,14 @@ pub(super) fn invoice(shape: PayloadShape, invoice: &SimInvoice, world: &World, 
                 "quote_details": null, "type": "subscription_details",
                 "subscription_details": {"metadata": {}, "subscription": invoice.subscription}
             });
+            object["total_taxes"] = taxes(invoice.tax(), invoice.net());
         }
         PayloadShape::Legacy => {
             object["subscription"] = invoice.subscription.clone().into();
             object["paid"] = paid.into();
+            object["charge"] = invoice.charge.clone().into();
+            object["tax"] = invoice.tax_rate.map(|_| invoice.tax()).into();
+            object["total_tax_amounts"] = taxes(invoice.tax(), invoice.net());
         }
     }
     object

@@ -1,0 +1,397 @@
+//! A simulated year of a shop over a bad network: events lost, doubled and shuffled, Stripe away, processes killed. After a
+//! reconciliation, what is stored is what Stripe has, to the last field of every object; the money adds up, and every change
+//! of access has a cause on record.
+//!
+//! `YEAR_CUSTOMERS` says how many customers: a few in the usual run, 2,000 in `./dev year`. `YEAR_SEED` draws another year.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use chrono::TimeDelta;
+use fastrand::Rng;
+use saas_billing::{
+    Billing, WebhookProcessor as _,
+    ledger::Account,
+    object::{ObjectId, ObjectKind},
+    stripe::StripeApi,
+    testing::{
+        Chaos, CheckoutRequest, Coupon, Fault, Lasts, NoteOutcome, Purchase, SimulatorServer, StripeSimulator,
+        cut_after,
+    },
+};
+use saas_core::{PageSize, RequestContext};
+use serde_json::Value;
+
+use crate::{
+    provider::adapter,
+    shop::{OPERATOR, Shop},
+};
+
+const PRICES: [(&str, &str); 2] = [("price_pro", "price_team"), ("price_pro_usd", "price_team_usd")];
+const EVENTS_LOST_PERCENT: u8 = 5;
+const EVENTS_DOUBLED_PERCENT: u8 = 5;
+/// Of the hours, those in which the worker is killed.
+const KILLS_PERCENT: u32 = 3;
+/// Reconciliations that may be needed: the first finds charges whose refunds only the next can place.
+const RUNS: usize = 4;
+
+struct Resident {
+    ctx: RequestContext,
+    joins: u32,
+    prices: (&'static str, &'static str),
+    purchase: Option<Purchase>,
+}
+
+struct Year {
+    shop: Shop,
+    stripe: StripeApi,
+    _server: SimulatorServer,
+    residents: Vec<Resident>,
+    rng: Rng,
+    kills: usize,
+    outages: usize,
+    events: usize,
+}
+
+fn number(name: &str, default: u64) -> u64 {
+    std::env::var(name).map_or(default, |text| text.parse().unwrap())
+}
+
+impl Year {
+    async fn begin(customers: u64, seed: u64) -> Self {
+        let shop = Shop::open().await;
+        shop.stripe.create_coupon("quarter", Coupon::percent(2_500, Lasts::Months(3)));
+        shop.stripe.create_coupon("five", Coupon::amount(500, "eur", Lasts::Once));
+        shop.stripe.set_tax_rate(1_900);
+        let server = SimulatorServer::start(Arc::clone(&shop.stripe)).await.unwrap();
+        let stripe = StripeApi::new(adapter(&server)).unwrap();
+        let mut rng = Rng::with_seed(seed);
+        let mut residents = Vec::new();
+        for n in 0..customers {
+            let ctx = shop.database.create_tenant(&format!("tenant-{n}")).await;
+            residents.push(Resident { ctx, joins: rng.u32(..120), prices: PRICES[rng.usize(..2)], purchase: None });
+        }
+        Self { shop, stripe, _server: server, residents, rng, kills: 0, outages: 0, events: 0 }
+    }
+
+    fn billing(&self) -> &Billing {
+        &self.shop.billing
+    }
+
+    /// A day: what customers, banks and the operator do, then hour by hour what Stripe does and tells.
+    async fn day(&mut self, day: u32) {
+        for at in 0..self.residents.len() {
+            self.morning(at, day).await;
+        }
+        let outage = self.rng.u32(..100) < 4;
+        if outage {
+            // Stripe is away for a while: longer than the adapter tries.
+            self.shop.stripe.inject([Fault::Unavailable, Fault::RateLimited(1), Fault::CutBefore].repeat(4));
+            self.outages += 1;
+        }
+        for _ in 0..24 {
+            self.shop.stripe.advance(TimeDelta::hours(1));
+            self.hour().await;
+        }
+        let _ = self.billing().fetch_pending(&self.stripe, 100).await.unwrap();
+        self.shop.stripe.heal();
+        let _ = self.billing().roll_revenue(100).await.unwrap();
+    }
+
+    async fn hour(&mut self) {
+        let chaos = Chaos::shuffled(self.rng.u64(..)).duplicating(EVENTS_DOUBLED_PERCENT).dropping(EVENTS_LOST_PERCENT);
+        let deliveries = self.shop.stripe.deliveries_through(chaos);
+        if deliveries.is_empty() {
+            return;
+        }
+        self.events += deliveries.len();
+        for delivery in &deliveries {
+            let _ = self.billing().process(&delivery.body, &delivery.signature).await.unwrap();
+        }
+        if self.rng.u32(..100) < KILLS_PERCENT {
+            self.kills += 1;
+            let waits = self.rng.u32(..200);
+            // Its leases end within the hour.
+            let _ = cut_after(waits, self.billing().apply_pending(50)).await;
+            return;
+        }
+        let _ = self.shop.apply().await;
+    }
+
+    /// What one customer does, if anything.
+    async fn morning(&mut self, at: usize, day: u32) {
+        let resident = &self.residents[at];
+        let stripe = &*self.shop.stripe;
+        let Some(bought) = resident.purchase.clone() else {
+            if day >= resident.joins {
+                self.buy(at, None).await;
+            }
+            return;
+        };
+        let live = stripe.object(ObjectKind::Subscription, &bought.subscription).unwrap();
+        if live["ended_at"].is_i64() {
+            // Some come back, with the customer that they are.
+            if self.rng.u32(..60) == 0 && is_there(stripe, &bought.customer) {
+                self.buy(at, Some(&bought.customer)).await;
+            }
+            return;
+        }
+        let wish = self.rng.u32(..1_200);
+        act(&mut self.rng, stripe, resident.prices, &bought, &live, wish);
+    }
+
+    async fn buy(&mut self, at: usize, customer: Option<&ObjectId>) {
+        let resident = &self.residents[at];
+        let (small, large) = resident.prices;
+        let price = if self.rng.bool() { small } else { large };
+        let mut request = CheckoutRequest::new(price).with_quantity(self.rng.u64(1..6));
+        if let Some(customer) = customer {
+            request = request.with_customer(customer.as_str());
+        } else if self.rng.bool() {
+            request = request.with_trial_days(14);
+        }
+        if self.rng.bool() {
+            request = request.with_automatic_tax();
+        }
+        if self.rng.u32(..5) == 0 {
+            request = request.with_coupon(if self.rng.bool() { "quarter" } else { "five" });
+        }
+        let session = self.shop.stripe.checkout(request);
+        self.billing().record_checkout(&resident.ctx, &session).await.unwrap();
+        let purchase = self.shop.stripe.complete_checkout(&session).unwrap();
+        // What the application's success page does: the link does not hang on one event.
+        self.billing().link_customer(&resident.ctx, &purchase.customer).await.unwrap();
+        self.residents[at].purchase = Some(purchase);
+    }
+
+    /// Runs until a run finds nothing; says how many objects the first found to differ.
+    async fn reconcile(&mut self) -> u64 {
+        let mut first = None;
+        for _ in 0..RUNS {
+            self.shop.database.clock().advance(TimeDelta::hours(2));
+            let _ = self.shop.apply().await;
+            self.fetch_all().await;
+            let mut run = self.billing().start_reconcile(&OPERATOR, 1_000_000).await.unwrap();
+            while run.finished_at.is_none() {
+                run = self.billing().reconcile_step(&self.stripe).await.unwrap().unwrap();
+            }
+            first = first.or(Some(run.drifted));
+            if run.drifted == 0 {
+                assert_eq!(run.unlinked, 0, "every customer is somebody's");
+                return first.unwrap_or(0);
+            }
+            self.fetch_all().await;
+        }
+        let run = self.billing().start_reconcile(&OPERATOR, 0).await.unwrap();
+        let mut last = run.clone();
+        while last.finished_at.is_none() {
+            last = self.billing().reconcile_step(&self.stripe).await.unwrap().unwrap();
+        }
+        let report =
+            self.billing().reconcile_report(&OPERATOR, run.id, None, PageSize::new(20).unwrap()).await.unwrap();
+        panic!("{} objects still differ: {:#?}", last.drifted, report.items);
+    }
+
+    async fn fetch_all(&self) {
+        loop {
+            let pass = self.billing().fetch_pending(&self.stripe, 200).await.unwrap();
+            let _ = self.shop.apply().await;
+            if pass.done == 0 {
+                return;
+            }
+        }
+    }
+}
+
+fn is_there(stripe: &StripeSimulator, customer: &ObjectId) -> bool {
+    stripe.living(ObjectKind::Customer).contains(customer)
+}
+
+/// A customer's wish, by lot; most days there is none.
+fn act(
+    rng: &mut Rng,
+    stripe: &StripeSimulator,
+    (small, large): (&str, &str),
+    bought: &Purchase,
+    live: &Value,
+    wish: u32,
+) {
+    let (customer, subscription) = (&bought.customer, &bought.subscription);
+    let invoice = || -> Option<ObjectId> { live["latest_invoice"].as_str()?.parse().ok() };
+    let charge = || stripe.charge_of(&invoice()?);
+    match wish {
+        0..6 => stripe.update_quantity(subscription, rng.u64(1..20)),
+        6..10 => drop(stripe.change_price(subscription, if rng.bool() { small } else { large }, true)),
+        10..12 => drop(stripe.schedule_price(subscription, small)),
+        12..15 => drop(stripe.release_schedule(subscription)),
+        15..18 => stripe.cancel_at_period_end(subscription, true),
+        18..21 => stripe.cancel_at_period_end(subscription, false),
+        21 => stripe.cancel(subscription),
+        22..28 => stripe.fail_next_payment(customer),
+        28..48 => stripe.pay(customer),
+        48..50 => stripe.pause_collection(subscription, Some(["void", "mark_uncollectible"][rng.usize(..2)])),
+        50..53 => stripe.pause_collection(subscription, None),
+        53..56 => {
+            if let Some(charge) = charge() {
+                let _ = stripe.refund(&charge, Some(rng.i64(1..1_500)));
+            }
+        }
+        56 => {
+            let refunds = stripe.living(ObjectKind::Refund);
+            if let Some(refund) = refunds.get(rng.usize(..refunds.len().max(1))) {
+                let _ = stripe.fail_refund(refund);
+            }
+        }
+        57..59 => {
+            if let Some(charge) = charge() {
+                let _ = if rng.bool() { stripe.dispute(&charge) } else { stripe.inquire(&charge) };
+            }
+        }
+        59..65 => {
+            let disputes = stripe.living(ObjectKind::Dispute);
+            if let Some(dispute) = disputes.get(rng.usize(..disputes.len().max(1))) {
+                let _ = stripe.answer_dispute(dispute);
+                let _ = stripe.close_dispute(dispute, rng.bool());
+            }
+        }
+        65..69 => {
+            let outcome = [NoteOutcome::Refund, NoteOutcome::Balance, NoteOutcome::OutOfBand][rng.usize(..3)];
+            if let Some(invoice) = invoice() {
+                let _ = stripe.credit_note(&invoice, rng.i64(1..900), outcome);
+            }
+        }
+        69 => {
+            let notes = stripe.living(ObjectKind::CreditNote);
+            if let Some(note) = notes.last() {
+                let _ = stripe.void_credit_note(note);
+            }
+        }
+        70..72 => {
+            if let Some(invoice) = invoice() {
+                let open = stripe.object(ObjectKind::Invoice, &invoice).unwrap();
+                if open["status"] == "open" {
+                    stripe.close_invoice(&invoice, rng.bool());
+                }
+            }
+        }
+        72..75 => drop(stripe.apply_coupon(subscription, if rng.bool() { "quarter" } else { "five" })),
+        75 => stripe.delete_customer(customer),
+        _ => {}
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_year_over_a_bad_network_what_is_stored_is_what_stripe_has() {
+    let (customers, seed) = (number("YEAR_CUSTOMERS", 24), number("YEAR_SEED", 7));
+    let mut year = Year::begin(customers, seed).await;
+    for day in 0..365 {
+        year.day(day).await;
+        if day % 30 == 29 {
+            let events = year.events;
+            println!("day {}: {events} deliveries, {} kills, {} outages", day + 1, year.kills, year.outages);
+        }
+    }
+    let drifted = year.reconcile().await;
+    println!("{drifted} objects had drifted; seed {seed}");
+    assert!(drifted > 0, "events were lost");
+    every_object_is_stored_as_stripe_has_it(&year).await;
+    every_tenant_has_what_its_subscription_says(&year).await;
+    the_money_adds_up(&year).await;
+    every_change_of_access_has_a_cause(&year).await;
+}
+
+async fn every_object_is_stored_as_stripe_has_it(year: &Year) {
+    for (kind, name) in [
+        (ObjectKind::Invoice, "invoice"),
+        (ObjectKind::Charge, "charge"),
+        (ObjectKind::Refund, "refund"),
+        (ObjectKind::Dispute, "dispute"),
+        (ObjectKind::CreditNote, "credit_note"),
+    ] {
+        let ours: Vec<(String, String)> =
+            sqlx::query_as("select object_id, status from saas.billing_object where kind = $1")
+                .bind(name)
+                .fetch_all(&mut *year.shop.owner.lock().await)
+                .await
+                .unwrap();
+        let ours: BTreeMap<String, String> = ours.into_iter().collect();
+        let theirs = year.shop.stripe.living(kind).into_iter();
+        let status = |id: &ObjectId| year.shop.stripe.object(kind, id).unwrap()["status"].as_str().unwrap().to_owned();
+        let theirs: BTreeMap<String, String> = theirs.map(|id| (id.to_string(), status(&id))).collect();
+        println!("{}: {name}", theirs.len());
+        assert_eq!(ours, theirs, "{name}");
+    }
+}
+
+async fn every_tenant_has_what_its_subscription_says(year: &Year) {
+    for resident in &year.residents {
+        let Some(bought) = &resident.purchase else { continue };
+        let theirs = year.shop.stripe.object(ObjectKind::Subscription, &bought.subscription).unwrap();
+        let derived = year.billing().derived(&resident.ctx).await.unwrap();
+        if theirs["ended_at"].is_i64() {
+            assert_eq!(derived.plan, None, "{}", bought.subscription);
+            continue;
+        }
+        assert_eq!(derived.subscription.as_ref(), Some(&bought.subscription));
+        assert_eq!(derived.status.as_ref().map(|status| status.as_str()), theirs["status"].as_str());
+        let item = &theirs["items"]["data"][0];
+        assert_eq!(derived.seats, item["quantity"].as_u64(), "{}", bought.subscription);
+        let plan = if item["price"]["id"].as_str().unwrap().contains("team") { "team@1" } else { "pro@1" };
+        assert_eq!(derived.plan.map(|plan| plan.to_string()).as_deref(), Some(plan));
+    }
+}
+
+async fn the_money_adds_up(year: &Year) {
+    let mut cursor = None;
+    loop {
+        let page = year.billing().verify_ledgers(&OPERATOR, cursor, PageSize::default()).await.unwrap();
+        assert!(page.unsound.is_empty(), "{:?}", page.unsound);
+        cursor = page.next;
+        if cursor.is_none() {
+            break;
+        }
+    }
+    let stripe = &year.shop.stripe;
+    let all = |kind| stripe.living(kind).into_iter().map(move |id| stripe.object(kind, &id).unwrap());
+    let totals = year.billing().ledger_totals(&OPERATOR).await.unwrap();
+    for currency in ["eur", "usd"] {
+        let of = |account: Account| -> i64 {
+            let mine = totals.iter().filter(|total| total.account == account);
+            mine.filter(|total| total.amount.currency().as_str() == currency).map(|total| total.amount.minor()).sum()
+        };
+        let sum = |kind, amount: fn(&Value) -> i64| -> i64 {
+            all(kind).filter(|object| object["currency"] == currency).map(|object| amount(&object)).sum()
+        };
+        let charged = sum(ObjectKind::Charge, |charge| charge["amount_captured"].as_i64().unwrap());
+        let refunded = sum(ObjectKind::Refund, |refund| {
+            if refund["status"] == "succeeded" { refund["amount"].as_i64().unwrap() } else { 0 }
+        });
+        let taken = sum(ObjectKind::Dispute, |dispute| match dispute["status"].as_str().unwrap() {
+            "needs_response" | "under_review" | "lost" => dispute["amount"].as_i64().unwrap(),
+            _ => 0,
+        });
+        let owed = sum(ObjectKind::Invoice, |invoice| match invoice["status"].as_str().unwrap() {
+            "open" => invoice["amount_remaining"].as_i64().unwrap(),
+            _ => 0,
+        });
+        println!("{currency}: {charged} charged, {refunded} refunded, {taken} disputed, {owed} owed");
+        assert_eq!(Account::ALL.iter().map(|account| of(*account)).sum::<i64>(), 0, "{currency}");
+        assert_eq!(of(Account::Cash), charged - refunded - taken, "{currency}");
+        assert_eq!(of(Account::Payments), 0, "every charge has its invoice: {currency}");
+        assert_eq!(of(Account::Receivable), owed, "{currency}");
+    }
+}
+
+/// Every interval of access begins with a record that was made together with an audit row: which object, told by what.
+async fn every_change_of_access_has_a_cause(year: &Year) {
+    let unexplained = "
+        select count(*) from saas.plan_record r
+        where not exists (
+            select from saas.audit a
+            where a.tenant_id = r.tenant_id and a.at = r.at and a.detail ? 'plan' and a.subject <> '')";
+    assert_eq!(year.shop.scalar(unexplained).await, 0);
+    let records = year.shop.scalar("select count(*) from saas.plan_record").await;
+    assert!(records > i64::try_from(year.residents.len()).unwrap(), "{records}");
+    println!("{records} intervals of access, each with its cause");
+    let stuck = "select count(*) from saas.billing_receipt where state not in ('applied', 'ignored')";
+    assert_eq!(year.shop.scalar(stuck).await, 0);
+}
