@@ -4,8 +4,7 @@
 create table saas.billing_notice (
     account     text not null,
     livemode    boolean not null,
-    kind        text not null check (kind in ('catalogue_changed', 'early_fraud_warning', 'mandate_inactive', 'usage_alert',
-                                              'usage_refused')),
+    kind        text not null check (kind in ('catalogue_changed', 'early_fraud_warning', 'mandate_inactive', 'usage_alert')),
     -- What has changed: a price, a warning.
     object_id   text not null,
     -- The customer or the charge that it concerns; the directory knows whose that is, or will.

@@ -14,6 +14,7 @@ use crate::{
     postgres::{
         desk, fetch, notice, object,
         receipt::{self, Claimed, Ending, State},
+        usage_report,
     },
     settle::{Report, Settled},
 };
@@ -152,6 +153,7 @@ impl Billing {
                 let request = FetchRequest { kind, id, reason: reason.to_owned() };
                 self.put_on_fetch_list(claimed, lease, &request).await
             }
+            Told::UsageReport => self.put_on_report_list(claimed, lease, event_type).await,
             Told::Notice(told) => self.note(claimed, lease, &told, event_type).await,
             Told::Snapshot(snapshot) => {
                 for _ in 0..LOOKS {
@@ -254,6 +256,24 @@ impl Billing {
         Ok(Some(State::Applied))
     }
 
+    async fn put_on_report_list(
+        &self,
+        claimed: &Claimed,
+        lease: LeaseToken,
+        event_type: &str,
+    ) -> Result<Option<State>, BillingError> {
+        let now = self.clock.now();
+        let mut tx = SystemTx::begin(&self.system, ACTOR, "list a report on usage to be read").await?;
+        usage_report::announce(&mut tx, &self.scope, (&claimed.event_id, event_type), now).await?;
+        let key = (claimed.event_id.as_str(), lease);
+        if !receipt::finish(&mut tx, &self.scope, key, State::Applied, Ending::default(), now).await? {
+            tx.rollback().await?;
+            return Ok(None);
+        }
+        tx.commit().await?;
+        Ok(Some(State::Applied))
+    }
+
     async fn end(
         &self,
         claimed: &Claimed,
@@ -322,7 +342,7 @@ impl Billing {
 fn owner(work: &Told) -> Option<ObjectId> {
     match work {
         Told::Snapshot(snapshot) => Some(snapshot.customer().or(snapshot.charge()).unwrap_or(snapshot.id()).clone()),
-        Told::Fetch { .. } | Told::Notice(_) | Told::Nothing(_) => None,
+        Told::Fetch { .. } | Told::UsageReport | Told::Notice(_) | Told::Nothing(_) => None,
     }
 }
 

@@ -29,8 +29,9 @@ use crate::{
         directory::{self, Link},
         fetch,
         receipt::{self, NewReceipt, State},
-        state, storable,
+        state, storable, usage,
     },
+    prices::Prices,
     secrets::PresentSecrets,
 };
 
@@ -49,6 +50,7 @@ pub struct Billing {
     pub(crate) secrets: Arc<PresentSecrets>,
     pub(crate) door: Arc<Door>,
     pub(crate) clock: SharedClock,
+    pub(crate) prices: Arc<Prices>,
 }
 
 impl Billing {
@@ -64,7 +66,8 @@ impl Billing {
         // Half of what a caller waits: behind an insert that never ends, there is time for another.
         let group = Arc::new(ReceiptGroup::new(system.pool().clone(), config.intake_deadline / 2));
         let secrets = Arc::new(PresentSecrets::new(config.secrets.clone()));
-        Self { config: Arc::new(config), scope, tenants, system, group, secrets, door: Arc::default(), clock }
+        let prices = Arc::new(Prices::new(config.catalog.clone()));
+        Self { config: Arc::new(config), scope, tenants, system, group, secrets, door: Arc::default(), clock, prices }
     }
 
     /// Links a customer that was made for the tenant. What was delivered about it before is applied from now on.
@@ -107,6 +110,9 @@ impl Billing {
         }
         desk::free(connection, &self.scope, id.as_str(), now).await?;
         fetch::free(connection, &self.scope, id.as_str(), now).await?;
+        if kind == ObjectKind::Customer {
+            usage::free(connection, &self.scope, tenant, now).await?;
+        }
         let action = match kind {
             ObjectKind::CheckoutSession => "billing.checkout_opened",
             ObjectKind::Customer

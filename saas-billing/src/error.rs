@@ -2,7 +2,7 @@
 
 use saas_core::{CoreError, ErrorKind, InvalidInput};
 
-use crate::{provider::ProviderError, signature::SignatureError};
+use crate::{catalog::SyncError, provider::ProviderError, signature::SignatureError};
 
 /// Why an operation of `saas-billing` failed. Never carries a payload or a secret.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +36,9 @@ pub enum BillingError {
         /// What to do.
         remedy: &'static str,
     },
+    /// The price list was not applied.
+    #[error(transparent)]
+    Catalog(#[from] SyncError),
     /// Stripe said no, or nothing.
     #[error(transparent)]
     Provider(#[from] ProviderError),
@@ -86,6 +89,7 @@ impl BillingError {
             }
             Self::NoSubscription | Self::NoCustomer => ErrorKind::NotFound,
             Self::Misconfigured { .. } => ErrorKind::Misconfigured,
+            Self::Catalog(why) => why.kind(),
             Self::Provider(why) => why.kind(),
             Self::TooSlow { .. } => ErrorKind::Unavailable,
             Self::Core(core) => core.kind(),
@@ -101,6 +105,7 @@ impl BillingError {
             Self::Invalid(_) => "invalid_input",
             Self::AlreadyLinked { .. } => "already_linked",
             Self::Misconfigured { .. } => "misconfigured",
+            Self::Catalog(why) => why.code(),
             Self::Provider(why) => why.code(),
             Self::CommandFailed { .. } => "command_failed",
             Self::NoSubscription => "no_subscription",

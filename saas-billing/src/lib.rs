@@ -68,6 +68,7 @@
 //! 4. Writes ([`command`]): a row fixes the idempotency key, whoever asks sends it, the outbox sends it again, and what Stripe
 //!    answers goes through the merge of 2. [`PaymentProvider`] is the port; `StripeApi` (feature `stripe`) and the simulator
 //!    implement it.
+//!    What is sold comes from the catalogue's file ([`catalog`]), and usage that is charged from its batches ([`usage`]).
 //! 5. [`PlanSource`](saas_core::subscription::PlanSource): [`Billing`] answers from what was derived; grace runs out at
 //!    read time, so no job has to fire.
 //! 6. [`dunning`]: while an invoice is not paid, [`dunning::DunningHandler`] sends what the policy says and when.
@@ -87,6 +88,7 @@ mod apply;
 mod back_fill;
 #[cfg(feature = "postgres")]
 mod billing;
+pub mod catalog;
 #[cfg(feature = "postgres")]
 pub mod command;
 #[cfg(feature = "postgres")]
@@ -117,6 +119,8 @@ pub mod object;
 mod port;
 #[cfg(feature = "postgres")]
 mod postgres;
+#[cfg(feature = "postgres")]
+mod prices;
 pub mod provider;
 #[cfg(feature = "postgres")]
 mod purging;
@@ -140,6 +144,8 @@ pub mod stripe;
 pub mod subscription;
 #[cfg(feature = "testing")]
 pub mod testing;
+#[cfg(feature = "postgres")]
+pub mod usage;
 #[cfg(any(feature = "tower", feature = "actix"))]
 pub mod web;
 
@@ -178,4 +184,4 @@ pub use signature::{SIGNATURE_HEADER, SignatureError, SigningSecrets, StripeSecr
 
 /// The tables of this crate. Migrate [`saas_core::SCHEMA`] first.
 #[cfg(feature = "postgres")]
-pub static SCHEMA: saas_core::Schema = saas_core::schema!("billing": 1 "0001_inbox", 2 "0002_state", 3 "0003_retention", 4 "0004_ledger", 5 "0005_revenue", 6 "0006_command", 7 "0007_request", 8 "0008_seat_trial", 9 "0009_reconcile", 10 "0010_dunning", 13 "0013_notice");
+pub static SCHEMA: saas_core::Schema = saas_core::schema!("billing": 1 "0001_inbox", 2 "0002_state", 3 "0003_retention", 4 "0004_ledger", 5 "0005_revenue", 6 "0006_command", 7 "0007_request", 8 "0008_seat_trial", 9 "0009_reconcile", 10 "0010_dunning", 11 "0011_price_usage", 13 "0013_notice");

@@ -10,7 +10,7 @@ use sqlx::PgConnection;
 
 use crate::{
     billing::Billing,
-    derive::{Derived, derive},
+    derive::Derived,
     dunning::{DunningException, DunningTerms, Held},
     error::BillingError,
     postgres::{dunning, fetch, object, state},
@@ -101,7 +101,7 @@ impl Billing {
         let now = self.clock.now();
         let mut objects = object::load(connection, tenant, self.scope.livemode, &[]).await?;
         self.load_unseen(connection, tenant, &mut objects).await?;
-        let derived = derive(&objects, &self.config.catalog);
+        let derived = self.derive_in(connection, &objects).await?;
         let mut change = self.write_derived(connection, tenant, &derived, (false, now), now).await?;
         if !change.is_recorded {
             // The same objects can mean something else: under another dunning policy, say.

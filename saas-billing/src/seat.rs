@@ -314,7 +314,7 @@ impl Billing {
     ) -> Result<SeatReport, BillingError> {
         let seen = self.subscription_of(provider, ctx).await?;
         let mut seats = self.seats(ctx).await?;
-        seats.bought = plan_item(&seen.subscription, &self.config.catalog).and_then(|item| item.quantity);
+        seats.bought = plan_item(&seen.subscription, &self.catalog()).and_then(|item| item.quantity);
         let bought = seats.bought.unwrap_or_else(|| seats.used());
         let (missing, unused) = (seats.used().saturating_sub(bought), bought.saturating_sub(seats.used()));
         let wanted = seats.used().max(1);

@@ -11,7 +11,7 @@ use sqlx::PgConnection;
 
 use crate::{
     billing::{ACTOR, Billing},
-    derive::{AnyMerged, FetchRequest, TenantObjects, derive},
+    derive::{AnyMerged, FetchRequest, TenantObjects},
     event::AnySnapshot,
     merge::{Fact, Origin},
     object::{CheckoutStatus, ObjectId, ObjectKind, Subscription},
@@ -86,7 +86,7 @@ impl Billing {
         self.load_unseen(connection, tenant, &mut objects).await?;
         let after = objects.find(kind, &id).filter(|after| before.as_ref() != Some(after));
         let still_ambiguous = objects.is_uncertain(&id);
-        let derived = derive(&objects, &self.config.catalog);
+        let derived = self.derive_in(connection, &objects).await?;
         if let Some(AnyMerged::Subscription(merged)) = &after {
             self.note_trial(connection, tenant, merged.value(), now).await?;
         }

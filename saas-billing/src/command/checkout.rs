@@ -54,7 +54,7 @@ impl Billing {
         ctx: &dyn TenantContext,
         page: &CheckoutPage,
     ) -> Result<Checkout, BillingError> {
-        if !page.items.iter().any(|(price, _)| self.config.catalog.plan_for_price(price.as_str()).is_some()) {
+        if !page.items.iter().any(|(price, _)| self.catalog().plan_for_price(price.as_str()).is_some()) {
             return Err(InvalidInput::new(
                 "the checkout",
                 "sells no price of a plan",

@@ -258,10 +258,18 @@ fn target(command: &Command) -> Option<&ObjectId> {
         | Command::ReleaseSchedule(_)
         | Command::CreateProduct(_)
         | Command::CreatePrice(_)
+        | Command::ChangeProduct(_)
+        | Command::AttachFeature { .. }
+        | Command::DetachFeature { .. }
         | Command::ArchivePrice(_)
+        | Command::OfferPrice { .. }
         | Command::CreateFeature(_)
+        | Command::ChangeFeature { .. }
         | Command::CreateMeter(_)
-        | Command::ReportUsage(_) => None,
+        | Command::RenameMeter { .. }
+        | Command::ReactivateMeter(_)
+        | Command::ReportUsage(_)
+        | Command::CancelReading { .. } => None,
     }
 }
 

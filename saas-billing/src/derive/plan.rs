@@ -18,7 +18,8 @@ pub(super) struct Choice<'a> {
     pub(super) item: Option<&'a SubscriptionItem>,
 }
 
-/// The plan of the first item, by id, that is sold at a plan's price; other items are add-ons. When none is, the last
+/// The plan of the first item, by id, that is sold at a plan's price, one with a quantity before one that is charged by usage;
+/// other items are add-ons. When none is, the last
 /// price that was a plan's keeps the plan: money is being paid, so it must not turn into the free plan silently.
 pub(super) fn choose<'a>(
     merged: &'a Merged<Subscription>,
@@ -26,8 +27,11 @@ pub(super) fn choose<'a>(
     alerts: &mut BTreeSet<Alert>,
 ) -> Choice<'a> {
     let subscription = merged.value();
-    let mut found =
+    let found =
         subscription.items.iter().filter_map(|item| Some((catalog.plan_for_price(item.price.id.as_str())?, item)));
+    let mut found: Vec<_> = found.collect();
+    found.sort_by_key(|(_, item)| item.quantity.is_none());
+    let mut found = found.into_iter();
     if let Some((plan, item)) = found.next() {
         if found.any(|(other, _)| other.plan != plan.plan) {
             alerts.insert(Alert::SeveralPlans { subscription: subscription.id.clone() });
@@ -44,12 +48,13 @@ pub(super) fn choose<'a>(
     Choice { rank: plan.as_ref().map_or(0, |plan| rank(catalog, plan)), plan, item: plan_item(subscription, catalog) }
 }
 
-/// The item whose price is a plan's; where none is known, the first that is no add-on's.
+/// The item whose price is a plan's, one with a quantity if there is one: that is where seats are; where none is known, the first that is no add-on's.
 pub(crate) fn plan_item<'a>(subscription: &'a Subscription, catalog: &PlanCatalog) -> Option<&'a SubscriptionItem> {
     let price = |item: &SubscriptionItem| catalog.plan_for_price(item.price.id.as_str()).is_some();
     let addon = |item: &SubscriptionItem| catalog.addon_for_price(item.price.id.as_str()).is_some();
     let items = &subscription.items;
-    items.iter().find(|item| price(item)).or_else(|| items.iter().find(|item| !addon(item)))
+    let licensed = items.iter().find(|item| item.quantity.is_some() && price(item));
+    licensed.or_else(|| items.iter().find(|item| price(item))).or_else(|| items.iter().find(|item| !addon(item)))
 }
 
 /// The add-ons among its items: no more of one than the catalogue allows, which the gate would not take.

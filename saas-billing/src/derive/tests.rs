@@ -374,6 +374,21 @@ fn an_unknown_price_keeps_the_last_plan_and_is_never_silent() {
     }
 }
 
+/// A fee and a usage price of one plan: seats are the fee's quantity, wherever it stands.
+#[test]
+fn of_a_plan_with_a_usage_price_the_item_with_a_quantity_has_the_seats() {
+    for usage_first in [true, false] {
+        let mut both = subscription("sub_1", "active", "price_pro");
+        let mut usage = both["items"]["data"][0].clone();
+        (usage["price"]["id"], usage["quantity"]) = ("price_pro_yearly".into(), Value::Null);
+        usage["id"] = if usage_first { "si_0" } else { "si_z" }.into();
+        both["items"]["data"].as_array_mut().unwrap().push(usage);
+        let derived = derived(&[(UPDATED, 1, both)]);
+        assert_eq!((plan(&derived).as_deref(), derived.seats), (Some("pro@2"), Some(3)));
+        assert!(derived.alerts.is_empty(), "{:?}", derived.alerts);
+    }
+}
+
 // W16
 #[test]
 fn a_period_is_found_in_both_places_and_its_absence_is_never_zero() {

@@ -13,6 +13,8 @@ pub enum Decision {
     /// It hangs on an object that is merged, and does not say all of it: that one is read from Stripe. It is named in the
     /// first of these places that holds an id; where none does, nothing is to be done.
     Fetch(&'static [Place]),
+    /// It announces a report of usage that Stripe took and does not count; the report is read from Stripe.
+    UsageReport,
     /// Nothing of a tenant's follows from it; an operator is told.
     Notice(NoticeRule),
     /// Nothing, and why.
@@ -52,13 +54,11 @@ pub enum NoticeKind {
     MandateInactive,
     /// A threshold that was set at Stripe was passed.
     UsageAlert,
-    /// Stripe has not counted usage that was reported.
-    UsageRefused,
 }
 
 impl NoticeKind {
-    pub(crate) const ALL: [Self; 5] =
-        [Self::CatalogueChanged, Self::EarlyFraudWarning, Self::MandateInactive, Self::UsageAlert, Self::UsageRefused];
+    pub(crate) const ALL: [Self; 4] =
+        [Self::CatalogueChanged, Self::EarlyFraudWarning, Self::MandateInactive, Self::UsageAlert];
 
     /// The form that is stored.
     #[must_use]
@@ -68,7 +68,6 @@ impl NoticeKind {
             Self::EarlyFraudWarning => "early_fraud_warning",
             Self::MandateInactive => "mandate_inactive",
             Self::UsageAlert => "usage_alert",
-            Self::UsageRefused => "usage_refused",
         }
     }
 }
@@ -137,7 +136,6 @@ const CHANGED: Decision = tell(NoticeKind::CatalogueChanged, &[], None);
 const WARNED: Decision = tell(NoticeKind::EarlyFraudWarning, &["charge"], None);
 const REVOKED: Decision = tell(NoticeKind::MandateInactive, &[], Some(("status", "inactive")));
 const PASSED: Decision = tell(NoticeKind::UsageAlert, &["customer"], None);
-const REFUSED: Decision = tell(NoticeKind::UsageRefused, &[], None);
 
 const CARD: Decision =
     Decision::Ignore("no right depends on the card; the payments it makes or fails tell of themselves");
@@ -258,8 +256,8 @@ pub const TABLE: &[Row] = &[
     row(Metering, "billing.meter.deactivated", CHANGED),
     row(Metering, "billing.meter.reactivated", CHANGED),
     row(Metering, "billing.meter.*", CHANGED),
-    row(Metering, "v1.billing.meter.error_report_triggered", REFUSED),
-    row(Metering, "v1.billing.meter.no_meter_found", REFUSED),
+    row(Metering, "v1.billing.meter.error_report_triggered", Decision::UsageReport),
+    row(Metering, "v1.billing.meter.no_meter_found", Decision::UsageReport),
     row(Test, "test_helpers.test_clock.ready", CLOCK),
 ];
 

@@ -18,6 +18,8 @@ pub(crate) enum Told {
     Snapshot(Box<AnySnapshot>),
     /// To be read from Stripe, and why.
     Fetch { kind: ObjectKind, id: ObjectId, reason: &'static str },
+    /// There is a report of usage to be read.
+    UsageReport,
     /// To be shown to an operator.
     Notice(Notice),
     /// Nothing, and why.
@@ -44,7 +46,9 @@ const NO_CONTENT: &str = "an event without content";
 pub(crate) fn nothing(envelope: &Envelope<'_>) -> Option<&'static str> {
     match (decision(type_of(envelope)), &envelope.content) {
         (_, Content::Thin { related: Some(related) }) if ObjectKind::from_object(&related.object).is_some() => None,
-        (Decision::Notice(_), Content::Thin { .. } | Content::Snapshot { .. }) => None,
+        (Decision::Notice(_), Content::Thin { .. } | Content::Snapshot { .. })
+        | (Decision::UsageReport, Content::Thin { .. }) => None,
+        (Decision::UsageReport, Content::Snapshot { .. }) => Some("a report of usage is announced without content"),
         (Decision::Ignore(why), Content::Thin { .. } | Content::Snapshot { .. }) => Some(why),
         (Decision::Merge(_) | Decision::Fetch(_), Content::Snapshot { .. }) => None,
         (Decision::Merge(_) | Decision::Fetch(_), Content::Thin { .. }) => {
@@ -66,6 +70,7 @@ pub(crate) fn read_told(envelope: &Envelope<'_>) -> Result<Told, Unreadable> {
             let object = related.as_ref().map_or_else(|| envelope.id.clone(), |related| related.id.clone());
             Ok(notice(rule, envelope, object, None))
         }
+        (Decision::UsageReport, Content::Thin { .. } | Content::Snapshot { .. }) => Ok(Told::UsageReport),
         (_, Content::Thin { related }) => Ok(related
             .as_ref()
             .and_then(|related| Some((ObjectKind::from_object(&related.object)?, related.id.clone())))

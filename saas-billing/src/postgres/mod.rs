@@ -14,6 +14,7 @@ pub(crate) mod ledger;
 pub(crate) mod ledger_read;
 pub(crate) mod notice;
 pub(crate) mod object;
+pub(crate) mod price;
 pub(crate) mod purge;
 pub(crate) mod receipt;
 pub(crate) mod reconcile;
@@ -22,6 +23,8 @@ pub(crate) mod revenue;
 pub(crate) mod seat;
 pub(crate) mod state;
 pub(crate) mod trial;
+pub(crate) mod usage;
+pub(crate) mod usage_report;
 
 use crate::{config::BillingConfig, mode::Mode};
 

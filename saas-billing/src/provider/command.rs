@@ -63,16 +63,66 @@ pub enum Command {
     WriteOffInvoice(ObjectId),
     /// Makes a product.
     CreateProduct(NewProduct),
+    /// Says anew what a product is called, and offers it.
+    ChangeProduct(NewProduct),
+    /// Gives a feature to whoever buys a product.
+    AttachFeature {
+        /// `prod_…`
+        product: ObjectId,
+        /// `feat_…`
+        feature: ObjectId,
+    },
+    /// Not any more.
+    DetachFeature {
+        /// `prod_…`
+        product: ObjectId,
+        /// What ties the two: `prodft_…`
+        attachment: ObjectId,
+    },
     /// Makes a price. Prices never change; a new one can take over the lookup key.
     CreatePrice(NewPrice),
     /// Sells a price no more. Who pays by it goes on doing so.
     ArchivePrice(ObjectId),
+    /// Sells a price again that was archived, or that has lost its key.
+    OfferPrice {
+        /// `price_…`
+        price: ObjectId,
+        /// Taken from a price that has it.
+        lookup_key: String,
+        /// Kept by Stripe beside it.
+        metadata: BTreeMap<String, String>,
+    },
     /// Makes a feature of Stripe's entitlements.
     CreateFeature(NewFeature),
+    /// Says anew what a feature is called, and has it in force.
+    ChangeFeature {
+        /// `feat_…`
+        feature: ObjectId,
+        /// For people.
+        name: String,
+        /// Kept by Stripe beside it.
+        metadata: BTreeMap<String, String>,
+    },
     /// Makes a usage meter.
     CreateMeter(NewMeter),
+    /// Says anew what a meter is called.
+    RenameMeter {
+        /// `mtr_…`
+        meter: ObjectId,
+        /// For people.
+        name: String,
+    },
+    /// Counts again by a meter that was deactivated.
+    ReactivateMeter(ObjectId),
     /// Reports usage.
     ReportUsage(MeterReading),
+    /// Takes a reading back, within 24 hours of its being reported.
+    CancelReading {
+        /// The meter's event name.
+        event_name: String,
+        /// The reading's.
+        identifier: String,
+    },
 }
 
 /// An `http` or `https` address of at most 2,000 characters.
@@ -345,7 +395,7 @@ pub struct Phase {
     pub items: Vec<(ObjectId, Option<u64>)>,
 }
 
-/// A product to be made.
+/// A product, as it is made or said anew.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NewProduct {
     /// An id of ours, such as `prod_pro`: making it twice is refused.
@@ -407,6 +457,9 @@ pub struct NewFeature {
     pub lookup_key: String,
     /// For people.
     pub name: String,
+    /// Kept by Stripe beside it.
+    #[serde(default)]
+    pub metadata: BTreeMap<String, String>,
 }
 
 /// A usage meter.
@@ -433,7 +486,7 @@ pub enum Aggregation {
 }
 
 /// Usage to be charged.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct MeterReading {
     /// The meter's event name.
     pub event_name: String,

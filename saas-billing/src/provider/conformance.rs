@@ -10,9 +10,10 @@ use saas_core::IdempotencyKey;
 use serde_json::Value;
 
 use super::{
-    Aggregation, Cancellation, Command, CustomerUpdate, Fetched, ItemChange, MeterReading, NewCheckout, NewCustomer,
-    NewFeature, NewMeter, NewPrice, NewProduct, NewSubscription, OnFailedPayment, PageLimit, PaymentProvider, Phase,
-    PostalAddress, PricedBy, Proration, ProviderError, Query, Reply, SubscriptionChange, Tier, TrialPayment,
+    Aggregation, Cancellation, Command, CustomerUpdate, Fetched, ItemChange, MAX_STREAMED, MeterReading, NewCheckout,
+    NewCustomer, NewFeature, NewMeter, NewPrice, NewProduct, NewSubscription, OnFailedPayment, PageLimit,
+    PaymentProvider, Phase, PostalAddress, PricedBy, Proration, ProviderError, Query, Reply, SubscriptionChange, Tier,
+    TrialPayment,
 };
 use crate::object::{Interval, ObjectId, ObjectKind, PauseBehavior};
 
@@ -304,11 +305,77 @@ pub async fn prices_and_features_are_found_by_their_keys(fixture: Fixture) {
     assert!(matches!(why, ProviderError::Refused { ref code, .. } if code == "resource_already_exists"), "{why:?}");
 
     let lookup_key = format!("{}-export", fixture.run);
-    let feature = NewFeature { lookup_key: lookup_key.clone(), name: "Export".to_owned() };
+    let feature = NewFeature { lookup_key: lookup_key.clone(), name: "Export".to_owned(), metadata: BTreeMap::new() };
     let made = fixture.done(Command::CreateFeature(feature), "feature").await.id().unwrap();
     let query = Query::Features { lookup_key: Some(lookup_key) };
     let page = fixture.provider.list(&query, None, PageLimit::MAX).await.unwrap();
     assert_eq!(page.objects.iter().map(|one| json(one)["id"].clone()).collect::<Vec<_>>(), [made.as_str()]);
+}
+
+/// What is said anew, is offered again, and is tied to a product.
+pub async fn a_catalogue_is_mended_in_place(fixture: Fixture) {
+    let price = fixture.price("mended", PricedBy::Unit(700)).await;
+    let product = id(&format!("prod_{}_mended", fixture.run));
+    let new = NewProduct { id: product.clone(), name: "Anew".to_owned(), metadata: BTreeMap::new() };
+    assert_eq!(json(&fixture.done(Command::ChangeProduct(new), "say").await.object)["name"], "Anew");
+    fixture.done(Command::ArchivePrice(price.clone()), "archive").await;
+    let lookup_key = format!("{}-mended", fixture.run);
+    let metadata = BTreeMap::from([("by".to_owned(), "us".to_owned())]);
+    let offer = Command::OfferPrice { price: price.clone(), lookup_key: lookup_key.clone(), metadata };
+    let offered = json(&fixture.done(offer, "offer").await.object);
+    assert_eq!(
+        (&offered["active"], &offered["lookup_key"], &offered["metadata"]["by"]),
+        (&true.into(), &lookup_key.into(), &"us".into())
+    );
+    let query = Query::PricesOf { product: product.clone() };
+    let listed = fixture.provider.list(&query, None, PageLimit::MAX).await.unwrap().objects;
+    assert_eq!(listed.iter().map(|one| json(one)["id"].clone()).collect::<Vec<_>>(), [price.as_str()]);
+
+    let lookup_key = format!("{}-mended", fixture.run);
+    let feature = NewFeature { lookup_key, name: "Export".to_owned(), metadata: BTreeMap::new() };
+    let feature = fixture.done(Command::CreateFeature(feature), "feature").await.id().unwrap();
+    let renamed = Command::ChangeFeature { feature: feature.clone(), name: "Take".into(), metadata: BTreeMap::new() };
+    assert_eq!(json(&fixture.done(renamed, "rename").await.object)["name"], "Take");
+    let attach = Command::AttachFeature { product: product.clone(), feature: feature.clone() };
+    let attachment = fixture.done(attach, "attach").await.id().unwrap();
+    let query = Query::ProductFeatures { product: product.clone() };
+    let attached = async || fixture.provider.list(&query, None, PageLimit::MAX).await.unwrap().objects;
+    let first = json(&attached().await[0]);
+    assert_eq!(
+        (&first["id"], &first["entitlement_feature"]["id"]),
+        (&attachment.as_str().into(), &feature.as_str().into())
+    );
+    for key in ["detach", "detach-again"] {
+        fixture.done(Command::DetachFeature { product: product.clone(), attachment: attachment.clone() }, key).await;
+    }
+    assert!(attached().await.is_empty());
+}
+
+/// Many readings in one call: each counts once, and what is asked for again is no error.
+pub async fn a_stream_of_readings_counts_each_once(fixture: Fixture) {
+    let customer = fixture.done(fixture.customer("ada"), "ada").await.id().unwrap();
+    let event_name = format!("{}-streamed", fixture.run);
+    let meter = NewMeter { name: "Streamed".to_owned(), event_name: event_name.clone(), aggregation: Aggregation::Sum };
+    let meter = fixture.done(Command::CreateMeter(meter), "meter").await.id().unwrap();
+    let renamed = Command::RenameMeter { meter: meter.clone(), name: "Calls".to_owned() };
+    assert_eq!(json(&fixture.done(renamed, "rename").await.object)["display_name"], "Calls");
+    let at = DateTime::from_timestamp(fixture.now.timestamp(), 0).unwrap();
+    let reading = |n: usize| MeterReading {
+        event_name: event_name.clone(),
+        customer: customer.clone(),
+        value: 1,
+        at,
+        identifier: format!("{}-streamed-{n}", fixture.run),
+    };
+    let readings: Vec<MeterReading> = (0..MAX_STREAMED).map(reading).collect();
+    for _ in 0..2 {
+        fixture.provider.stream(&readings).await.unwrap();
+    }
+    let too_many: Vec<MeterReading> = (0..=MAX_STREAMED).map(reading).collect();
+    assert!(matches!(fixture.provider.stream(&too_many).await, Err(ProviderError::Refused { .. })));
+    let cancel = Command::CancelReading { event_name, identifier: readings[0].identifier.clone() };
+    fixture.done(cancel, "cancel").await;
+    assert!(matches!(fixture.provider.event(&id("evt_absent000000")).await.unwrap(), Fetched::Missing));
 }
 
 /// The identifier is the reading's name: known means delivered.
@@ -339,6 +406,7 @@ macro_rules! payment_provider_conformance {
             a_refusal_says_what_and_not_whose, a_list_is_read_page_by_page, a_page_opens_is_listed_and_closes_once,
             a_subscription_changes_pauses_and_ends, a_schedule_plans_and_lets_go,
             a_customer_takes_other_words,
+            a_catalogue_is_mended_in_place, a_stream_of_readings_counts_each_once,
             prices_and_features_are_found_by_their_keys, a_reading_counts_once_and_its_repeat_is_no_error,
         );
     };

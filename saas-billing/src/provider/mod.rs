@@ -25,7 +25,10 @@ pub use query::{Listed, PageLimit, Query};
 use saas_core::IdempotencyKey;
 use serde_json::value::RawValue;
 
-use crate::object::{ObjectId, ObjectKind};
+use crate::{
+    mode::Mode,
+    object::{ObjectId, ObjectKind},
+};
 
 /// Writes to Stripe and reads from it.
 ///
@@ -38,6 +41,9 @@ use crate::object::{ObjectId, ObjectKind};
 /// - *Quiet*: no error, log or `Debug` output carries a key of the API, an e-mail address or a body.
 #[async_trait]
 pub trait PaymentProvider: ObjectSource {
+    /// The mode in which it works.
+    fn mode(&self) -> Mode;
+
     /// Does one write.
     async fn execute(&self, command: &Command, key: &IdempotencyKey) -> Result<Reply, ProviderError>;
 
@@ -46,7 +52,18 @@ pub trait PaymentProvider: ObjectSource {
 
     /// Reads one page of a list, from behind `after`.
     async fn list(&self, query: &Query, after: Option<&ObjectId>, limit: PageLimit) -> Result<Listed, ProviderError>;
+
+    /// Hands over up to [`MAX_STREAMED`] readings in one call, for rates that [`Command::ReportUsage`] is too slow for. Stripe
+    /// takes them all or none; each counts once per identifier, so the same call may be repeated. What is wrong with one of them
+    /// is told later, by an event.
+    async fn stream(&self, readings: &[MeterReading]) -> Result<(), ProviderError>;
+
+    /// Reads an event of the second generation whole: its delivery holds only its name.
+    async fn event(&self, id: &ObjectId) -> Result<Fetched, ProviderError>;
 }
+
+/// The most readings of one [`PaymentProvider::stream`].
+pub const MAX_STREAMED: usize = 100;
 
 /// Reads objects from Stripe's API.
 ///

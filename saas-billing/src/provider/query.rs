@@ -45,13 +45,23 @@ pub enum Query {
     Disputes,
     /// Credit notes, withdrawn ones too.
     CreditNotes,
-    /// Prices by lookup key, at most ten keys.
+    /// Prices by lookup key with their tiers, at most ten keys.
     Prices {
         /// The keys.
         lookup_keys: Vec<String>,
     },
+    /// Prices of a product with their tiers, archived ones too.
+    PricesOf {
+        /// `prod_…`
+        product: ObjectId,
+    },
     /// Products, archived ones too.
     Products,
+    /// What ties features to a product.
+    ProductFeatures {
+        /// `prod_…`
+        product: ObjectId,
+    },
     /// Features of Stripe's entitlements, by lookup key.
     Features {
         /// The key; all if `None`.

@@ -1,6 +1,7 @@
 //! From commands and queries to requests of Stripe's API. Pure.
 
 use saas_core::InvalidInput;
+use secrecy::SecretString;
 
 use super::form::{Form, escape};
 use crate::{
@@ -36,11 +37,15 @@ pub(crate) struct Call {
     pub(crate) verb: Verb,
     pub(crate) path: String,
     pub(crate) form: Form,
+    /// The body of a call of the second generation, in place of the form.
+    pub(crate) json: Option<String>,
+    /// Where and as whom, for the stream of readings: a host and a token of its own.
+    pub(crate) session: Option<SecretString>,
 }
 
 impl Call {
     fn new(verb: Verb, path: impl Into<String>) -> Self {
-        Self { verb, path: path.into(), form: Form::default() }
+        Self { verb, path: path.into(), form: Form::default(), json: None, session: None }
     }
 
     fn post(path: impl Into<String>) -> Self {
@@ -66,7 +71,35 @@ impl Call {
 
     /// The body; empty but for a POST.
     pub(crate) fn body(&self) -> String {
-        if self.verb == Verb::Post { self.form.encode() } else { String::new() }
+        match &self.json {
+            Some(json) => json.clone(),
+            None if self.verb == Verb::Post => self.form.encode(),
+            None => String::new(),
+        }
+    }
+
+    /// The request that opens a session of the stream.
+    pub(crate) fn open_stream() -> Self {
+        Self { json: Some("{}".to_owned()), ..Self::post("/v2/billing/meter_event_session") }
+    }
+
+    /// The request that hands readings over.
+    pub(crate) fn stream(readings: &[MeterReading], session: SecretString) -> Self {
+        let event = |reading: &MeterReading| {
+            serde_json::json!({
+                "event_name": reading.event_name, "identifier": reading.identifier,
+                "timestamp": reading.at.to_rfc3339_opts(chrono::SecondsFormat::Secs, true),
+                "payload": {"stripe_customer_id": reading.customer, "value": reading.value.to_string()},
+            })
+        };
+        let events: Vec<_> = readings.iter().map(event).collect();
+        let json = serde_json::json!({"events": events}).to_string();
+        Self { json: Some(json), session: Some(session), ..Self::post("/v2/billing/meter_event_stream") }
+    }
+
+    /// The request of an event of the second generation.
+    pub(crate) fn event(id: &ObjectId) -> Self {
+        Self::get(at("/v2/core/events", id, ""))
     }
 
     /// The request of a command.
@@ -121,13 +154,35 @@ impl Call {
             Command::CreateProduct(new) => Self::post("/v1/products").with(|form| {
                 form.put("id", &new.id).put("name", &new.name).put_map("metadata", &new.metadata);
             }),
+            Command::ChangeProduct(new) => Self::post(at("/v1/products", &new.id, "")).with(|form| {
+                form.put("name", &new.name).put("active", true).put_map("metadata", &new.metadata);
+            }),
+            Command::AttachFeature { product, feature } => {
+                Self::post(at("/v1/products", product, "/features")).with(|form| {
+                    form.put("entitlement_feature", feature);
+                })
+            }
+            Command::DetachFeature { product, attachment } => {
+                Self::new(Verb::Delete, at(&at("/v1/products", product, "/features"), attachment, ""))
+            }
             Command::CreatePrice(new) => Self::post("/v1/prices").with(|form| price(form, new)),
             Command::ArchivePrice(id) => Self::post(at("/v1/prices", id, "")).with(|form| {
                 form.put("active", false);
             }),
+            Command::OfferPrice { price, lookup_key, metadata } => {
+                Self::post(at("/v1/prices", price, "")).with(|form| {
+                    form.put("active", true).put("lookup_key", lookup_key).put("transfer_lookup_key", true);
+                    form.put_map("metadata", metadata);
+                })
+            }
             Command::CreateFeature(new) => Self::post("/v1/entitlements/features").with(|form| {
-                form.put("lookup_key", &new.lookup_key).put("name", &new.name);
+                form.put("lookup_key", &new.lookup_key).put("name", &new.name).put_map("metadata", &new.metadata);
             }),
+            Command::ChangeFeature { feature, name, metadata } => {
+                Self::post(at("/v1/entitlements/features", feature, "")).with(|form| {
+                    form.put("name", name).put("active", true).put_map("metadata", metadata);
+                })
+            }
             Command::CreateMeter(new) => Self::post("/v1/billing/meters").with(|form| {
                 let formula = match new.aggregation {
                     Aggregation::Sum => "sum",
@@ -137,6 +192,14 @@ impl Call {
                 form.put("display_name", &new.name).put("event_name", &new.event_name);
                 form.put("default_aggregation[formula]", formula);
             }),
+            Command::RenameMeter { meter, name } => Self::post(at("/v1/billing/meters", meter, "")).with(|form| {
+                form.put("display_name", name);
+            }),
+            Command::ReactivateMeter(meter) => Self::post(at("/v1/billing/meters", meter, "/reactivate")),
+            Command::CancelReading { event_name, identifier } => Self::post("/v1/billing/meter_event_adjustments")
+                .with(|form| {
+                    form.put("event_name", event_name).put("type", "cancel").put("cancel[identifier]", identifier);
+                }),
             Command::ReportUsage(reading) => Self::post("/v1/billing/meter_events").with(|form| report(form, reading)),
         }
     }
@@ -211,7 +274,11 @@ impl Call {
             Query::Disputes => Self::get("/v1/disputes"),
             Query::CreditNotes => Self::get("/v1/credit_notes"),
             Query::Prices { lookup_keys } => prices(lookup_keys)?,
+            Query::PricesOf { product } => Self::get("/v1/prices").with(|form| {
+                form.put("product", product).put("expand[0]", "data.tiers");
+            }),
             Query::Products => Self::get("/v1/products"),
+            Query::ProductFeatures { product } => Self::get(at("/v1/products", product, "/features")),
             Query::Features { lookup_key } => Self::get("/v1/entitlements/features").with(|form| {
                 form.put_some("lookup_key", lookup_key.as_ref());
             }),
@@ -407,6 +474,7 @@ fn prices(lookup_keys: &[String]) -> Result<Call, InvalidInput> {
         for (n, key) in lookup_keys.iter().enumerate() {
             form.put(format!("lookup_keys[{n}]"), key);
         }
+        form.put("expand[0]", "data.tiers");
     }))
 }
 

@@ -12,6 +12,7 @@ use std::{
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use saas_core::{Cause, IdempotencyKey, InvalidInput};
+use secrecy::{ExposeSecret, SecretString};
 use serde_json::value::RawValue;
 
 use super::{
@@ -30,8 +31,8 @@ use crate::{
     mode::Mode,
     object::{ObjectId, ObjectKind},
     provider::{
-        Command, Fetched, Listed, ObjectSource, PageLimit, PaymentProvider, ProviderError, Query, Reply,
-        SubscriptionChange,
+        Command, Fetched, Listed, MAX_STREAMED, MeterReading, ObjectSource, PageLimit, PaymentProvider, ProviderError,
+        Query, Reply, SubscriptionChange,
     },
 };
 
@@ -62,6 +63,8 @@ struct Inner {
     deadline: Duration,
     /// The latest second of Stripe's clock that an answer has shown; 0 before the first.
     seen: AtomicI64,
+    /// The open session of the stream of readings.
+    stream: tokio::sync::Mutex<Option<Session>>,
 }
 
 /// What a call came to.
@@ -97,6 +100,7 @@ impl StripeApi {
             try_timeout: config.try_timeout,
             deadline: config.deadline,
             seen: AtomicI64::new(0),
+            stream: tokio::sync::Mutex::new(None),
         })))
     }
 
@@ -106,12 +110,6 @@ impl StripeApi {
     /// When it is of the other mode; the old one stays.
     pub fn rotate(&self, key: ApiKey) -> Result<(), InvalidInput> {
         self.0.key.replace(key)
-    }
-
-    /// The mode of its key.
-    #[must_use]
-    pub fn mode(&self) -> Mode {
-        self.0.mode
     }
 }
 
@@ -204,6 +202,47 @@ impl Inner {
     }
 }
 
+/// Leave to hand readings over.
+struct Session {
+    token: SecretString,
+    /// By our clock, with a margin.
+    until: Instant,
+}
+
+/// How long a session is used: Stripe's last a quarter of an hour.
+const SESSION: Duration = Duration::from_secs(12 * 60);
+
+/// Whether it was the session that was not accepted.
+fn has_expired(why: &ProviderError) -> bool {
+    match why {
+        ProviderError::Authentication => true,
+        ProviderError::Refused { code, .. } => code == "billing_meter_event_session_expired",
+        _ => false,
+    }
+}
+
+impl Inner {
+    async fn session(&self) -> Result<SecretString, ProviderError> {
+        // Who waits here needs the session that is being opened.
+        let mut open = self.stream.lock().await;
+        if let Some(session) = open.as_ref().filter(|session| Instant::now() < session.until) {
+            return Ok(session.token.clone());
+        }
+        let until = Instant::now() + SESSION;
+        let done = self.call(&Call::open_stream(), None, None, true).await?;
+        let token = read::session_token(&done.object)?;
+        *open = Some(Session { token: token.clone(), until });
+        Ok(token)
+    }
+
+    async fn forget_session(&self, token: &SecretString) {
+        let mut open = self.stream.lock().await;
+        if open.as_ref().is_some_and(|session| session.token.expose_secret() == token.expose_secret()) {
+            *open = None;
+        }
+    }
+}
+
 /// After a try that may have worked, "it did not work" is no longer known.
 fn doubt(error: ProviderError) -> ProviderError {
     match error {
@@ -245,6 +284,10 @@ impl ObjectSource for StripeApi {
 
 #[async_trait]
 impl PaymentProvider for StripeApi {
+    fn mode(&self) -> Mode {
+        self.0.mode
+    }
+
     #[tracing::instrument(name = "saas.billing.stripe.execute", level = "debug", skip_all, fields(key = %key))]
     async fn execute(&self, command: &Command, key: &IdempotencyKey) -> Result<Reply, ProviderError> {
         interpret(self, command, self.0.write(command, key).await).await
@@ -261,6 +304,31 @@ impl PaymentProvider for StripeApi {
         })?;
         let done = self.0.call(&call, None, after, false).await?;
         read::page(&done.object)
+    }
+
+    #[tracing::instrument(name = "saas.billing.stripe.stream", level = "debug", skip_all, fields(readings = readings.len()))]
+    async fn stream(&self, readings: &[MeterReading]) -> Result<(), ProviderError> {
+        if readings.len() > MAX_STREAMED {
+            return Err(ProviderError::Refused { code: "too_many_readings".to_owned(), param: None });
+        }
+        let session = self.0.session().await?;
+        match self.0.call(&Call::stream(readings, session.clone()), None, None, true).await {
+            // A session ends after a quarter of an hour, by Stripe's clock: another one takes the same readings.
+            Err(why) if has_expired(&why) => {
+                self.0.forget_session(&session).await;
+                let session = self.0.session().await?;
+                self.0.call(&Call::stream(readings, session), None, None, true).await.map(drop)
+            }
+            outcome => outcome.map(drop),
+        }
+    }
+
+    async fn event(&self, id: &ObjectId) -> Result<Fetched, ProviderError> {
+        match self.0.call(&Call::event(id), None, Some(id), false).await {
+            Ok(done) => Ok(Fetched::Found { object: done.object, as_of: done.as_of }),
+            Err(ProviderError::Missing { .. }) => Ok(Fetched::Missing),
+            Err(error) => Err(error),
+        }
     }
 }
 

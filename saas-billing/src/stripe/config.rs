@@ -13,6 +13,7 @@ pub const API_VERSION: &str = "2026-09-30.endive";
 pub struct StripeConfig {
     pub(super) key: ApiKey,
     pub(super) address: Option<WebAddress>,
+    pub(super) stream_address: Option<WebAddress>,
     pub(super) version: String,
     pub(super) account: Option<ObjectId>,
     pub(super) retries: Retries,
@@ -34,6 +35,7 @@ impl StripeConfig {
         Self {
             key,
             address: None,
+            stream_address: None,
             version: API_VERSION.to_owned(),
             account: None,
             retries: Retries::default(),
@@ -48,6 +50,14 @@ impl StripeConfig {
     #[must_use]
     pub fn with_address(mut self, address: WebAddress) -> Self {
         self.address = Some(address);
+        self
+    }
+
+    /// Hands readings over at another address than `https://meter-events.stripe.com`, or than that of
+    /// [`with_address`](Self::with_address).
+    #[must_use]
+    pub fn with_stream_address(mut self, address: WebAddress) -> Self {
+        self.stream_address = Some(address);
         self
     }
 

@@ -14,6 +14,7 @@ use hyper_util::{
     rt::TokioExecutor,
 };
 use saas_core::{Cause, IdempotencyKey, InvalidInput};
+use secrecy::ExposeSecret;
 
 use super::{answer::Answer, call::Call, config::StripeConfig, key::Present};
 use crate::provider::WebAddress;
@@ -43,6 +44,8 @@ pub(super) enum Silence {
 pub(super) struct Http {
     client: Client<Connector, Full<Bytes>>,
     base: String,
+    /// Of the stream of readings.
+    stream: String,
     version: HeaderValue,
     account: Option<HeaderValue>,
 }
@@ -59,8 +62,11 @@ impl Http {
     pub(super) fn new(config: &StripeConfig) -> Result<Self, InvalidInput> {
         let base = config.address.as_ref().map_or("https://api.stripe.com", WebAddress::as_str);
         let base = base.trim_end_matches('/').to_owned();
+        let stream = config.stream_address.as_ref().or(config.address.as_ref());
+        let stream = stream.map_or("https://meter-events.stripe.com", WebAddress::as_str);
+        let stream = stream.trim_end_matches('/').to_owned();
         let is_tls = cfg!(feature = "stripe-rustls-ring");
-        if base.starts_with("https://") && !is_tls {
+        if [&base, &stream].iter().any(|address| address.starts_with("https://")) && !is_tls {
             return Err(InvalidInput::new(
                 "the address of Stripe",
                 "needs TLS, and none was compiled in",
@@ -78,6 +84,7 @@ impl Http {
         Ok(Self {
             client,
             base,
+            stream,
             version: text("the API version", &config.version)?,
             account: config.account.as_ref().map(|id| text("the connected account", id.as_str())).transpose()?,
         })
@@ -105,11 +112,15 @@ impl Http {
         key: Option<&IdempotencyKey>,
         present: &Present,
     ) -> Result<Request<Full<Bytes>>, Cause> {
-        let mut bearer = HeaderValue::try_from(present.bearer())?;
+        let (base, bearer) = match &call.session {
+            Some(token) => (&self.stream, format!("Bearer {}", token.expose_secret())),
+            None => (&self.base, present.bearer()),
+        };
+        let mut bearer = HeaderValue::try_from(bearer)?;
         bearer.set_sensitive(true);
         let mut request = Request::builder()
             .method(call.verb.as_str())
-            .uri(format!("{}{}", self.base, call.target()))
+            .uri(format!("{base}{}", call.target()))
             .header(AUTHORIZATION, bearer)
             .header(USER_AGENT, concat!("saas-billing/", env!("CARGO_PKG_VERSION")))
             .header("stripe-version", &self.version);
@@ -120,7 +131,9 @@ impl Http {
             request = request.header("idempotency-key", key.as_str());
         }
         let body = call.body();
-        if !body.is_empty() {
+        if call.json.is_some() {
+            request = request.header(CONTENT_TYPE, "application/json");
+        } else if !body.is_empty() {
             request = request.header(CONTENT_TYPE, "application/x-www-form-urlencoded");
         }
         Ok(request.body(Full::new(Bytes::from(body)))?)

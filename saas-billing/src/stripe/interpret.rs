@@ -34,8 +34,17 @@ pub(crate) async fn interpret(
             let object = counted(reading).ok_or(ProviderError::Refused { code, param })?;
             Ok(Reply { object, as_of: None, replayed: true })
         }
+        // As for subscriptions: what is not there any more has been detached.
+        (Command::DetachFeature { .. }, Err(ProviderError::Missing { .. })) => gone(),
         (_, outcome) => outcome,
     }
+}
+
+/// What it came to when there was nothing left to do.
+fn gone() -> Result<Reply, ProviderError> {
+    let object = serde_json::value::to_raw_value(&serde_json::json!({"deleted": true}))
+        .map_err(|_| ProviderError::Unreadable { what: "nothing" })?;
+    Ok(Reply { object, as_of: None, replayed: true })
 }
 
 /// Whether an object is a subscription that has ended.

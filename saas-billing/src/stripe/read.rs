@@ -1,5 +1,6 @@
 //! The few things that must be read from an answer before anybody reads the object. Pure.
 
+use secrecy::SecretString;
 use serde::{Deserialize, de::IgnoredAny};
 use serde_json::value::RawValue;
 
@@ -21,7 +22,14 @@ pub(crate) fn named(command: &Command) -> Option<&ObjectId> {
         | Command::PayInvoice(id)
         | Command::VoidInvoice(id)
         | Command::WriteOffInvoice(id)
-        | Command::ArchivePrice(id) => Some(id),
+        | Command::ArchivePrice(id)
+        | Command::OfferPrice { price: id, .. }
+        | Command::AttachFeature { product: id, .. }
+        | Command::DetachFeature { attachment: id, .. }
+        | Command::ChangeFeature { feature: id, .. }
+        | Command::RenameMeter { meter: id, .. }
+        | Command::ReactivateMeter(id) => Some(id),
+        Command::ChangeProduct(new) => Some(&new.id),
         Command::ChangeSubscription(change) => Some(&change.subscription),
         Command::UpdateCustomer(update) => Some(&update.customer),
         Command::OpenCheckout(new) => Some(&new.customer),
@@ -32,7 +40,8 @@ pub(crate) fn named(command: &Command) -> Option<&ObjectId> {
         Command::CreateCustomer(_)
         | Command::CreateProduct(_)
         | Command::CreateFeature(_)
-        | Command::CreateMeter(_) => None,
+        | Command::CreateMeter(_)
+        | Command::CancelReading { .. } => None,
     }
 }
 
@@ -44,6 +53,17 @@ pub(crate) fn has_test_clock(object: &RawValue) -> bool {
         test_clock: Option<IgnoredAny>,
     }
     serde_json::from_str::<Clocked>(object.get()).is_ok_and(|clocked| clocked.test_clock.is_some())
+}
+
+/// The token of a session of the stream of readings.
+pub(crate) fn session_token(answer: &RawValue) -> Result<SecretString, ProviderError> {
+    #[derive(Deserialize)]
+    struct Opened {
+        authentication_token: String,
+    }
+    let opened: Result<Opened, _> = serde_json::from_str(answer.get());
+    let opened = opened.map_err(|_| ProviderError::Unreadable { what: "a session of the stream without a token" })?;
+    Ok(opened.authentication_token.into())
 }
 
 /// A page of a list.

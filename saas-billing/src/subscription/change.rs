@@ -179,13 +179,13 @@ impl Billing {
         change: &PlanChange,
         key: &IdempotencyKey,
     ) -> Result<Change, BillingError> {
-        change.edit.check(&self.config.catalog)?;
+        change.edit.check(&self.catalog())?;
         let when = match change.when {
             Some(when) => when,
             // A repeat asks for what was asked then, whatever is of higher rank by now.
             None => match self.known_request(ctx, key).await?.and_then(|known| When::asked(&known.what)) {
                 Some(when) => when,
-                None => change.when_for(&self.subscription_of(provider, ctx).await?.subscription, &self.config.catalog),
+                None => change.when_for(&self.subscription_of(provider, ctx).await?.subscription, &self.catalog()),
             },
         };
         self.request(provider, ctx, (&change.goal(when), About::Subscription), key).await

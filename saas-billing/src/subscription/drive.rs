@@ -230,7 +230,7 @@ impl Billing {
             return Ok(goal::details(update, done));
         }
         let seen = self.look(provider, tenant, &request.object).await?;
-        goal::next(goal, &seen, &self.config.catalog, done)
+        goal::next(goal, &seen, &self.catalog(), done)
     }
 
     /// What Stripe has now, merged.

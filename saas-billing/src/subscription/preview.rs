@@ -144,7 +144,7 @@ impl Billing {
         change: &PlanChange,
         limits: Option<&dyn OverLimits>,
     ) -> Result<Preview, BillingError> {
-        let catalog = &self.config.catalog;
+        let catalog = &self.catalog();
         change.edit.check(catalog)?;
         let seen = self.subscription_of(provider, ctx).await?;
         let when = change.when_for(&seen.subscription, catalog);

@@ -30,7 +30,7 @@ impl Billing {
                 goal => {
                     // No step is left: what a schedule says does not matter.
                     let seen = Seen { subscription: subscription.clone(), schedule: None };
-                    match next(goal, &seen, &self.config.catalog, &request.steps) {
+                    match next(goal, &seen, &self.catalog(), &request.steps) {
                         Ok(Next::Stop(Change::AwaitingPayment { .. })) => continue,
                         Ok(Next::Stop(change)) => change,
                         // Another change has taken its place.

@@ -2,6 +2,7 @@
 
 use async_trait::async_trait;
 use saas_core::IdempotencyKey;
+use secrecy::ExposeSecret;
 use serde_json::value::RawValue;
 
 use super::{
@@ -9,10 +10,11 @@ use super::{
     simulator::StripeSimulator,
 };
 use crate::{
+    mode::Mode,
     object::{ObjectId, ObjectKind},
     provider::{
-        Command, Fetched, Listed, ObjectSource, PageLimit, PaymentProvider, ProviderError, Query, Reply,
-        SubscriptionChange,
+        Command, Fetched, Listed, MAX_STREAMED, MeterReading, ObjectSource, PageLimit, PaymentProvider, ProviderError,
+        Query, Reply, SubscriptionChange,
     },
     stripe::{
         API_VERSION,
@@ -34,12 +36,13 @@ impl StripeSimulator {
     ) -> Result<(Box<RawValue>, bool), ProviderError> {
         let target = call.target();
         let (path, query) = target.split_once('?').unwrap_or((&target, ""));
+        let token = call.session.as_ref().map_or("sk_test_in_the_process", |token| token.expose_secret());
         let request = ApiRequest {
             method: call.verb.as_str().to_owned(),
             path: path.to_owned(),
             query: query.to_owned(),
             body: call.body().into_bytes(),
-            authorization: Some("Bearer sk_test_in_the_process".to_owned()),
+            authorization: Some(format!("Bearer {token}")),
             idempotency_key: key.map(ToString::to_string),
             version: None,
         };
@@ -79,6 +82,10 @@ impl ObjectSource for StripeSimulator {
 
 #[async_trait]
 impl PaymentProvider for StripeSimulator {
+    fn mode(&self) -> Mode {
+        if self.is_live() { Mode::Live } else { Mode::Test }
+    }
+
     async fn execute(&self, command: &Command, key: &IdempotencyKey) -> Result<Reply, ProviderError> {
         let outcome = self.call(&Call::of(command), Some(key), read::named(command), true);
         let reply = |(object, replayed)| Reply { object, as_of: Some(self.now()), replayed };
@@ -96,5 +103,23 @@ impl PaymentProvider for StripeSimulator {
             param: Some("lookup_keys".to_owned()),
         })?;
         read::page(&self.call(&call, None, after, false)?.0)
+    }
+
+    async fn stream(&self, readings: &[MeterReading]) -> Result<(), ProviderError> {
+        if readings.len() > MAX_STREAMED {
+            return Err(ProviderError::Refused { code: "too_many_readings".to_owned(), param: None });
+        }
+        // A session for each call: nobody waits for one here.
+        let (session, _) = self.call(&Call::open_stream(), None, None, true)?;
+        let session = read::session_token(&session)?;
+        self.call(&Call::stream(readings, session), None, None, true).map(drop)
+    }
+
+    async fn event(&self, id: &ObjectId) -> Result<Fetched, ProviderError> {
+        match self.call(&Call::event(id), None, Some(id), false) {
+            Ok((object, _)) => Ok(Fetched::Found { object, as_of: Some(self.now()) }),
+            Err(ProviderError::Missing { .. }) => Ok(Fetched::Missing),
+            Err(error) => Err(error),
+        }
     }
 }

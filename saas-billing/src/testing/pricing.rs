@@ -55,7 +55,8 @@ impl Engine<'_> {
     pub(super) fn used(&self, meter: &str, customer: &str, period: (DateTime<Utc>, DateTime<Utc>)) -> u64 {
         let Some(meter) = self.world.meters.get(meter) else { return 0 };
         let mine = self.world.readings.iter().filter(|reading| {
-            reading.event_name == meter.event_name
+            !reading.cancelled
+                && reading.event_name == meter.event_name
                 && reading.customer == customer
                 && (period.0..period.1).contains(&reading.at)
         });

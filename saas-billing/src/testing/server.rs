@@ -35,7 +35,7 @@ type Body = BoxBody<Bytes, Infallible>;
 
 /// A simulator behind a port, until it is dropped.
 ///
-/// Speaks Stripe's API under `/v1/`, and shows the pages that sessions lead to: paying, the portal, an invoice. They are
+/// Speaks Stripe's API under `/v1/` and `/v2/`, and shows the pages that sessions lead to: paying, the portal, an invoice. They are
 /// plain forms, for a person or a test's browser.
 pub struct SimulatorServer {
     address: WebAddress,
@@ -107,7 +107,7 @@ async fn serve(simulator: Arc<StripeSimulator>, request: Request<Incoming>) -> R
     let body = Limited::new(body, MAX_REQUEST).collect().await;
     let body = body.map_err(|_| io::Error::other("a request that is too large or was cut off"))?.to_bytes();
     let path = head.uri.path();
-    if !path.starts_with("/v1/") {
+    if !path.starts_with("/v1/") && !path.starts_with("/v2/") {
         return Ok(page(pages::handle(&simulator, head.method.as_str(), path, &body)));
     }
     let header = |name: &str| text(&head.headers, name);

@@ -255,6 +255,32 @@ impl StripeSimulator {
         });
     }
 
+    /// Tells what readings could not be counted, as Stripe does some minutes after it has taken them.
+    pub fn report_misread(&self) {
+        self.act(|engine| engine.tell_misread());
+    }
+
+    /// Removes a meter, as one of another account is not there.
+    pub fn forget_meter(&self, id: &str) {
+        self.world().meters.remove(id);
+    }
+
+    /// A person changes a product in the dashboard.
+    pub fn edit_product(&self, id: &str, name: &str, active: bool) {
+        if let Some(product) = self.world().products.get_mut(id) {
+            name.clone_into(&mut product.name);
+            product.active = active;
+        }
+    }
+
+    /// A person archives a price in the dashboard, and takes its lookup key away.
+    pub fn edit_price(&self, id: &str, active: bool, lookup_key: Option<&str>) {
+        if let Some(price) = self.world().prices.get_mut(id) {
+            price.active = active;
+            price.lookup_key = lookup_key.map(str::to_owned);
+        }
+    }
+
     /// Lets time pass, step by step: renewals, retries and the ends of trials happen at their own instants.
     pub fn advance(&self, by: TimeDelta) {
         let end = self.clock.now() + by;
@@ -364,6 +390,10 @@ impl StripeSimulator {
     #[must_use]
     pub fn now(&self) -> DateTime<Utc> {
         self.clock.now()
+    }
+
+    pub(super) const fn is_live(&self) -> bool {
+        self.livemode
     }
 
     /// Answers one call of the API.

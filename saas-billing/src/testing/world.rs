@@ -40,8 +40,11 @@ pub(super) struct SimEndpoint {
 pub(super) struct SimProduct {
     pub(super) id: String,
     pub(super) name: String,
+    pub(super) active: bool,
     pub(super) created: DateTime<Utc>,
     pub(super) metadata: Metadata,
+    /// What ties features to it, and the features.
+    pub(super) features: Vec<(String, String)>,
 }
 
 /// A tier: last unit, amount per unit, amount for entering it.
@@ -73,6 +76,8 @@ pub(super) struct SimFeature {
     pub(super) id: String,
     pub(super) lookup_key: String,
     pub(super) name: String,
+    pub(super) active: bool,
+    pub(super) metadata: Metadata,
 }
 
 #[derive(Debug, Clone)]
@@ -81,6 +86,7 @@ pub(super) struct SimMeter {
     pub(super) name: String,
     pub(super) event_name: String,
     pub(super) formula: String,
+    pub(super) active: bool,
     pub(super) created: DateTime<Utc>,
 }
 
@@ -91,6 +97,17 @@ pub(super) struct SimReading {
     pub(super) value: u64,
     pub(super) at: DateTime<Utc>,
     pub(super) received: DateTime<Utc>,
+    pub(super) identifier: String,
+    /// Taken back.
+    pub(super) cancelled: bool,
+}
+
+/// A reading that was taken and could not be counted.
+#[derive(Debug, Clone)]
+pub(super) struct SimMisread {
+    /// `None` when there is no such meter.
+    pub(super) meter: Option<String>,
+    pub(super) code: &'static str,
     pub(super) identifier: String,
 }
 
@@ -264,6 +281,12 @@ pub(super) struct World {
     pub(super) features: BTreeMap<String, SimFeature>,
     pub(super) meters: BTreeMap<String, SimMeter>,
     pub(super) readings: Vec<SimReading>,
+    /// What is to be told about readings.
+    pub(super) misread: Vec<SimMisread>,
+    /// Events of the second generation, whole.
+    pub(super) thin: BTreeMap<String, Value>,
+    /// Sessions of the stream, and until when.
+    pub(super) streams: BTreeMap<String, DateTime<Utc>>,
     pub(super) customers: BTreeMap<String, SimCustomer>,
     pub(super) sessions: BTreeMap<String, SimSession>,
     pub(super) portals: BTreeMap<String, SimPortal>,

@@ -5,6 +5,7 @@
 mod account;
 mod apply;
 mod calls;
+mod catalog;
 mod changes;
 mod command;
 mod counter;
@@ -34,4 +35,5 @@ mod story;
 mod tiers;
 mod till;
 mod trials;
+mod usage;
 mod year;

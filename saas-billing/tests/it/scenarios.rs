@@ -5,7 +5,7 @@
 //! a tenant of its own, all at once.
 
 use saas_billing::{
-    DunningPolicy,
+    dunning::DunningPolicy,
     testing::{Permutations, Scenario, Story, Unproven},
 };
 use serde_json::Value;

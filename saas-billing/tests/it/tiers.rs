@@ -30,10 +30,12 @@ enum Due {
     Merged(ObjectKind),
     Read(ObjectKind),
     Told(NoticeKind),
+    /// A report of usage is to be read.
+    Reported,
     Nothing,
 }
 
-use Due::{Merged, Nothing, Read, Told};
+use Due::{Merged, Nothing, Read, Reported, Told};
 use ObjectKind::{Charge, CheckoutSession, CreditNote, Customer, Dispute, Invoice, Refund, Subscription};
 
 /// The types of each tier, written down a second time: what the table says must be meant.
@@ -121,7 +123,7 @@ const DUE: &[(Tier, &str, &[&str], Due)] = &[
         &["created", "updated", "deactivated", "reactivated"],
         Told(NoticeKind::CatalogueChanged),
     ),
-    (Tier::Metering, "v1.billing.meter", &["error_report_triggered", "no_meter_found"], Told(NoticeKind::UsageRefused)),
+    (Tier::Metering, "v1.billing.meter", &["error_report_triggered", "no_meter_found"], Reported),
     (Tier::Test, "test_helpers.test_clock", &["ready"], Nothing),
 ];
 
@@ -315,6 +317,9 @@ impl Case {
             (Shape::Current | Shape::Old, Read(_)) if self.event_type == "payment_intent.requires_action" => {
                 if self.shape == Shape::Old { self.due } else { Nothing }
             }
+            (Shape::Thin, Reported) => Reported,
+            // It comes without content only.
+            (Shape::Current | Shape::Old | Shape::Unheard, Reported) => Nothing,
             (Shape::Current | Shape::Old, due) => due,
             (Shape::Thin | Shape::Unheard, Told(NoticeKind::MandateInactive)) if self.shape == Shape::Unheard => {
                 Nothing
@@ -343,6 +348,7 @@ impl Case {
             }
             // Of what has no id, the event's stands for it.
             Told(NoticeKind::UsageAlert) if self.shape == Shape::Current || self.shape == Shape::Old => self.event(),
+            Reported => self.event(),
             Read(_) | Merged(_) | Told(_) | Nothing => id,
         }
     }
@@ -409,6 +415,7 @@ async fn every_type_in_every_shape_is_answered_well_and_comes_to_what_the_table_
     let objects = pairs("select kind, object_id from saas.billing_object", &mut owner).await;
     let fetches = pairs("select kind, object_id from saas.billing_fetch where state = 'pending'", &mut owner).await;
     let notices = pairs("select kind, object_id from saas.billing_notice", &mut owner).await;
+    let reports = pairs("select '', event_id from saas.billing_usage_report", &mut owner).await;
     drop(owner);
     for case in &cases {
         let (state, reason) = &receipts[&case.event()];
@@ -420,6 +427,7 @@ async fn every_type_in_every_shape_is_answered_well_and_comes_to_what_the_table_
             }
             Read(kind) => assert!(state == "applied" && found(&fetches, kind.as_str()), "{case:?}: {state} {reason:?}"),
             Told(kind) => assert!(state == "applied" && found(&notices, kind.as_str()), "{case:?}: {state} {reason:?}"),
+            Reported => assert!(state == "applied" && found(&reports, ""), "{case:?}: {state} {reason:?}"),
             Nothing => {
                 assert!(state == "ignored" && reason.as_ref().is_some_and(|why| !why.is_empty()), "{case:?}: {state}");
             }

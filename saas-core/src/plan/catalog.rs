@@ -16,7 +16,7 @@ use crate::{AddOnKey, FeatureKey, MeterKey, PlanKey};
 #[derive(Debug, Clone)]
 pub struct PlanCatalog(Arc<Inner>);
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Inner {
     features: Box<[Feature]>,
     meters: Box<[Meter]>,
@@ -30,6 +30,8 @@ struct Inner {
     default_version: VersionId,
     by_plan: HashMap<PlanKey, usize>,
     by_price: HashMap<Box<str>, PlanVersionRef>,
+    /// What prices are called in the file, by what the payment provider calls them.
+    price_names: HashMap<Box<str>, Box<str>>,
     fingerprint: u64,
 }
 
@@ -143,13 +145,28 @@ impl PlanCatalog {
     /// The plan version that a price of the payment provider buys. A price belongs to one version.
     #[must_use]
     pub fn plan_for_price(&self, price: &str) -> Option<PlanVersionRef> {
-        self.0.by_price.get(price).cloned()
+        self.0.by_price.get(self.price_name(price)).cloned()
     }
 
     /// The add-on that a price of the payment provider buys.
     #[must_use]
     pub fn addon_for_price(&self, price: &str) -> Option<&AddOn> {
-        self.0.addons.iter().find(|addon| addon.prices().any(|own| own == price))
+        let name = self.price_name(price);
+        self.0.addons.iter().find(|addon| addon.prices().any(|own| own == name))
+    }
+
+    /// What a price is called in the file; its own id where the file names that.
+    fn price_name<'a>(&'a self, price: &'a str) -> &'a str {
+        self.0.price_names.get(price).map_or(price, AsRef::as_ref)
+    }
+
+    /// The same catalogue, which also knows the payment provider's ids of prices that the file calls by a name: pairs of id
+    /// and name, beside those it knows already. A name can have several: every price that was ever sold under it.
+    #[must_use]
+    pub fn with_price_ids(&self, ids: impl IntoIterator<Item = (String, String)>) -> Self {
+        let mut inner = Inner::clone(&self.0);
+        inner.price_names.extend(ids.into_iter().map(|(id, name)| (id.into(), name.into())));
+        Self(Arc::new(inner))
     }
 
     /// The newest version of the lowest-ranked offered plan of at least `min_rank` that has the feature: the upgrade
@@ -205,6 +222,7 @@ impl PlanCatalog {
             default_version,
             by_plan,
             by_price,
+            price_names: HashMap::new(),
             fingerprint,
         }))
     }

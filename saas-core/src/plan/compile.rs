@@ -94,6 +94,9 @@ pub(super) fn compile(text: &str) -> Result<Compiled, CatalogError> {
     let plans = plans::read_plans(&mut root, &names, &mut prices, &mut faults);
     let addons = addons::read_addons(&mut root, &names, &mut prices, &mut faults);
     let default_plan = read_default_plan(&mut root, &plans, &mut faults);
+    // What is charged is for whoever charges it to read.
+    root.leave("products");
+    root.leave("prices");
     root.finish(&mut faults);
     let plans = plans.into_values().map(|(_, plan)| plan).collect();
     match (faults.is_empty(), default_plan) {

@@ -178,6 +178,11 @@ impl<'a, 'i> Section<'a, 'i> {
         Some((value.span(), value.get_ref()))
     }
 
+    /// Lets a table stand that somebody else reads.
+    pub(super) fn leave(&mut self, name: &'static str) {
+        self.known.push(name);
+    }
+
     pub(super) fn missing(&self, faults: &mut Faults<'_>, name: &'static str, remedy: &str) {
         if !self.table.contains_key(name) {
             faults.add(self.span(), self.path_of(name), "is missing", remedy);

@@ -110,6 +110,20 @@ fn a_price_names_the_version_that_it_buys() {
 }
 
 #[test]
+fn a_price_that_the_file_calls_by_a_name_has_every_id_that_was_sold_under_it() {
+    let text = GOOD.replace("price_1", "pro-monthly") + "\n[prices.pro-monthly]\nany = 1\n[products.pro]\nany = 2\n";
+    let named = PlanCatalog::from_toml(&text).unwrap();
+    assert_eq!(named.plan_for_price("price_a"), None);
+    let pairs = |ids: &[&str]| ids.iter().map(|id| ((*id).to_owned(), "pro-monthly".to_owned())).collect::<Vec<_>>();
+    let first = named.with_price_ids(pairs(&["price_a"]));
+    let both = first.with_price_ids(pairs(&["price_b"]));
+    for id in ["price_a", "price_b", "pro-monthly"] {
+        assert_eq!(both.plan_for_price(id).unwrap().to_string(), "pro@1", "{id}");
+    }
+    assert_eq!((first.plan_for_price("price_b"), both.fingerprint()), (None, named.fingerprint()));
+}
+
+#[test]
 fn the_upgrade_hint_is_the_lowest_offered_plan_that_has_the_feature() {
     let catalog = PlanCatalog::from_toml(GOOD).unwrap();
     let csv = catalog.feature(&FeatureKey::from_static("csv")).unwrap().id();

@@ -8,6 +8,7 @@ mod catalog;
 mod endpoints;
 mod money;
 mod params;
+mod stream;
 mod usage;
 
 use std::{collections::BTreeMap, hash::Hasher};
@@ -147,7 +148,8 @@ pub(super) fn handle(engine: &mut Engine<'_>, request: &ApiRequest) -> (ApiRespo
         Some(accepted) => key == accepted,
         None => key.starts_with("sk_test_"),
     };
-    if !key.is_some_and(is_accepted) {
+    // The stream checks the token of its session itself.
+    if request.path != stream::PATH && !key.is_some_and(is_accepted) {
         let error = ApiError::new(401, REFUSED, "", "Invalid API Key provided");
         return (answer(401, &error.body()), Manner::Whole);
     }
@@ -194,10 +196,10 @@ fn execute(engine: &mut Engine<'_>, request: &ApiRequest, fault: Option<Fault>) 
     if fault.is_some_and(|fault| !fault.executes()) {
         return (broken(), true);
     }
-    let outcome = params_of(request).and_then(|params| {
-        let shape = shape_of(request.version.as_deref(), engine.shape);
-        route(Request { engine, params, shape }, &request.method, &request.path)
-    });
+    let outcome = match request.path.strip_prefix("/v2/") {
+        Some(path) => stream::route(engine, request, path),
+        None => first_generation(engine, request),
+    };
     if fault == Some(Fault::BrokenAfterwards) {
         return (broken(), true);
     }
@@ -205,6 +207,13 @@ fn execute(engine: &mut Engine<'_>, request: &ApiRequest, fault: Option<Fault>) 
         Ok(object) => (answer(200, &object), true),
         Err(error) => (answer(error.status, &error.body()), !error.unbegun),
     }
+}
+
+fn first_generation(engine: &mut Engine<'_>, request: &ApiRequest) -> Outcome {
+    params_of(request).and_then(|params| {
+        let shape = shape_of(request.version.as_deref(), engine.shape);
+        route(Request { engine, params, shape }, &request.method, &request.path)
+    })
 }
 
 /// The instant that a test clock is to be moved to.
@@ -290,13 +299,22 @@ fn route(request: Request<'_, '_>, method: &str, path: &str) -> Outcome {
         ("GET", ["promotion_codes"]) => request.list_promotion_codes(),
         ("POST", ["products"]) => request.create_product(),
         ("GET", ["products"]) => request.list_products(),
+        ("POST", ["products", id]) => request.change_product(id),
+        ("POST", ["products", id, "features"]) => request.attach_feature(id),
+        ("GET", ["products", id, "features"]) => request.list_product_features(id),
+        ("DELETE", ["products", id, "features", attachment]) => request.detach_feature(id, attachment),
         ("POST", ["prices"]) => request.create_price(),
         ("GET", ["prices"]) => request.list_prices(),
         ("POST", ["prices", id]) => request.update_price(id),
         ("POST", ["entitlements", "features"]) => request.create_feature(),
         ("GET", ["entitlements", "features"]) => request.list_features(),
+        ("POST", ["entitlements", "features", id]) => request.change_feature(id),
         ("POST", ["billing", "meters"]) => request.create_meter(),
         ("GET", ["billing", "meters"]) => request.list_meters(),
+        ("POST", ["billing", "meters", id]) => request.rename_meter(id),
+        ("POST", ["billing", "meters", id, "reactivate"]) => request.activate_meter(id, true),
+        ("POST", ["billing", "meters", id, "deactivate"]) => request.activate_meter(id, false),
+        ("POST", ["billing", "meter_event_adjustments"]) => request.cancel_reading(),
         ("GET", ["billing", "meters", id, "event_summaries"]) => request.meter_totals(id),
         ("POST", ["billing", "meter_events"]) => request.report_usage(),
         ("GET", ["webhook_endpoints"]) => request.list_endpoints(),

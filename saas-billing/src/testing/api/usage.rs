@@ -7,10 +7,10 @@ use super::{ApiError, Outcome, REFUSED, Request};
 use crate::testing::world::{SimEvent, SimMeter, SimReading};
 
 /// How old and how far ahead a reading may be.
-const OLDEST: TimeDelta = TimeDelta::days(35);
-const NEWEST: TimeDelta = TimeDelta::minutes(5);
+pub(super) const OLDEST: TimeDelta = TimeDelta::days(35);
+pub(super) const NEWEST: TimeDelta = TimeDelta::minutes(5);
 /// How long an identifier is remembered.
-const REMEMBERED: TimeDelta = TimeDelta::hours(24);
+pub(super) const REMEMBERED: TimeDelta = TimeDelta::hours(24);
 /// How long events can be listed.
 const LISTED: TimeDelta = TimeDelta::days(30);
 
@@ -22,15 +22,32 @@ impl Request<'_, '_> {
             return Err(ApiError::invalid("parameter_invalid_string_enum", "default_aggregation[formula]"));
         }
         std::mem::take(&mut self.params).finish()?;
-        if self.engine.world.meters.values().any(|meter| meter.event_name == event_name) {
+        if self.engine.world.meters.values().any(|meter| meter.active && meter.event_name == event_name) {
             let message = "An active meter already uses that event name.";
             return Err(ApiError::new(400, REFUSED, "resource_already_exists", message));
         }
         let id = self.engine.world.mint("mtr");
-        let meter = SimMeter { id: id.clone(), name, event_name, formula, created: self.engine.now };
+        let meter = SimMeter { id: id.clone(), name, event_name, formula, active: true, created: self.engine.now };
         let object = meter_of(&meter, self.engine.livemode);
         self.engine.world.meters.insert(id, meter);
         Ok(object)
+    }
+
+    pub(super) fn rename_meter(mut self, id: &str) -> Outcome {
+        let name = self.params.need("display_name")?;
+        std::mem::take(&mut self.params).finish()?;
+        let live = self.engine.livemode;
+        let meter = self.engine.world.meters.get_mut(id).ok_or_else(|| ApiError::not_found("billing.meter", id))?;
+        meter.name = name;
+        Ok(meter_of(meter, live))
+    }
+
+    pub(super) fn activate_meter(self, id: &str, active: bool) -> Outcome {
+        self.params.finish()?;
+        let live = self.engine.livemode;
+        let meter = self.engine.world.meters.get_mut(id).ok_or_else(|| ApiError::not_found("billing.meter", id))?;
+        meter.active = active;
+        Ok(meter_of(meter, live))
     }
 
     pub(super) fn list_meters(self) -> Outcome {
@@ -67,8 +84,7 @@ impl Request<'_, '_> {
         if at < now - OLDEST || at > now + NEWEST {
             return Err(ApiError::invalid("timestamp_invalid", "timestamp"));
         }
-        let known = |reading: &SimReading| reading.identifier == identifier && now - reading.received < REMEMBERED;
-        if self.engine.world.readings.iter().any(known) {
+        if self.engine.remembers(&identifier) {
             let message = format!("An event already exists with identifier {identifier}.");
             return Err(ApiError::new(400, REFUSED, "", message));
         }
@@ -77,9 +93,28 @@ impl Request<'_, '_> {
             "identifier": identifier, "livemode": self.engine.livemode, "timestamp": at.timestamp(),
             "payload": {"stripe_customer_id": customer, "value": value.to_string()}
         });
-        let reading = SimReading { event_name, customer, value, at, received: now, identifier };
-        self.engine.world.readings.push(reading);
+        let reading = SimReading { event_name, customer, value, at, received: now, identifier, cancelled: false };
+        self.engine.count(reading);
         Ok(object)
+    }
+
+    pub(super) fn cancel_reading(mut self) -> Outcome {
+        let event_name = self.params.need("event_name")?;
+        let _ = self.params.word("type", &[("cancel", ())])?;
+        let identifier = self.params.need("cancel[identifier]")?;
+        std::mem::take(&mut self.params).finish()?;
+        let (now, live) = (self.engine.now, self.engine.livemode);
+        let is_it = |reading: &&mut SimReading| {
+            reading.identifier == identifier && reading.event_name == event_name && now - reading.received < REMEMBERED
+        };
+        // <https://docs.stripe.com/api/billing/meter-event-adjustment/create>: within 24 hours of Stripe receiving it.
+        let reading = self.engine.world.readings.iter_mut().find(is_it);
+        let reading = reading.ok_or_else(|| ApiError::no_such("meter_event", &identifier, "cancel[identifier]"))?;
+        reading.cancelled = true;
+        Ok(json!({
+            "object": "billing.meter_event_adjustment", "cancel": {"identifier": identifier}, "event_name": event_name,
+            "livemode": live, "status": "pending", "type": "cancel"
+        }))
     }
 
     pub(super) fn list_events(mut self) -> Outcome {
@@ -129,7 +164,8 @@ fn meter_of(meter: &SimMeter, livemode: bool) -> Value {
         "id": meter.id, "object": "billing.meter", "created": meter.created.timestamp(),
         "customer_mapping": {"event_payload_key": "stripe_customer_id", "type": "by_id"},
         "default_aggregation": {"formula": meter.formula}, "display_name": meter.name, "event_name": meter.event_name,
-        "event_time_window": null, "livemode": livemode, "status": "active",
+        "event_time_window": null, "livemode": livemode,
+        "status": if meter.active { "active" } else { "inactive" },
         "status_transitions": {"deactivated_at": null}, "updated": meter.created.timestamp(),
         "value_settings": {"event_payload_key": "value"}
     })

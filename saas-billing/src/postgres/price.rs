@@ -1,0 +1,82 @@
+//! `saas.billing_price`: what prices of Stripe's are called in the catalogue.
+
+use chrono::{DateTime, Utc};
+use saas_core::CoreError;
+use sqlx::PgConnection;
+
+use super::Scope;
+use crate::{catalog::KnownPrice, money::Currency, object::ObjectId};
+
+/// Remembers prices. What is current is set as a whole, so that two callers leave the state of one of them.
+pub(crate) async fn put(
+    connection: &mut PgConnection,
+    scope: &Scope,
+    prices: &[KnownPrice],
+    now: DateTime<Utc>,
+) -> Result<(), CoreError> {
+    // Whoever comes second waits here, and reads what the first has written.
+    sqlx::query("select pg_advisory_xact_lock(hashtextextended('saas.billing_price', 0))")
+        .execute(&mut *connection)
+        .await
+        .map_err(CoreError::from_database)?;
+    sqlx::query("update saas.billing_price set is_current = false where account = $1 and livemode = $2 and is_current")
+        .bind(&scope.account)
+        .bind(scope.livemode)
+        .execute(&mut *connection)
+        .await
+        .map_err(CoreError::from_database)?;
+    let ids: Vec<&str> = prices.iter().map(|price| price.id.as_str()).collect();
+    let names: Vec<&str> = prices.iter().map(|price| price.name.as_str()).collect();
+    let currencies: Vec<&str> = prices.iter().map(|price| price.currency.as_str()).collect();
+    let current: Vec<bool> = prices.iter().map(|price| price.is_current).collect();
+    sqlx::query(
+        "insert into saas.billing_price as known (account, livemode, price_id, name, currency, is_current, recorded_at)
+         select $1, $2, new.*, $7
+         from unnest($3::text[], $4::text[], $5::text[], $6::boolean[]) as new
+         on conflict (account, livemode, price_id) do update
+         set name = excluded.name, currency = excluded.currency, is_current = excluded.is_current",
+    )
+    .bind(&scope.account)
+    .bind(scope.livemode)
+    .bind(&ids)
+    .bind(&names)
+    .bind(&currencies)
+    .bind(&current)
+    .bind(now)
+    .execute(connection)
+    .await
+    .map(drop)
+    .map_err(CoreError::from_database)
+}
+
+/// Every id with its name.
+pub(crate) async fn names(connection: &mut PgConnection, scope: &Scope) -> Result<Vec<(String, String)>, CoreError> {
+    sqlx::query_as("select price_id, name from saas.billing_price where account = $1 and livemode = $2")
+        .bind(&scope.account)
+        .bind(scope.livemode)
+        .fetch_all(connection)
+        .await
+        .map_err(CoreError::from_database)
+}
+
+/// What is sold under a name in a currency.
+pub(crate) async fn current(
+    connection: &mut PgConnection,
+    scope: &Scope,
+    (name, currency): (&str, Currency),
+) -> Result<Option<ObjectId>, CoreError> {
+    let id: Option<String> = sqlx::query_scalar(
+        "select price_id
+         from saas.billing_price
+         where account = $1 and livemode = $2 and name = $3 and currency = $4 and is_current",
+    )
+    .bind(&scope.account)
+    .bind(scope.livemode)
+    .bind(name)
+    .bind(currency.as_str())
+    .fetch_optional(connection)
+    .await
+    .map_err(CoreError::from_database)?;
+    let corrupt = |_| CoreError::Corrupt { table: "saas.billing_price", column: "price_id" };
+    id.map(|id| ObjectId::try_from(id).map_err(corrupt)).transpose()
+}
