@@ -235,7 +235,7 @@ test  --package saas-entitlements --test suite -- redis::values
 fails a_slice_of_a_history_that_is_over_is_not_used_again
 
 guard the checksum of a value in Redis
-file  saas-entitlements/src/redis/tier/prelude.lua
+file  saas-entitlements/src/redis/prelude.lua
 edit  s/ or sealed(key, body) ~= value//
 test  --package saas-entitlements --test suite -- redis::values
 fails another_tenants_value_is_a_miss
@@ -275,6 +275,36 @@ edit  s/set lease = $2, due_at = $4$/set lease = $2, due_at = least($4, u.due_at
 test  --package saas-billing --test it -- usage::
 fails a_worker_killed_between_send_and_mark_leaves_rows_that_count_once
 
+
+guard the history that a place of leases in Redis belongs to
+file  saas-entitlements/src/redis/leases/place.lua
+edit  s/if place.h ~= history() then/if false then/
+test  --package saas-entitlements --test suite -- redis::lending::a_place_of redis::lending::a_threshold
+fails a_place_of_a_history_that_is_over_lends_nothing
+
+guard the number of a refill of a pool in Redis
+file  saas-entitlements/src/redis/leases/trim.lua
+edit  s/pool.c = {}/pool.c = pool.c/
+test  --package saas-entitlements --lib redis::leases
+fails units_come_into_a_pool_once_and_not_after_something_took_units_back
+
+guard what keeps a borrow that was undone from happening
+file  saas-entitlements/src/redis/leases/borrow.lua
+edit  s/elseif ended(place, ARGV.3.) then/elseif false then/
+test  --package saas-entitlements --lib redis::leases
+fails a_borrow_is_undone_once_and_does_not_happen_after_that
+
+guard what was left of a lease that was ended
+file  saas-entitlements/src/lease/asking.rs
+edit  s/\*paid += rest;/*paid += 0;/
+test  --package saas-entitlements --test suite -- leases::a_holder leases::the_end
+fails a_holder_whose_lease_was_ended_borrows_anew_and_what_it_had_counts_as_used
+
+guard the event of refills of a lost lease
+file  saas-entitlements/migrations/0005_usage_lease.sql
+edit  s/where l.unrecorded > 0$/where false/
+test  --package saas-entitlements --test suite -- leasing::whoever_takes leasing::what_a_lost
+fails whoever_takes_several_counters_waits_for_nobody_who_waits_for_it
 LIST
 }
 

@@ -4,7 +4,8 @@
 //! `cargo bench -p saas-benches --bench lease`. In memory: 10,000 tenants by popularity (Zipf), and one that all want, with one
 //! thread and with two. The floor finds a tenant's number in a map behind an `ArcSwap` and adds to it: it has no limit. The
 //! peer is `governor`'s keyed check. Then one tenant with leases of 1,000 on a PostgreSQL that waits for the disk, beside
-//! uses of one row there, and beside a script in Redis that checks and adds, whose best rate of 1, 16 and 64 callers counts.
+//! uses of one row there; and with leases of 1,000 out of Redis, beside a script there that checks and adds, whose best rate of
+//! 1, 16 and 64 callers counts.
 //! Without `redis-server` (Debian: `apt-get install redis-server`) that comparison is left out, aloud.
 #![expect(clippy::expect_used, reason = "a benchmark that cannot start has nothing to report")]
 

@@ -208,6 +208,8 @@ create table saas.usage_lease (
     spent         bigint not null default 0 check (spent >= 0),
     returned      bigint not null default 0 check (returned >= 0),
     stranded      bigint not null default 0 check (stranded >= 0),
+    -- used as counted with refills, of which there is no event yet: the next report makes one of all of it
+    unrecorded    bigint not null default 0 check (unrecorded >= 0),
     -- units of the counter per unit of the meter
     cost          bigint not null check (cost > 0),
     -- the last report that counted: an older one does not
@@ -219,7 +221,7 @@ create table saas.usage_lease (
     primary key (tenant_id, id),
     check (spent + returned + stranded <= lent),
     -- of what was lent, nothing is unaccounted for once it has ended
-    check (ended_at is null or spent + returned + stranded = lent)
+    check (ended_at is null or spent + returned + stranded = lent and unrecorded = 0)
 ) with (fillfactor = 50);
 -- Not by when it expires, which each report moves: so that a report stays on its page (HOT).
 create index usage_lease_open on saas.usage_lease (tenant_id, counter) where ended_at is null;

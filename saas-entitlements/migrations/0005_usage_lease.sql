@@ -26,11 +26,20 @@ begin
     perform from saas.tenant t where t.id = of_tenant for key share;
     with overdue as (
         update saas.usage_lease l
-        set stranded = l.lent - l.spent - l.returned, ended_at = clock_timestamp()
+        set stranded = l.lent - l.spent - l.returned, unrecorded = 0, ended_at = clock_timestamp()
         where l.tenant_id = of_tenant and l.counter = of_counter and l.window_kind = in_window
           and l.window_start = from_start and l.ended_at is null and l.expires_at <= clock_timestamp()
           and l.id is distinct from beside
         returning l.id, l.meter, l.stranded, l.cost
+    ), refilled as (
+        -- As the row was before: what is set here is not seen here.
+        insert into saas.usage_event
+            (tenant_id, id, recorded_at, meter, counter, kind, amount, units, window_kind, window_start, at, key, actor)
+        select of_tenant, gen_random_uuid(), moment, l.meter, of_counter, 'lease', l.unrecorded / l.cost, l.unrecorded,
+               in_window, from_start, moment, l.id::text || ':' || l.report, by_actor
+        from overdue o
+        join saas.usage_lease l on l.tenant_id = of_tenant and l.id = o.id
+        where l.unrecorded > 0
     ), recorded as (
         insert into saas.usage_event
             (tenant_id, id, recorded_at, meter, counter, kind, amount, units, window_kind, window_start, at, key, actor)
@@ -55,11 +64,11 @@ begin
     return total;
 end $$;
 
--- Counts what a holder has used since its last report; the last one gives the rest back. An older or repeated report moves
--- nothing.
+-- Counts what a holder has used since its last report, and takes back what exceeds `keep` (null: nothing); the last report
+-- gives all of the rest back. An older or repeated report moves nothing.
 create function saas.usage_lease_report(
-    of_tenant uuid, of_lease uuid, number bigint, spent_so_far bigint, ending boolean, life_ms bigint, event uuid,
-    by_actor text, moment timestamptz, out outcome text, out wanted boolean, out used bigint
+    of_tenant uuid, of_lease uuid, number bigint, spent_so_far bigint, ending boolean, keep bigint, life_ms bigint,
+    event uuid, by_actor text, moment timestamptz, out outcome text, out wanted boolean, out used bigint
 ) language plpgsql as $$
 declare
     known record;
@@ -67,7 +76,8 @@ declare
     back bigint := 0;
 begin
     -- The tenant first, then the counter, as everywhere.
-    select l.meter, l.counter, l.window_kind, l.window_start, l.cost, l.lent, l.spent, l.report, l.ended_at, c.used, c.over_above,
+    select l.meter, l.counter, l.window_kind, l.window_start, l.cost, l.spent, l.unrecorded, l.report, l.ended_at, c.used,
+           c.over_above, l.lent - l.spent - l.returned as own,
            coalesce(c.wanted_at > clock_timestamp() - interval '1 second', false) as wanted
     into known
     from saas.tenant t, saas.usage_lease l
@@ -90,23 +100,22 @@ begin
         return;
     end if;
     used_now := spent_so_far - known.spent;
-    if used_now < 0 or spent_so_far > known.lent then
+    if used_now < 0 or used_now > known.own then
         outcome := 'impossible';
         return;
     end if;
-    if ending then
-        back := known.lent - spent_so_far;
-    end if;
+    back := case when ending then known.own - used_now else greatest(known.own - used_now - keep, 0) end;
     update saas.usage_lease l
-    set spent = spent_so_far, returned = back, report = number,
+    set spent = spent_so_far, returned = l.returned + back, unrecorded = 0, report = number,
         expires_at = clock_timestamp() + life_ms * interval '1 millisecond',
         ended_at = case when ending then clock_timestamp() end
     where l.tenant_id = of_tenant and l.id = of_lease;
-    if used_now > 0 then
+    if used_now + known.unrecorded > 0 then
         insert into saas.usage_event
             (tenant_id, id, recorded_at, meter, counter, kind, amount, units, window_kind, window_start, at, key, actor)
-        values (of_tenant, event, moment, known.meter, known.counter, 'lease', used_now / known.cost, used_now,
-                known.window_kind, known.window_start, moment, of_lease::text || ':' || number, by_actor);
+        values (of_tenant, event, moment, known.meter, known.counter, 'lease', (used_now + known.unrecorded) / known.cost,
+                used_now + known.unrecorded, known.window_kind, known.window_start, moment,
+                of_lease::text || ':' || number, by_actor);
     end if;
     if used_now + back > 0 then
         update saas.usage_counter c
@@ -125,7 +134,8 @@ end $$;
 -- more: half of what may still be exposed, and half of what is left, so that the end of a limit is counted exactly.
 --
 -- Tops up the living lease of that id; number 0 makes it. A process asks this each time it has used up what it had, so the
--- common case is what it is made for: one look that locks, one event, one change of the counter, one of the lease.
+-- common case is what it is made for: one look that locks, one change of the counter, one of the lease. The event is left to
+-- the next report, or to whoever ends the lease.
 create function saas.usage_lease_borrow(
     of_tenant uuid, at_revision bigint, of_lease uuid, number bigint, spent_so_far bigint, by_holder text, of_meter text,
     of_counter text, with_key text, of_cost bigint, in_window text, from_start timestamptz, to_end timestamptz,
@@ -144,7 +154,7 @@ declare
     stranded bigint;
 begin
     -- The tenant first, then the counter, as everywhere.
-    select t.revision, c.used, c.held, c.carried, c.limit_units, c.over_above, l.lent, l.spent, l.report, l.ended_at,
+    select t.revision, c.used, c.held, c.carried, c.limit_units, c.over_above, l.spent, l.report, l.ended_at,
            l.lent - l.spent - l.returned as own, false as opened,
            coalesce(c.wanted_at > clock_timestamp() - interval '1 second', false) as wanted
     into known
@@ -160,7 +170,7 @@ begin
         where t.id = of_tenant and t.revision = at_revision and number = 0
         on conflict (tenant_id, meter, window_kind, window_start) do nothing;
         relimited := found;
-        select t.revision, c.used, c.held, c.carried, c.limit_units, c.over_above, 0::bigint as lent, 0::bigint as spent,
+        select t.revision, c.used, c.held, c.carried, c.limit_units, c.over_above, 0::bigint as spent,
                (-1)::bigint as report, null::timestamptz as ended_at, 0::bigint as own, relimited as opened,
                coalesce(c.wanted_at > clock_timestamp() - interval '1 second', false) as wanted
         into known
@@ -178,7 +188,7 @@ begin
     outcome := case
         when known.revision <> at_revision then 'outdated'
         when known.ended_at is not null or known.report >= number then 'fenced'
-        when spent_so_far < known.spent or spent_so_far > known.lent then 'impossible'
+        when spent_so_far < known.spent or spent_so_far - known.spent > known.own then 'impossible'
         else 'lent'
     end;
     if outcome <> 'lent' then
@@ -224,10 +234,12 @@ begin
     used := used + need;
     held := held + lent;
     relimited := known.opened or known.limit_units is distinct from of_limit;
-    insert into saas.usage_event
-        (tenant_id, id, recorded_at, meter, counter, kind, amount, units, window_kind, window_start, at, key, actor)
-    values (of_tenant, event, moment, of_meter, of_counter, 'lease', (reported + need) / of_cost, reported + need, in_window,
-            from_start, moment, with_key, by_actor);
+    if number = 0 then
+        insert into saas.usage_event
+            (tenant_id, id, recorded_at, meter, counter, kind, amount, units, window_kind, window_start, at, key, actor)
+        values (of_tenant, event, moment, of_meter, of_counter, 'lease', need / of_cost, need, in_window, from_start, moment,
+                with_key, by_actor);
+    end if;
     update saas.usage_counter c set used = usage_lease_borrow.used, held = usage_lease_borrow.held
     where c.tenant_id = of_tenant and c.meter = of_counter and c.window_kind = in_window and c.window_start = from_start;
     if used - reported - need <= known.over_above and used > known.over_above then
@@ -236,6 +248,7 @@ begin
     if number > 0 then
         update saas.usage_lease l
         set lent = l.lent + usage_lease_borrow.lent, spent = spent_so_far, report = number,
+            unrecorded = l.unrecorded + reported + need,
             expires_at = clock_timestamp() + life_ms * interval '1 millisecond'
         where l.tenant_id = of_tenant and l.id = of_lease;
     elsif lent > 0 then

@@ -88,7 +88,10 @@ pub mod usage;
 mod window;
 
 #[cfg(feature = "redis")]
-pub use self::redis::{Redis, RedisRevisions, RedisTier, RevisionRelay, TierOptions, TierStats};
+pub use self::redis::{
+    Redis, RedisLeaseOptions, RedisLeaseStats, RedisLeases, RedisRevisions, RedisTier, RevisionRelay, TierOptions,
+    TierStats,
+};
 pub use entitlements::{ChannelWatch, Entitlements, GateClock};
 pub use error::EntitlementsError;
 pub use excess::Excess;

@@ -1,4 +1,4 @@
-//! One tenant's uses from leases of 1,000 on PostgreSQL, beside one row there and beside Redis.
+//! One tenant's uses from leases of 1,000, of PostgreSQL and out of Redis, beside one row there and a counter here.
 
 use std::{
     io,
@@ -11,7 +11,10 @@ use std::{
 use redis::{Script, aio::MultiplexedConnection};
 use saas_benches::{Server, median, ratio, rounds};
 use saas_core::{MeterKey, PlanCatalog, PlanKey, SystemClock, subscription::FixedPlan};
-use saas_entitlements::{Entitlements, GateClock, LeaseOptions, Leases, PostgresLeases, PostgresSource, SCHEMA};
+use saas_entitlements::{
+    Entitlements, GateClock, LeaseOptions, LeaseStore, Leases, PostgresLeases, PostgresSource, RedisLeaseOptions,
+    RedisLeases, SCHEMA,
+};
 use sqlx::PgPool;
 use tokio::runtime::Runtime;
 
@@ -29,15 +32,20 @@ pub(super) fn race(runtime: &Runtime) -> anyhow::Result<()> {
     if let Err(why) = &redis {
         println!("without Redis: {why}");
     }
-    let (mut leased, mut row, mut scripted) = (Vec::new(), vec![Vec::new(); 3], vec![Vec::new(); 3]);
+    let out_of_redis = redis.as_ref().ok().map(|redis| runtime.block_on(async { stores.leases_out_of(redis) }));
+    let (mut leased, mut from_redis) = (Vec::new(), Vec::new());
+    let (mut row, mut scripted) = (vec![Vec::new(); 3], vec![Vec::new(); 3]);
     for round in 0..=rounds(11) {
-        let rate = runtime.block_on(stores.leased())?;
+        let rate = runtime.block_on(stores.leased(&stores.leases, 0))?;
+        let redis_rate =
+            out_of_redis.as_ref().map(|(leases, _)| runtime.block_on(stores.leased(leases, 1))).transpose()?;
         let rows = [1, 8, 16].map(|callers| runtime.block_on(stores.row(callers)));
         let scripts = [1, 16, 64].map(|callers| redis.as_ref().ok().map(|redis| runtime.block_on(redis.run(callers))));
         if round == 0 {
             continue;
         }
         leased.push(rate);
+        from_redis.extend(redis_rate);
         for (all, rate) in row.iter_mut().zip(rows) {
             all.push(rate?);
         }
@@ -52,7 +60,16 @@ pub(super) fn race(runtime: &Runtime) -> anyhow::Result<()> {
     if redis.is_ok() {
         let redis = best(&scripted);
         println!("per second: Redis at best {redis:.0}");
-        ratio("leases_on_postgres_to_best_redis_rate", leased / redis, false, 60.0);
+        let from_redis = median(&from_redis);
+        println!("per second: leases of {LEASE} out of Redis {from_redis:.0}");
+        ratio("leases_out_of_redis_to_best_redis_rate", from_redis / redis, false, 60.0);
+        println!("leases of PostgreSQL alone to the best rate of Redis: {:.1}", leased / redis);
+    }
+    if let Some((leases, store)) = out_of_redis {
+        runtime.block_on(leases.shutdown())?;
+        let stats = store.stats();
+        println!("{stats:?}");
+        anyhow::ensure!(stats.from_redis > stats.filled, "Redis lent nothing");
     }
     runtime.block_on(stores.check())
 }
@@ -60,13 +77,15 @@ pub(super) fn race(runtime: &Runtime) -> anyhow::Result<()> {
 struct Postgres {
     server: Server,
     bare: PgPool,
+    gate: Entitlements,
+    store: PostgresLeases,
     leases: Leases,
     _clock: GateClock,
 }
 
 impl Postgres {
     async fn start() -> anyhow::Result<Self> {
-        let server = Server::start(&[&saas_core::SCHEMA, &SCHEMA], 1).await?;
+        let server = Server::start(&[&saas_core::SCHEMA, &SCHEMA], 2).await?;
         server
             .make(
                 "create table public.bare (id integer primary key, used bigint not null) with (fillfactor = 50);
@@ -84,14 +103,21 @@ impl Postgres {
         let source = Arc::new(PostgresSource::new(pool.clone(), plans));
         let gate = Entitlements::new(catalog, source, Arc::new(SystemClock));
         let clock = gate.start_clock();
-        let options = LeaseOptions::default().with_size(LEASE, LEASE);
-        let leases = Leases::new(gate, Arc::new(PostgresLeases::new(pool)), options);
-        Ok(Self { server, bare, leases, _clock: clock })
+        let store = PostgresLeases::new(pool);
+        let leases = leases(&gate, Arc::new(store.clone()));
+        Ok(Self { server, bare, gate, store, leases, _clock: clock })
     }
 
-    /// Uses per second from leases, by two tasks.
-    async fn leased(&self) -> anyhow::Result<f64> {
-        let (leases, ctx) = (self.leases.clone(), self.server.tenants()[0].clone());
+    fn leases_out_of(&self, redis: &Redis) -> (Leases, RedisLeases) {
+        let redis = saas_entitlements::Redis::single(redis.client.clone());
+        let options = RedisLeaseOptions::default();
+        let store = RedisLeases::start(self.store.clone(), redis, Arc::new(SystemClock), options);
+        (leases(&self.gate, Arc::new(store.clone())), store)
+    }
+
+    /// Uses per second of a tenant from leases, by two tasks.
+    async fn leased(&self, leases: &Leases, tenant: usize) -> anyhow::Result<f64> {
+        let (leases, ctx) = (leases.clone(), self.server.tenants()[tenant].clone());
         rate(2, move || {
             let (leases, ctx) = (leases.clone(), ctx.clone());
             async move {
@@ -135,8 +161,13 @@ impl Postgres {
     }
 }
 
+fn leases(gate: &Entitlements, store: Arc<dyn LeaseStore>) -> Leases {
+    Leases::new(gate.clone(), store, LeaseOptions::default().with_size(LEASE, LEASE))
+}
+
 /// A server of our own.
 struct Redis {
+    client: redis::Client,
     connection: MultiplexedConnection,
     _server: Killed,
 }
@@ -170,7 +201,7 @@ impl Redis {
                 Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
             }
         };
-        Ok(Self { connection, _server: server })
+        Ok(Self { client, connection, _server: server })
     }
 
     /// Calls per second, one unit each.

@@ -28,6 +28,8 @@ impl Inner {
         amount: u64,
     ) -> Result<LeasedUse, EntitlementsError> {
         let tenant = ctx.tenant();
+        // Units of this use that a lease which was ended has paid for.
+        let mut paid = 0;
         for _ in 0..ATTEMPTS {
             let snapshot = self.entitlements.snapshot(tenant).await;
             // After it: the first load may have found the clock to be wrong.
@@ -46,10 +48,12 @@ impl Inner {
                 continue;
             }
             // Whoever held the lock before may have borrowed for this one, too.
-            if cell.take(amount) {
+            // Cannot overflow: it is at most `i64::MAX`.
+            let units = amount.saturating_mul(rule.cost).saturating_sub(paid);
+            if cell.take_units(units) {
                 return Ok(LeasedUse::Granted);
             }
-            match self.borrow(&cell, &mut state, &rule, amount, now).await? {
+            match self.borrow(&cell, &mut state, &rule, (units, &mut paid), now).await? {
                 Borrowed::Lent { .. } => return Ok(LeasedUse::Granted),
                 Borrowed::Refused { used, held } => {
                     drop(state);
@@ -62,7 +66,7 @@ impl Inner {
                         decided @ (LeasedUse::Granted | LeasedUse::Denied(_)) => decided,
                     });
                 }
-                // What was left of it counts as used, and is not used: the next try borrows anew.
+                // What was left of it counts as used, and is: the next try borrows the rest anew.
                 Borrowed::Fenced => {}
                 Borrowed::Outdated { revision } => self.entitlements.hear(tenant, revision),
             }
@@ -70,19 +74,36 @@ impl Inner {
         Err(EntitlementsError::Unavailable { cause: None })
     }
 
-    /// Tops up what is held, or borrows anew. The use is paid with what was left, and the rest of it is counted at once.
+    /// Tops up what is held before it is used up, while somebody uses it that quickly.
+    pub(super) async fn top_up(&self, cell: &Cell) {
+        let mut state = cell.state.lock().await;
+        let now = self.entitlements.core.clock.now();
+        if self.is_closed() || self.must_end(cell, &state, now).await {
+            return;
+        }
+        let Some(rule) = state.held.as_ref().map(|held| Arc::clone(&held.rule)) else { return };
+        match self.borrow(cell, &mut state, &rule, (0, &mut 0), now).await {
+            Ok(Borrowed::Outdated { revision }) => self.entitlements.hear(cell.ctx.tenant(), revision),
+            // Nobody waits for it: whoever uses the last of it asks again.
+            Ok(Borrowed::Lent { .. } | Borrowed::Refused { .. } | Borrowed::Fenced) | Err(_) => {}
+        }
+    }
+
+    /// Tops up what is held, or borrows anew. The use is paid with what was left, and the rest of it is counted at once; for no
+    /// units, what was left stays.
     async fn borrow(
         &self,
         cell: &Cell,
         state: &mut State,
         rule: &Arc<Rule>,
-        amount: u64,
+        (units, paid): (u64, &mut u64),
         now: DateTime<Utc>,
     ) -> Result<Borrowed, EntitlementsError> {
         let asked = Instant::now();
+        let mut is_quick = false;
         if let Some(held) = &state.held {
-            let quick = asked.duration_since(held.lent_at) < self.options.tick / 2;
-            let size = if quick { state.size.saturating_mul(4) } else { state.size / 2 };
+            is_quick = asked.duration_since(held.lent_at) < self.options.tick / 2;
+            let size = if is_quick { state.size.saturating_mul(4) } else { state.size / 2 };
             state.size = size.clamp(self.options.smallest, self.options.largest);
         }
         state.idle = 0;
@@ -90,16 +111,17 @@ impl Inner {
             cell.end(state, self.options.life);
             self.send_endings(cell, state, now).await?;
         }
-        let rest = cell.take_rest();
+        cell.watch(0);
+        let is_ahead = units == 0;
+        let rest = if is_ahead { 0 } else { cell.take_rest() };
         let (lease, number, spent) = match &mut state.held {
             Some(held) => {
                 held.reports += 1;
-                (held.lease, held.reports, held.lent)
+                (held.lease, held.reports, if is_ahead { cell.spent(held) } else { held.lent })
             }
             None => (LeaseToken::mint_at(now), 0, 0),
         };
-        // Checked: it is at most `i64::MAX`.
-        let need = amount.saturating_mul(rule.cost).saturating_sub(rest);
+        let need = units.saturating_sub(rest);
         let lends = !self.is_closed();
         let ask = Ask {
             draw: rule.draw(need, IdempotencyKey::try_from(format!("{lease}:{number}"))?, now),
@@ -127,6 +149,10 @@ impl Inner {
                     None => {}
                 }
                 cell.add(units);
+                if is_quick && self.options.borrows_ahead {
+                    // A quarter of it is gone soon: by then the next is on its way.
+                    cell.watch(units / 4 * 3);
+                }
                 if relimited || used >= state.due_from(rule) {
                     self.announce(cell, state, rule, used, now).await;
                 }
@@ -146,7 +172,9 @@ impl Inner {
                 Ok(outdated)
             }
             Ok(Borrowed::Fenced) => {
+                cell.take_rest();
                 state.held = None;
+                *paid += rest;
                 Ok(Borrowed::Fenced)
             }
             Err(error) => {

@@ -31,19 +31,33 @@ struct Purse {
     cost: u64,
     /// The most that may be used at once: 1 for a meter that counts uses.
     most: u64,
+    /// Below so much more is borrowed ahead; 0 for never.
+    low: AtomicU64,
     meter: MeterKey,
 }
 
-/// The cells of one tenant: mostly one.
+/// What became of a use from memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Taken {
+    Not,
+    Yes,
+    /// Yes, and it is time to borrow more.
+    Low,
+}
+
+/// The cells of one tenant: mostly one. Two words, so that two tenants are in a cache line of the map.
 #[derive(Debug, Clone)]
 pub(super) struct Cells {
     first: Arc<Cell>,
-    others: Box<[Arc<Cell>]>,
+    others: Option<Box<Others>>,
 }
+
+#[derive(Debug, Clone)]
+struct Others(Box<[Arc<Cell>]>);
 
 impl Cells {
     pub(super) fn new(first: Arc<Cell>) -> Self {
-        Self { first, others: Box::default() }
+        Self { first, others: None }
     }
 
     #[inline]
@@ -51,21 +65,30 @@ impl Cells {
         if self.first.is_of(meter) {
             return Some(&self.first);
         }
-        self.others.iter().find(|cell| cell.is_of(meter))
+        self.others().find(|cell| cell.is_of(meter))
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Arc<Cell>> {
-        std::iter::once(&self.first).chain(&self.others)
+        std::iter::once(&self.first).chain(self.others())
+    }
+
+    fn others(&self) -> impl Iterator<Item = &Arc<Cell>> {
+        self.others.iter().flat_map(|others| &others.0)
+    }
+
+    fn of(first: Arc<Cell>, others: impl Iterator<Item = Arc<Cell>>) -> Self {
+        let others: Box<[_]> = others.collect();
+        Self { first, others: (!others.is_empty()).then(|| Box::new(Others(others))) }
     }
 
     pub(super) fn with(&self, cell: Arc<Cell>) -> Self {
-        Self { first: Arc::clone(&self.first), others: self.others.iter().cloned().chain([cell]).collect() }
+        Self::of(Arc::clone(&self.first), self.others().cloned().chain([cell]))
     }
 
     /// `None` when none is left.
     pub(super) fn without(&self, meter: &MeterKey) -> Option<Self> {
         let mut left = self.iter().filter(|cell| !cell.is_of(meter)).cloned();
-        Some(Self { first: left.next()?, others: left.collect() })
+        Some(Self::of(left.next()?, left))
     }
 }
 
@@ -123,7 +146,7 @@ impl State {
 impl Cell {
     pub(super) fn new(ctx: RequestContext, meter: MeterKey, cost: u64, most: u64, size: u64) -> Self {
         let state = State { held: None, endings: Vec::new(), told: None, size, idle: 0, retired: false };
-        let purse = Purse { budget: AtomicU64::new(0), cost, most, meter };
+        let purse = Purse { budget: AtomicU64::new(0), cost, most, low: AtomicU64::new(0), meter };
         Self { purse, ctx, state: Mutex::new(state) }
     }
 
@@ -139,27 +162,50 @@ impl Cell {
 
     /// Spends units for `amount` uses, if there are enough.
     #[inline]
-    pub(super) fn take(&self, amount: u64) -> bool {
+    pub(super) fn take(&self, amount: u64) -> Taken {
         // 0 wraps around to more than any bound.
-        let Purse { budget, cost, most, .. } = &self.purse;
+        let Purse { budget, cost, most, low, .. } = &self.purse;
         if amount.wrapping_sub(1) >= *most {
-            return false;
+            return Taken::Not;
         }
-        let Some(units) = amount.checked_mul(*cost) else { return false };
+        match amount.checked_mul(*cost).and_then(|units| Self::spend(budget, units)) {
+            None => Taken::Not,
+            Some(rest) if rest < low.load(Ordering::Relaxed) => Taken::Low,
+            Some(_) => Taken::Yes,
+        }
+    }
+
+    /// Spends units of the counter, if there are enough.
+    pub(super) fn take_units(&self, units: u64) -> bool {
+        Self::spend(&self.purse.budget, units).is_some()
+    }
+
+    #[inline]
+    fn spend(budget: &AtomicU64, units: u64) -> Option<u64> {
         // Never below 0, not even for a moment: what `take_rest` finds is exactly what nobody has spent.
         let mut left = budget.load(Ordering::Relaxed);
         while let Some(rest) = left.checked_sub(units) {
             match budget.compare_exchange_weak(left, rest, Ordering::Relaxed, Ordering::Relaxed) {
-                Ok(_) => return true,
+                Ok(_) => return Some(rest),
                 Err(now) => left = now,
             }
         }
-        false
+        None
     }
 
     /// Makes freshly lent units spendable.
     pub(super) fn add(&self, units: u64) {
         self.purse.budget.fetch_add(units, Ordering::Relaxed);
+    }
+
+    /// Has it said when less than so much is left.
+    pub(super) fn watch(&self, low: u64) {
+        self.purse.low.store(low, Ordering::Relaxed);
+    }
+
+    /// Stops watching; whether it was watched.
+    pub(super) fn unwatch(&self) -> bool {
+        self.purse.low.swap(0, Ordering::Relaxed) > 0
     }
 
     /// Takes all that is left.
@@ -174,6 +220,7 @@ impl Cell {
 
     /// Stops the spending of what is held; its last report is owed to the store from here on.
     pub(super) fn end(&self, state: &mut State, life: Duration) {
+        self.watch(0);
         let rest = self.take_rest();
         let Some(held) = state.held.take() else { return };
         let spent = held.lent.saturating_sub(rest);

@@ -220,6 +220,19 @@ pub async fn a_refill_reports_and_tops_up_in_one_step(fixture: Fixture) {
     assert_eq!(fixture.balance(0).await, (303, 0), "the whole of one lease");
 }
 
+/// A lease is topped up before it is used up, and counts what was used of it until then.
+pub async fn a_lease_is_topped_up_ahead(fixture: Fixture) {
+    let first = fixture.ask(1, 100, 1_000);
+    assert_eq!(fixture.lent(&first).await, 100);
+    let mut ahead = refill(&first, 30);
+    ahead.draw.units = 0;
+    let Borrowed::Lent { units: 100, used: 31, relimited } = fixture.borrow(&ahead).await else { panic!("not lent") };
+    assert!(relimited || fixture.announced(&ahead).await.is_empty());
+    assert_eq!(fixture.balance(0).await, (31, 170));
+    assert_eq!(fixture.report(first.lease, 2, 200, true).await, Reported::Settled { used: 201 });
+    assert_eq!(fixture.balance(0).await, (201, 0));
+}
+
 /// C4: of reports and refills only one with a higher number than all before counts, so one that comes too late moves nothing.
 pub async fn a_refill_that_was_overtaken_moves_nothing(fixture: Fixture) {
     let first = fixture.ask(1, 100, 10_000);
@@ -354,7 +367,7 @@ macro_rules! lease_store_conformance {
             @tests $name, $fixture;
             contention_lends_exactly_the_cap, exposure_is_bounded, reports_count_once_and_the_last_gives_back,
             an_overdue_lease_counts_as_used_and_is_fenced, borrowing_reclaims, a_refusal_leaves_nothing_but_the_wish,
-            a_refill_reports_and_tops_up_in_one_step, a_refill_that_was_overtaken_moves_nothing,
+            a_refill_reports_and_tops_up_in_one_step, a_lease_is_topped_up_ahead, a_refill_that_was_overtaken_moves_nothing,
             what_an_unanswered_refill_lent_is_given_back, a_refill_that_is_refused_changes_nothing,
             a_late_refill_counts_until_the_lease_is_ended, refills_at_once_count_exactly_the_cap,
             a_threshold_is_announced_once, tenants_are_separate,

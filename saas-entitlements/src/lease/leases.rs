@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 
 use super::{
     LeaseOptions, LeaseStore, asking,
-    cell::{Cell, Cells},
+    cell::{Cell, Cells, Taken},
 };
 use crate::{Denial, Entitlements, EntitlementsError, Meter};
 
@@ -116,23 +116,23 @@ pub(super) struct Inner {
     pub(super) options: LeaseOptions,
     /// Counts what cannot be lent.
     pub(super) direct: OnceLock<Meter>,
-    shards: Box<[ArcSwap<Map>]>,
+    shards: [ArcSwap<Map>; SHARDS],
     /// Whoever changes a map.
     writer: Mutex<()>,
     ticking: AtomicBool,
     closed: AtomicBool,
 }
 
-/// A tenant's id as the number that it is: hashed in one step.
+/// A tenant's id as a number, hashed in one step; in whatever order this machine has bytes, since it stays here.
 fn number(tenant: TenantId) -> u128 {
-    tenant.as_uuid().as_u128()
+    u128::from_ne_bytes(tenant.as_uuid().into_bytes())
 }
 
 impl Leases {
     /// Leases of what `entitlements` allows, borrowed from `store`.
     #[must_use]
     pub fn new(entitlements: Entitlements, store: Arc<dyn LeaseStore>, options: LeaseOptions) -> Self {
-        let shards = (0..SHARDS).map(|_| ArcSwap::from_pointee(Map::default())).collect();
+        let shards = std::array::from_fn(|_| ArcSwap::from_pointee(Map::default()));
         let (ticking, closed) = (AtomicBool::new(false), AtomicBool::new(false));
         let (direct, writer) = (OnceLock::new(), Mutex::new(()));
         Self { inner: Arc::new(Inner { entitlements, store, options, direct, shards, writer, ticking, closed }) }
@@ -184,7 +184,15 @@ impl Leases {
     #[must_use = "a use that was not granted must not happen"]
     pub fn try_consume(&self, tenant: TenantId, meter: &MeterKey, amount: u64) -> bool {
         let map = self.inner.shard(tenant).load();
-        map.get(&number(tenant)).and_then(|cells| cells.find(meter)).is_some_and(|cell| cell.take(amount))
+        let Some(cell) = map.get(&number(tenant)).and_then(|cells| cells.find(meter)) else { return false };
+        match cell.take(amount) {
+            Taken::Not => false,
+            Taken::Yes => true,
+            Taken::Low => {
+                self.inner.borrow_ahead(cell);
+                true
+            }
+        }
     }
 
     /// Gives everything back and borrows nothing more: later uses are counted one by one.
@@ -232,6 +240,18 @@ impl Inner {
         // The last byte of an id is random.
         let [.., last] = *tenant.as_uuid().as_bytes();
         &self.shards[usize::from(last) % SHARDS]
+    }
+
+    /// Borrows more while there is some left, once for all who find that it is little.
+    #[cold]
+    #[inline(never)]
+    fn borrow_ahead(self: &Arc<Self>, cell: &Arc<Cell>) {
+        if !cell.unwatch() {
+            return;
+        }
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        let (inner, cell) = (Arc::clone(self), Arc::clone(cell));
+        drop(runtime.spawn(async move { inner.top_up(&cell).await }));
     }
 
     /// Reports every lease; answers with the first failure.

@@ -11,6 +11,7 @@ pub struct LeaseOptions {
     pub(super) exposed_share: u64,
     pub(super) life: Duration,
     pub(super) tick: Duration,
+    pub(super) borrows_ahead: bool,
 }
 
 impl Default for LeaseOptions {
@@ -23,6 +24,7 @@ impl Default for LeaseOptions {
             exposed_share: 100,
             life: Duration::from_secs(10),
             tick: Duration::from_millis(250),
+            borrows_ahead: true,
         }
     }
 }
@@ -55,6 +57,13 @@ impl LeaseOptions {
     #[must_use]
     pub const fn with_life(mut self, life: Duration) -> Self {
         self.life = life;
+        self
+    }
+
+    /// Borrows only when nothing is left. Otherwise a lease that is used up within half a tick is topped up before it is.
+    #[must_use]
+    pub const fn without_borrowing_ahead(mut self) -> Self {
+        self.borrows_ahead = false;
         self
     }
 

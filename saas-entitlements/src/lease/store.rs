@@ -12,7 +12,7 @@ use crate::{Draw, EntitlementsError, Period};
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Ask {
-    /// What is counted at once, from one unit, and the rule that it is counted and lent under.
+    /// What is counted at once, from one unit (for a lease that is topped up, from none), and the rule that it is counted and lent under.
     pub draw: Draw,
     /// Units of the counter per unit of the meter, from 1.
     pub cost: u64,
@@ -69,7 +69,8 @@ pub enum Borrowed {
         /// Held by others, who may give some of it back.
         held: u64,
     },
-    /// The lease was ended by somebody else, or a later report is there. Nothing was counted or lent: ask with another.
+    /// The lease is over: somebody else ended it, a later report is there, or the store has given it up. What was needed is not
+    /// counted and nothing was lent; what the ask says was used of the lease counts as used. Ask with another.
     Fenced,
     /// The tenant has another revision. Nothing was counted or lent, nor reported: decide again.
     Outdated {

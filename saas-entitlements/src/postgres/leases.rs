@@ -31,6 +31,38 @@ impl PostgresLeases {
     pub fn new(binding: Arc<dyn SessionBinding>) -> Self {
         Self { binding }
     }
+
+    /// Counts a report; what is left after it beyond `keep` is taken back (`None`: nothing is).
+    pub(crate) async fn report_keeping(
+        &self,
+        ctx: &dyn TenantContext,
+        report: &Report,
+        keep: Option<u64>,
+        now: DateTime<Utc>,
+    ) -> Result<Reported, EntitlementsError> {
+        let actor = ctx.actor().to_string();
+        let values = [
+            Literal::Uuid(ctx.tenant().as_uuid()),
+            Literal::Uuid(report.lease.as_uuid()),
+            Literal::Integer(stored(report.number)),
+            Literal::Integer(stored(report.spent)),
+            Literal::Boolean(report.ending),
+            Literal::Integer(keep.map_or(-1, stored)),
+            Literal::Integer(millis(report.life)),
+            Literal::Uuid(UsageEventId::mint_at(now).as_uuid()),
+            Literal::Text(&actor),
+            Literal::Timestamp(now),
+        ];
+        let row = only(self.binding.write_once(ctx, REPORT, &values).await?)?;
+        Ok(match outcome(&row)?.as_str() {
+            "kept" => {
+                Reported::Kept { wanted: row.try_get("wanted").map_err(CoreError::from_database)?, used: used(&row)? }
+            }
+            "settled" => Reported::Settled { used: used(&row)? },
+            "fenced" => Reported::Fenced,
+            _ => return Err(corrupt().into()),
+        })
+    }
 }
 
 const BORROW: &str = "select outcome, revision, used, held, lent, relimited
@@ -41,7 +73,8 @@ const BORROW: &str = "select outcome, revision, used, held, lent, relimited
 
 const REPORT: &str = "select outcome, wanted, used
     from saas.usage_lease_report(
-        $1::uuid, $2::uuid, $3::bigint, $4::bigint, $5::boolean, $6::bigint, $7::uuid, $8::text, $9::timestamptz)";
+        $1::uuid, $2::uuid, $3::bigint, $4::bigint, $5::boolean, nullif($6::bigint, -1), $7::bigint, $8::uuid, $9::text,
+        $10::timestamptz)";
 
 const RECLAIM: &str = "select saas.usage_lease_reclaim($1::uuid, $2::text, $3::timestamptz) as units";
 
@@ -101,27 +134,7 @@ impl LeaseStore for PostgresLeases {
         report: &Report,
         now: DateTime<Utc>,
     ) -> Result<Reported, EntitlementsError> {
-        let actor = ctx.actor().to_string();
-        let values = [
-            Literal::Uuid(ctx.tenant().as_uuid()),
-            Literal::Uuid(report.lease.as_uuid()),
-            Literal::Integer(stored(report.number)),
-            Literal::Integer(stored(report.spent)),
-            Literal::Boolean(report.ending),
-            Literal::Integer(millis(report.life)),
-            Literal::Uuid(UsageEventId::mint_at(now).as_uuid()),
-            Literal::Text(&actor),
-            Literal::Timestamp(now),
-        ];
-        let row = only(self.binding.write_once(ctx, REPORT, &values).await?)?;
-        Ok(match outcome(&row)?.as_str() {
-            "kept" => {
-                Reported::Kept { wanted: row.try_get("wanted").map_err(CoreError::from_database)?, used: used(&row)? }
-            }
-            "settled" => Reported::Settled { used: used(&row)? },
-            "fenced" => Reported::Fenced,
-            _ => return Err(corrupt().into()),
-        })
+        self.report_keeping(ctx, report, None, now).await
     }
 
     async fn announce(

@@ -80,7 +80,7 @@ impl UsagePipeline {
         let mut tx = SystemTx::begin(&self.system, ACTOR, "compare counters with their events").await?;
         let rows: Vec<Compared> = sqlx::query_as(
             "select c.tenant_id, c.meter, c.window_kind, c.window_start, c.used,
-                    saas.bounded(coalesce(e.units, 0) - c.burnt), c.held,
+                    saas.bounded(coalesce(e.units, 0) + coalesce(l.units, 0) - c.burnt), c.held,
                     case when c.window_start >= h.pruned_before then
                         saas.usage_detail_drift(c.tenant_id, c.meter, c.window_kind, c.window_start, c.by_member)
                     else 0 end,
@@ -98,6 +98,12 @@ impl UsagePipeline {
                  where e.tenant_id = c.tenant_id and e.counter = c.meter and e.window_kind = c.window_kind
                    and e.window_start = c.window_start
              ) e on c.window_start >= h.pruned_before
+             left join lateral (
+                 select sum(l.unrecorded) as units
+                 from saas.usage_lease l
+                 where l.tenant_id = c.tenant_id and l.counter = c.meter and l.window_kind = c.window_kind
+                   and l.window_start = c.window_start and l.ended_at is null
+             ) l on c.window_start >= h.pruned_before
              order by c.tenant_id, c.meter, c.window_kind, c.window_start",
         )
         .bind(after.map(|cursor| cursor.tenant.as_uuid()))
@@ -162,7 +168,12 @@ impl UsagePipeline {
         .map_err(CoreError::from_database)?;
         let compared: Option<Compared> = sqlx::query_as(
             "select c.tenant_id, c.meter, c.window_kind, c.window_start, c.used,
-                    (select saas.bounded(coalesce(sum(e.units), 0) - c.burnt)
+                    (select saas.bounded(coalesce(sum(e.units), 0) - c.burnt + (
+                        select coalesce(sum(l.unrecorded), 0)
+                        from saas.usage_lease l
+                        where l.tenant_id = $1 and l.counter = $2 and l.window_kind = $3 and l.window_start = $4
+                          and l.ended_at is null
+                     ))
                      from saas.usage_event e
                      where e.tenant_id = $1 and e.counter = $2 and e.window_kind = $3 and e.window_start = $4),
                     c.held, saas.usage_detail_drift(c.tenant_id, c.meter, c.window_kind, c.window_start, c.by_member),

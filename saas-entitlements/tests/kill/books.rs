@@ -23,7 +23,10 @@ impl<'a> Books<'a> {
             "select c.meter, c.used + c.burnt, c.held,
                     (select coalesce(sum(e.units), 0)::bigint from saas.usage_event e
                      where e.tenant_id = c.tenant_id and e.counter = c.meter and e.window_kind = c.window_kind
-                       and e.window_start = c.window_start),
+                       and e.window_start = c.window_start)
+                    + (select coalesce(sum(l.unrecorded), 0)::bigint from saas.usage_lease l
+                       where l.tenant_id = c.tenant_id and l.counter = c.meter and l.window_kind = c.window_kind
+                         and l.window_start = c.window_start),
                     (select coalesce(sum(l.lent - l.spent - l.returned - l.stranded), 0)::bigint from saas.usage_lease l
                      where l.tenant_id = c.tenant_id and l.counter = c.meter and l.window_kind = c.window_kind
                        and l.window_start = c.window_start and l.ended_at is null)

@@ -135,7 +135,7 @@ impl App {
 }
 
 fn of_size(units: u64) -> LeaseOptions {
-    LeaseOptions::default().with_size(units, units)
+    LeaseOptions::default().with_size(units, units).without_borrowing_ahead()
 }
 
 fn key(words: &str) -> IdempotencyKey {

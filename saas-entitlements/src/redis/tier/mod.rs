@@ -45,12 +45,14 @@ use self::{
     cell::{Cell, Place, Turn},
     scripts::{Ending, MOST_PENDING, Names, Shelf, Taken, Unserved},
     settle::keep_settling,
-    stats::{Totals, add},
+    stats::Totals,
     uses::Use,
 };
 use super::{
     Redis,
     link::{Link, Missed},
+    totals::add,
+    words,
 };
 use crate::{
     Adjustment, Corrected, CounterStore, Draw, DrawKind, Drawn, EntitlementsError, Grant, Ledger, NewGrant, Period,
@@ -449,7 +451,7 @@ impl Inner {
             }
         };
         add(&self.totals.slices, 1);
-        let rule = scripts::rule(draw);
+        let rule = words::rule(draw);
         let put = self.shelf.put(&cell.names, nonce, token, &rule, (lent, used)).await;
         match self.answered(put) {
             Some(true) => turn.slice = Some((token, Instant::now())),

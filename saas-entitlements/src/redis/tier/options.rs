@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use saas_core::InvalidInput;
 
+use super::super::words::{self, MOST};
+
 /// Bounds of a [`RedisTier`](super::RedisTier).
 #[derive(Debug, Clone)]
 pub struct TierOptions {
@@ -17,9 +19,6 @@ pub struct TierOptions {
     pub(super) pause: Duration,
     pub(super) remembered: Duration,
 }
-
-/// The largest number that Redis' scripts count exactly.
-const MOST: u64 = (1 << 53) - 1;
 
 impl Default for TierOptions {
     /// Keys that begin with `saas`, 50 ms for an answer, slices of 16 to 1,000,000 units and of at most 1 % of a limit, a life
@@ -46,12 +45,7 @@ impl TierOptions {
     /// When it is empty, longer than 64 characters, or holds anything but letters, digits, `-`, `_`, `.` and `:`: braces would
     /// move a tenant's keys apart in a cluster.
     pub fn with_prefix(mut self, prefix: &str) -> Result<Self, InvalidInput> {
-        let fits = |c: char| c.is_ascii_alphanumeric() || "-_.:".contains(c);
-        if !(1..=64).contains(&prefix.len()) || !prefix.chars().all(fits) {
-            let why =
-                "is empty, longer than 64 characters or holds other characters than letters, digits, -, _, . and :";
-            return Err(InvalidInput::new("key prefix", why, "pass the name of the application"));
-        }
+        words::check_prefix(prefix)?;
         self.prefix = prefix.into();
         Ok(self)
     }

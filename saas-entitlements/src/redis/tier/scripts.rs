@@ -6,10 +6,13 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use redis::{Script, ScriptInvocation};
-use saas_core::{IdempotencyKey, LeaseToken, Limit, MeterKey, TenantId, UsageEventId, plan::Window};
+use saas_core::{IdempotencyKey, LeaseToken, MeterKey, TenantId, UsageEventId, plan::Window};
 
 use super::{
-    super::link::{Link, Missed},
+    super::{
+        link::{Link, Missed},
+        words::{millis, rule},
+    },
     TierOptions,
     uses::Use,
 };
@@ -34,7 +37,7 @@ pub(super) struct Scripts {
 
 macro_rules! script {
     ($file:literal) => {
-        Script::new(concat!(include_str!("prelude.lua"), include_str!($file)))
+        Script::new(concat!(include_str!("../prelude.lua"), include_str!("slice.lua"), include_str!($file)))
     };
 }
 
@@ -74,18 +77,6 @@ impl Names {
 
 fn key_name(options: &TierOptions, tenant: TenantId, meter: &MeterKey, key: &IdempotencyKey) -> String {
     format!("{}:{{{tenant}}}:key:{meter}:{key}", options.prefix)
-}
-
-/// What has to be the same for a use to be admitted from a slice.
-pub(super) fn rule(draw: &Draw) -> String {
-    let mut rule = format!("{}:{}", draw.revision, draw.cap);
-    if let Limit::Max(max) = draw.limit {
-        rule.push_str(&format!(":{max}"));
-    }
-    for mark in &draw.thresholds {
-        rule.push_str(&format!(":{}@{}", mark.percent, mark.units));
-    }
-    rule
 }
 
 /// What became of a use.
@@ -257,8 +248,4 @@ impl Shelf {
     async fn is(&self, call: &ScriptInvocation<'_>, outcome: &str) -> Result<bool, Missed> {
         Ok(self.link.run(call).await?.first().is_some_and(|word| word == outcome))
     }
-}
-
-fn millis(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX).max(1)
 }

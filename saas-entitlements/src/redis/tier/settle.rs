@@ -13,10 +13,10 @@ use tokio::{
 };
 
 use super::{
+    super::totals::add,
     Inner, bank,
     cell::{Cell, Turn},
     scripts::{Collected, Ending},
-    stats::add,
     uses::Use,
 };
 use crate::EntitlementsError;

@@ -1,31 +1,8 @@
 //! What the tier counted, for metrics and alarms.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use super::super::totals::totals;
 
-macro_rules! totals {
-    ($($(#[$doc:meta])* $name:ident),+ $(,)?) => {
-        /// Totals since the tier was started.
-        #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
-        #[non_exhaustive]
-        pub struct TierStats {
-            $($(#[$doc])* pub $name: u64,)+
-        }
-
-        /// The running totals.
-        #[derive(Debug, Default)]
-        pub(super) struct Totals {
-            $(pub(super) $name: AtomicU64,)+
-        }
-
-        impl Totals {
-            pub(super) fn read(&self) -> TierStats {
-                TierStats { $($name: self.$name.load(Ordering::Relaxed),)+ }
-            }
-        }
-    };
-}
-
-totals! {
+totals! { TierStats;
     /// Uses that were admitted from Redis.
     admitted,
     /// Uses that PostgreSQL decided by itself.
@@ -51,11 +28,4 @@ totals! {
     unasked,
     /// Times admitted uses could not be written; they are kept and tried again. Alarm on a rise.
     settle_failures,
-}
-
-/// Adds to a total.
-pub(super) fn add(total: &AtomicU64, number: u64) {
-    if number > 0 {
-        total.fetch_add(number, Ordering::Relaxed);
-    }
 }

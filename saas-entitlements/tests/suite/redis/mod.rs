@@ -3,6 +3,8 @@
 mod attacks;
 mod coherence;
 mod counters;
+mod leases;
+mod lending;
 mod shop;
 mod values;
 

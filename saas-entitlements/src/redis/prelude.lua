@@ -9,15 +9,6 @@ local function unsealed(key, value)
     if not body or sealed(key, body) ~= value then return nil end
     return body
 end
-local function read(key)
-    local value = redis.pcall('get', key)
-    if value == false then return nil, 'none' end
-    local body = unsealed(key, value)
-    if not body or redis.call('pttl', key) < 0 then return nil, 'foreign' end
-    local fields = {}
-    for field in string.gmatch(body, '[^|]+') do fields[#fields + 1] = field end
-    return fields
-end
 -- The name that Redis itself gives to a history of writes: another one after each restart and each promotion. What an
 -- older history said of a balance may be told twice.
 local function history()
@@ -27,5 +18,3 @@ end
 local function text(number)
     return string.format('%.0f', number)
 end
--- A slice: 1, 'slice', history, token, rule, lent, left, base. A slice to come: 1, 'open', history, nonce.
--- A known use: 1, 'key', amount, id.
