@@ -9,10 +9,10 @@ use chrono::{DateTime, Utc};
 use saas_core::{LeaseToken, SystemTx};
 
 use crate::{
-    apply::{Applied, Work, read, reason_of},
+    apply::{Applied, owner, read, reason_of},
     billing::{ACTOR, Billing},
     error::BillingError,
-    event::AnySnapshot,
+    event::{AnySnapshot, Told},
     object::ObjectId,
     postgres::receipt::{self, Claimed, Ending, State},
     settle::{Report, Settled, bound_waits},
@@ -40,14 +40,15 @@ impl Billing {
     ) -> Vec<Claimed> {
         let (companies, mut alone) = companies(claimed);
         for (owner, mut company) in companies {
-            // A lease is not prolonged here: the rest of it has to suffice.
-            let in_time = self.clock.now() + self.config.lease / 2 < until;
-            if !in_time {
-                alone.extend(company.into_iter().map(|member| member.claimed));
-                continue;
-            }
             while !company.is_empty() {
                 let rest = company.split_off(company.len().min(COMPANY));
+                // A lease is not prolonged here: the rest of it has to suffice.
+                let in_time = self.clock.now() + self.config.lease / 2 < until;
+                if !in_time || busy.contains(&owner) {
+                    alone.extend(company.into_iter().map(|member| member.claimed));
+                    company = rest;
+                    continue;
+                }
                 match self.merge_company(&company, lease).await {
                     Ok(merged) => {
                         for (member, merged) in company.into_iter().zip(merged) {
@@ -127,7 +128,7 @@ fn companies(claimed: Vec<Claimed>) -> (Vec<(ObjectId, Vec<Member>)>, Vec<Claime
             alone.push(claimed);
             continue;
         };
-        let (Some(owner), Work::Merge(snapshot)) = (work.owner(), work) else {
+        let (Some(owner), Told::Snapshot(snapshot)) = (owner(&work), work) else {
             alone.push(claimed);
             continue;
         };
