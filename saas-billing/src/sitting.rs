@@ -22,13 +22,13 @@ pub(crate) struct Sitting {
     /// Whether other snapshots share the transaction: what has no place must not take locks of its own then.
     shared: bool,
     whose: BTreeMap<ObjectId, TenantId>,
+    locked: Option<TenantId>,
     seated: Option<Seated>,
 }
 
 /// The tenant whose lock is held.
 #[derive(Debug)]
 pub(crate) struct Seated {
-    pub(crate) tenant: TenantId,
     pub(crate) objects: TenantObjects,
     /// What is stored about it.
     pub(crate) stored: Derived,
@@ -76,13 +76,15 @@ impl Billing {
     pub(crate) async fn lock_for(
         &self,
         connection: &mut PgConnection,
-        sitting: &Sitting,
+        sitting: &mut Sitting,
         tenant: TenantId,
     ) -> Result<bool, CoreError> {
-        match &sitting.seated {
-            Some(seated) => Ok(seated.tenant == tenant),
-            None => tenant::lock_in(connection, tenant).await.map(|()| true),
+        if let Some(locked) = sitting.locked {
+            return Ok(locked == tenant);
         }
+        tenant::lock_in(connection, tenant).await?;
+        sitting.locked = Some(tenant);
+        Ok(true)
     }
 
     /// What is known about the locked tenant, with the object about to be merged.
@@ -102,7 +104,7 @@ impl Billing {
                 let ids: Vec<&str> = read.iter().map(ObjectId::as_str).collect();
                 let objects = object::load(connection, tenant, livemode, &ids).await?;
                 let stored = state::find(connection, tenant, livemode).await?.unwrap_or_default();
-                Seated { tenant, objects, stored, read }
+                Seated { objects, stored, read }
             }
         };
         if !seated.read.contains(id) && seated.objects.find(kind, id).is_none() {
