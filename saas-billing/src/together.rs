@@ -13,7 +13,7 @@ use crate::{
     billing::{ACTOR, Billing},
     error::BillingError,
     event::{AnySnapshot, Told},
-    object::ObjectId,
+    object::{ObjectId, ObjectKind},
     postgres::receipt::{self, Claimed, Ending, State},
     settle::{Report, Settled, bound_waits},
     sitting::Sitting,
@@ -139,6 +139,10 @@ fn companies(claimed: Vec<Claimed>) -> (Vec<(ObjectId, Vec<Member>)>, Vec<Claime
         if let Some((_, company)) = companies.get_mut(place) {
             company.push(Member { claimed, snapshot: *snapshot, event_type });
         }
+    }
+    for (_, company) in &mut companies {
+        // What brings the customer's link goes first: the others have a tenant then.
+        company.sort_by_key(|member| member.snapshot.kind() != ObjectKind::CheckoutSession);
     }
     (companies, alone)
 }
