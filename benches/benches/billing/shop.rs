@@ -13,7 +13,7 @@ use saas_billing::{
     object::Interval,
     testing::{CheckoutRequest, Scenario, StripeSimulator},
 };
-use saas_core::{Clock, PlanCatalog, TestClock};
+use saas_core::{PlanCatalog, TestClock};
 
 const CATALOG: &str = "
 default_plan = \"free\"
@@ -141,7 +141,6 @@ impl Shop {
 
     pub(crate) fn tick(&self) {
         self.clock.advance(TimeDelta::seconds(1));
-        drop(self.clock.now());
     }
 }
 

@@ -84,20 +84,24 @@ async fn one_that_spoils_its_company_is_put_off_alone_and_the_others_are_applied
 #[tokio::test]
 async fn what_a_worker_never_came_back_from_is_tried_alone() {
     let shop = Shop::open().await;
-    let (ctx, session, events) = life(&shop, "acme").await;
-    shop.billing.record_checkout(&ctx, &session).await.unwrap();
-    for event in &events {
-        let _ = shop.receive(event).await;
+    let (ctx, purchase) = shop.buyer("acme").await;
+    shop.deliver_all().await;
+    for seats in 2..12 {
+        shop.stripe.advance(TimeDelta::seconds(10));
+        shop.stripe.update_quantity(&purchase.subscription, seats);
+    }
+    for event in shop.stripe.deliveries() {
+        let _ = shop.receive(&event).await;
     }
     // As a worker leaves them that dies with all of them in its hands.
-    sqlx::raw_sql("update saas.billing_receipt set lease = gen_random_uuid()")
+    sqlx::raw_sql("update saas.billing_receipt set lease = gen_random_uuid() where state = 'pending'")
         .execute(&mut *shop.owner.lock().await)
         .await
         .unwrap();
-    shop.apply().await;
-    assert_eq!(shop.scalar(TRANSACTIONS).await, i64::try_from(events.len()).unwrap());
-    assert_eq!(shop.scalar("select min(attempts)::bigint from saas.billing_receipt").await, 1, "each was counted");
-    assert_eq!(shop.billing.derived(&ctx).await.unwrap().plan.map(|plan| plan.to_string()).as_deref(), Some("team@1"));
+    assert_eq!(shop.apply().await.applied, 10);
+    let alone = "select count(distinct xmin::text) from saas.billing_receipt where attempts = 1";
+    assert_eq!(shop.scalar(alone).await, 10, "each was counted, and had a transaction of its own");
+    assert_eq!(shop.billing.derived(&ctx).await.unwrap().seats, Some(11));
 }
 
 #[tokio::test]
