@@ -17,8 +17,8 @@ use std::{
 use chrono::TimeDelta;
 use saas_benches::{field, ratio};
 use saas_core::{
-    Actor, Clock, SystemClock, SystemTx, TenantId, TenantPool, db::pool_options,
-    subscription::PlanAssignment, testing::TestDatabase,
+    Actor, Clock, SystemClock, SystemTx, TenantId, TenantPool, db::pool_options, subscription::PlanAssignment,
+    testing::TestDatabase,
 };
 use saas_entitlements::{
     AssignedPlans, Assignments, Entitlements, GateOptions, PostgresSource, RevisionListener, SCHEMA,

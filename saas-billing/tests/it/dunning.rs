@@ -276,7 +276,8 @@ async fn a_worker_cut_at_every_answer_between_merge_and_letter_sends_it_once() {
         let finished = outcome.is_ok_and(|pass| pass.done == 1) && proxy.flights() - before <= cuts;
         drop(billing);
         // Until the server has seen that nobody is there any more, the job is that connection's.
-        let there = "select count(*) from pg_stat_activity where application_name = 'cut' and datname = current_database()";
+        let there =
+            "select count(*) from pg_stat_activity where application_name = 'cut' and datname = current_database()";
         while desk.shop.scalar(there).await > 0 {}
         desk.shop.database.clock().advance(TimeDelta::seconds(61));
         desk.work().await;
