@@ -40,9 +40,12 @@ create table saas.billing_receipt (
 alter table saas.billing_receipt alter column body set storage external;
 -- The worker's claim: the longest due first.
 create index billing_receipt_due on saas.billing_receipt (due_at) where state = 'pending';
--- What is no longer pending: the operator's lists of what needs a person, newest first; what is over, counted for a day and
--- deleted after the retention.
-create index billing_receipt_ended on saas.billing_receipt (state, received_at, event_id) where state <> 'pending';
+-- What is no longer pending, of one account and mode: the operator's lists of what needs a person, newest first; what is over,
+-- counted for a day and deleted after the retention. Led by the account, so that what another one has left there for want of
+-- a worker is not gone through.
+create index billing_receipt_ended on saas.billing_receipt (account, livemode, state, received_at, event_id) where state <> 'pending';
+-- What an endpoint has kept from another one: its operator's list, and its deletion.
+create index billing_receipt_kept_from on saas.billing_receipt (quarantined_by, received_at, event_id) where quarantined_by is not null;
 -- What a new link sets free.
 create index billing_receipt_waiting on saas.billing_receipt (waits_for) where waits_for is not null;
 revoke all on saas.billing_receipt from public;
@@ -61,6 +64,8 @@ create table saas.billing_receipt_conflict (
     foreign key (account, livemode, event_id)
         references saas.billing_receipt (account, livemode, event_id) on delete restrict
 );
+-- What nobody has looked at for a year.
+create index billing_receipt_conflict_old on saas.billing_receipt_conflict (account, livemode, received_at);
 revoke all on saas.billing_receipt_conflict from public;
 grant select, insert, delete on saas.billing_receipt_conflict to saas_system;
 select saas.declare_global('saas.billing_receipt_conflict', 'bodies that contradict a receipt; only the system role reads it', 'system');

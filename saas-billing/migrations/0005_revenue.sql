@@ -64,8 +64,8 @@ create table saas.revenue_arrears (
     invoice       text not null,
     currency      text not null check (currency ~ '^[a-z]{3}$'),
     amount_minor  bigint not null,
-    -- The first failure.
-    failed_at     timestamptz not null,
+    -- The first failure; null where it turned out that the bank only wants to hear from the buyer.
+    failed_at     timestamptz,
     recovered_at  timestamptz,
     lost_at       timestamptz,
     primary key (tenant_id, livemode, invoice)

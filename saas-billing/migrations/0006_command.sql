@@ -30,6 +30,9 @@ create table saas.billing_command (
 -- One holder per slot, whatever runs at once: the claim.
 create unique index billing_command_slot on saas.billing_command (tenant_id, livemode, slot)
     where slot is not null and state in ('pending', 'done');
+-- What is settled and holds no slot, oldest first: deleted after the retention.
+create index billing_command_settled on saas.billing_command (finished_at)
+    where state in ('failed', 'closed') or state = 'done' and slot is null;
 select saas.fence('saas.billing_command', 'select');
 grant insert, update, delete on saas.billing_command to saas_system;
 

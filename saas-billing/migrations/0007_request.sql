@@ -33,5 +33,7 @@ create table saas.billing_request (
 create unique index billing_request_pending on saas.billing_request (tenant_id, livemode) where state = 'pending';
 -- What an event about a subscription may decide.
 create index billing_request_waiting on saas.billing_request (tenant_id, livemode, object_id) where state = 'waiting';
+-- What is settled, oldest first: deleted after the retention.
+create index billing_request_settled on saas.billing_request (finished_at) where state in ('done', 'failed');
 select saas.fence('saas.billing_request', 'select');
 grant insert, update, delete on saas.billing_request to saas_system;

@@ -9,10 +9,10 @@ use crate::{
     billing::{ACTOR, Billing},
     derive::FetchRequest,
     error::BillingError,
-    event::{AnySnapshot, Content, Envelope, announces_usage_report, read_snapshot},
+    event::{AnySnapshot, Envelope, Notice, Told, read_told},
     object::{ObjectId, ObjectKind, Unreadable},
     postgres::{
-        desk, fetch,
+        desk, fetch, notice, object,
         receipt::{self, Claimed, Ending, State},
         usage_report,
     },
@@ -54,15 +54,6 @@ impl Applied {
     pub const fn total(&self) -> usize {
         self.applied + self.ignored + self.parked + self.quarantined + self.retried + self.dead + self.lost
     }
-}
-
-/// What a receipt says is to be done.
-enum Work {
-    Merge(Box<AnySnapshot>),
-    Fetch(FetchRequest),
-    /// A report of usage that Stripe does not count, to be read.
-    UsageReport,
-    Nothing(&'static str),
 }
 
 impl Billing {
@@ -119,7 +110,7 @@ impl Billing {
             Ok(read) => read,
             Err(why) => return self.end(claimed, lease, State::Dead, &why.to_string()).await,
         };
-        let owner = work.owner();
+        let owner = owner(&work);
         if owner.as_ref().is_some_and(|owner| busy.contains(owner)) {
             return self
                 .give_back(claimed, lease, attempts.saturating_sub(1), "another receipt's wait was in vain")
@@ -153,14 +144,18 @@ impl Billing {
         &self,
         claimed: &Claimed,
         lease: LeaseToken,
-        work: Work,
+        work: Told,
         event_type: &str,
     ) -> Result<Option<State>, BillingError> {
         match work {
-            Work::Nothing(reason) => self.end(claimed, lease, State::Ignored, reason).await,
-            Work::UsageReport => self.put_on_report_list(claimed, lease, event_type).await,
-            Work::Fetch(request) => self.put_on_fetch_list(claimed, lease, &request).await,
-            Work::Merge(snapshot) => {
+            Told::Nothing(reason) => self.end(claimed, lease, State::Ignored, reason).await,
+            Told::Fetch { kind, id, reason } => {
+                let request = FetchRequest { kind, id, reason: reason.to_owned() };
+                self.put_on_fetch_list(claimed, lease, &request).await
+            }
+            Told::UsageReport => self.put_on_report_list(claimed, lease, event_type).await,
+            Told::Notice(told) => self.note(claimed, lease, &told, event_type).await,
+            Told::Snapshot(snapshot) => {
                 for _ in 0..LOOKS {
                     if let Some(done) = self.merge(claimed, lease, (*snapshot).clone(), event_type).await? {
                         return Ok(done);
@@ -209,6 +204,7 @@ impl Billing {
         Ok(Some(Some(state)))
     }
 
+    /// Has the object read, unless it is an invoice of which no news can come.
     async fn put_on_fetch_list(
         &self,
         claimed: &Claimed,
@@ -217,13 +213,46 @@ impl Billing {
     ) -> Result<Option<State>, BillingError> {
         let now = self.clock.now();
         let mut tx = SystemTx::begin(&self.system, ACTOR, "list an object to be fetched").await?;
-        fetch::request(&mut tx, &self.scope, request, now).await?;
+        let known = match request.kind {
+            ObjectKind::Invoice => object::find_anywhere(&mut tx, self.scope.livemode, &request.id).await?,
+            _ => None,
+        };
+        let (state, ending) = if known.is_some_and(|known| known.is_settled_invoice()) {
+            (State::Ignored, Ending { reason: Some("the invoice is known to be settled"), ..Ending::default() })
+        } else {
+            fetch::request(&mut tx, &self.scope, request, now).await?;
+            (State::Applied, Ending { reason: Some(&request.reason), ..Ending::default() })
+        };
         let key = (claimed.event_id.as_str(), lease);
+        if !receipt::finish(&mut tx, &self.scope, key, state, ending, now).await? {
+            tx.rollback().await?;
+            return Ok(None);
+        }
+        tx.commit().await?;
+        Ok(Some(state))
+    }
+
+    /// Notes what an operator should know.
+    async fn note(
+        &self,
+        claimed: &Claimed,
+        lease: LeaseToken,
+        told: &Notice,
+        event_type: &str,
+    ) -> Result<Option<State>, BillingError> {
+        let now = self.clock.now();
+        let key = (claimed.event_id.as_str(), lease);
+        let mut tx = SystemTx::begin(&self.system, ACTOR, "note what an operator should know").await?;
+        let new = notice::note(&mut tx, &self.scope, told, (&claimed.event_id, event_type), now).await?;
         if !receipt::finish(&mut tx, &self.scope, key, State::Applied, Ending::default(), now).await? {
             tx.rollback().await?;
             return Ok(None);
         }
         tx.commit().await?;
+        if new {
+            let (event_id, kind) = (claimed.event_id.as_str(), told.kind.as_str());
+            tracing::warn!(target: "saas.billing.notice", event_id, event_type, kind, object = %told.object, "an operator should know");
+        }
         Ok(Some(State::Applied))
     }
 
@@ -309,13 +338,11 @@ impl Billing {
     }
 }
 
-impl Work {
-    /// Whose locks it takes.
-    fn owner(&self) -> Option<ObjectId> {
-        match self {
-            Self::Merge(snapshot) => Some(snapshot.customer().or(snapshot.charge()).unwrap_or(snapshot.id()).clone()),
-            Self::Fetch(_) | Self::UsageReport | Self::Nothing(_) => None,
-        }
+/// Whose locks it takes.
+fn owner(work: &Told) -> Option<ObjectId> {
+    match work {
+        Told::Snapshot(snapshot) => Some(snapshot.customer().or(snapshot.charge()).unwrap_or(snapshot.id()).clone()),
+        Told::Fetch { .. } | Told::UsageReport | Told::Notice(_) | Told::Nothing(_) => None,
     }
 }
 
@@ -344,25 +371,9 @@ pub(crate) fn reason_of(why: &BillingError) -> String {
 }
 
 /// What the stored bytes say is to be done.
-fn read(body: &[u8]) -> Result<(Work, String), Unreadable> {
+fn read(body: &[u8]) -> Result<(Told, String), Unreadable> {
     let envelope = Envelope::read(body)?;
-    let event_type = envelope.event_type.to_string();
-    if let Content::Thin { related } = &envelope.content {
-        if announces_usage_report(&event_type) {
-            return Ok((Work::UsageReport, event_type));
-        }
-        let kind =
-            related.as_ref().and_then(|related| Some((ObjectKind::from_object(&related.object)?, related.id.clone())));
-        let work = kind.map_or(Work::Nothing("a notification about nothing of ours"), |(kind, id)| {
-            Work::Fetch(FetchRequest { kind, id, reason: "an event without content".to_owned() })
-        });
-        return Ok((work, event_type));
-    }
-    let work = read_snapshot(&envelope)?
-        .map_or(Work::Nothing("its object is not of the kind that its type names"), |snapshot| {
-            Work::Merge(Box::new(snapshot))
-        });
-    Ok((work, event_type))
+    Ok((read_told(&envelope)?, envelope.event_type.to_string()))
 }
 
 #[cfg(test)]

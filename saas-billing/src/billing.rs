@@ -14,6 +14,7 @@ use sqlx::PgConnection;
 use crate::{
     config::BillingConfig,
     derive::Derived,
+    door::Door,
     dunning::{DunningException, Held},
     error::BillingError,
     event::Envelope,
@@ -31,6 +32,7 @@ use crate::{
         state, storable, usage,
     },
     prices::Prices,
+    secrets::PresentSecrets,
 };
 
 /// Stripe billing of one account in one mode.
@@ -45,6 +47,8 @@ pub struct Billing {
     pub(crate) tenants: Arc<dyn SessionBinding>,
     pub(crate) system: SystemPool,
     group: Arc<ReceiptGroup>,
+    pub(crate) secrets: Arc<PresentSecrets>,
+    pub(crate) door: Arc<Door>,
     pub(crate) clock: SharedClock,
     pub(crate) prices: Arc<Prices>,
 }
@@ -61,8 +65,9 @@ impl Billing {
         let scope = Scope::of(&config);
         // Half of what a caller waits: behind an insert that never ends, there is time for another.
         let group = Arc::new(ReceiptGroup::new(system.pool().clone(), config.intake_deadline / 2));
+        let secrets = Arc::new(PresentSecrets::new(config.secrets.clone()));
         let prices = Arc::new(Prices::new(config.catalog.clone()));
-        Self { config: Arc::new(config), scope, tenants, system, group, clock, prices }
+        Self { config: Arc::new(config), scope, tenants, system, group, secrets, door: Arc::default(), clock, prices }
     }
 
     /// Links a customer that was made for the tenant. What was delivered about it before is applied from now on.
@@ -229,7 +234,7 @@ impl WebhookProcessor for Billing {
             return Err(BillingError::TooLarge { bytes: body.len(), limit: self.config.body_limit });
         }
         let now = self.clock.now();
-        self.config.secrets.verify(body, signature, now)?;
+        self.door.saw(self.secrets.get().age(body, signature, now))?;
         let envelope = match Envelope::read(body) {
             Ok(envelope) => envelope,
             Err(why) => return self.receive_unreadable(body, &why.to_string(), now).await,

@@ -9,6 +9,7 @@ use crate::{
     dunning::{DunningException, DunningPolicy, DunningPolicyError, DunningTerms},
     mode::Mode,
     object::ObjectId,
+    provider::WebAddress,
     seat::{Occupancy, OverviewMembers, SeatPolicy},
     signature::SigningSecrets,
 };
@@ -28,6 +29,7 @@ pub struct BillingConfig {
     pub(crate) lease: TimeDelta,
     pub(crate) retention: TimeDelta,
     pub(crate) api_version: Option<String>,
+    pub(crate) endpoint: Option<WebAddress>,
     pub(crate) notices: Option<Topic>,
     pub(crate) occupancy: Arc<dyn Occupancy>,
     pub(crate) seat_policies: BTreeMap<PlanKey, SeatPolicy>,
@@ -54,6 +56,7 @@ impl BillingConfig {
             lease: TimeDelta::seconds(60),
             retention: MIN_RETENTION,
             api_version: None,
+            endpoint: None,
             notices: None,
             occupancy: Arc::new(OverviewMembers),
             seat_policies: BTreeMap::new(),
@@ -127,6 +130,14 @@ impl BillingConfig {
     #[must_use]
     pub fn with_api_version(mut self, version: impl Into<String>) -> Self {
         self.api_version = Some(version.into());
+        self
+    }
+
+    /// The address at which Stripe delivers, as it is registered there: for
+    /// [`webhook_health`](crate::Billing::webhook_health), which asks how it stands.
+    #[must_use]
+    pub fn with_endpoint(mut self, url: WebAddress) -> Self {
+        self.endpoint = Some(url);
         self
     }
 

@@ -1,9 +1,9 @@
 //! What becomes of a delivery, decided from its envelope alone: pure.
 
 use crate::{
-    event::{Content, Envelope, announces_usage_report},
+    event::{Envelope, nothing},
     mode::Mode,
-    object::{ObjectId, ObjectKind},
+    object::ObjectId,
 };
 
 /// What becomes of a delivery.
@@ -28,16 +28,5 @@ pub(crate) fn decide(envelope: &Envelope<'_>, mode: Mode, account: Option<&Objec
     if envelope.account.as_ref() != account {
         return Disposition::Quarantine("an event of another account");
     }
-    if matches!(envelope.content, Content::Thin { .. }) && announces_usage_report(envelope.event_type.as_str()) {
-        return Disposition::Apply;
-    }
-    let kind = match &envelope.content {
-        Content::Thin { related } => related.as_ref().and_then(|related| ObjectKind::from_object(&related.object)),
-        Content::Snapshot { .. } => ObjectKind::from_event_type(envelope.event_type.as_str()),
-    };
-    match kind {
-        Some(_) if envelope.event_type.as_str() != "invoice.upcoming" => Disposition::Apply,
-        Some(_) => Disposition::Ignore("an upcoming invoice is none yet"),
-        None => Disposition::Ignore("nothing hangs on this type"),
-    }
+    nothing(envelope).map_or(Disposition::Apply, Disposition::Ignore)
 }

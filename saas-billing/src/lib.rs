@@ -61,6 +61,7 @@
 //!    and commits that with the revision, the audit row and the mark on the receipt. An event of a customer that no tenant
 //!    is linked to yet is parked; one that cannot be read or fails too often becomes a dead letter
 //!    ([`Billing::list_stuck`], [`Billing::replay`]).
+//!    What is done about each type of event stands in one table ([`event::TABLE`]).
 //! 3. [`Billing::fetch_pending`]: reads from Stripe what no event tells for certain. After an outage,
 //!    [`Billing::back_fill`] stores the events that were never delivered, and a run of [`Billing::start_reconcile`] and
 //!    [`Billing::reconcile_step`] finds and mends what no event told at all.
@@ -71,6 +72,8 @@
 //! 5. [`PlanSource`](saas_core::subscription::PlanSource): [`Billing`] answers from what was derived; grace runs out at
 //!    read time, so no job has to fire.
 //! 6. [`dunning`]: while an invoice is not paid, [`dunning::DunningHandler`] sends what the policy says and when.
+//!
+//! [`Billing::webhook_health`] says whether all that works, [`Billing::list_notices`] what an operator should know.
 //!
 //! What happened to money is written beside that, in the same transaction: [`ledger`] in whole minor units ([`money`]),
 //! [`revenue`] per month. Call [`Billing::roll_revenue`] from a worker, so that what time alone changes is recorded, and
@@ -93,6 +96,8 @@ mod config;
 #[cfg(feature = "postgres")]
 mod dependents;
 pub mod derive;
+#[cfg(feature = "postgres")]
+mod door;
 pub mod dunning;
 mod error;
 pub mod event;
@@ -101,11 +106,15 @@ mod fetching;
 #[cfg(feature = "postgres")]
 mod group;
 #[cfg(feature = "postgres")]
+mod health;
+#[cfg(feature = "postgres")]
 mod intake;
 pub mod ledger;
 pub mod merge;
 mod mode;
 pub mod money;
+#[cfg(feature = "postgres")]
+mod notices;
 pub mod object;
 mod port;
 #[cfg(feature = "postgres")]
@@ -113,6 +122,8 @@ mod postgres;
 #[cfg(feature = "postgres")]
 mod prices;
 pub mod provider;
+#[cfg(feature = "postgres")]
+mod purging;
 #[cfg(feature = "postgres")]
 mod receipts;
 #[cfg(feature = "postgres")]
@@ -122,6 +133,8 @@ mod rederive;
 pub mod revenue;
 #[cfg(feature = "postgres")]
 mod seat;
+#[cfg(feature = "postgres")]
+mod secrets;
 #[cfg(feature = "postgres")]
 mod settle;
 pub mod signature;
@@ -146,10 +159,16 @@ pub use billing::Billing;
 pub use config::BillingConfig;
 #[cfg(feature = "postgres")]
 pub use dependents::LiveBilling;
+#[cfg(feature = "postgres")]
+pub use door::DoorHealth;
 pub use error::BillingError;
 #[cfg(feature = "postgres")]
 pub use fetching::FetchPass;
+#[cfg(feature = "postgres")]
+pub use health::{EndpointHealth, WebhookAlarm, WebhookHealth};
 pub use mode::Mode;
+#[cfg(feature = "postgres")]
+pub use notices::{NoticeCursor, OperatorNotice};
 pub use object::ObjectId;
 pub use port::{Accepted, WebhookProcessor};
 pub use provider::{Fetched, ObjectSource, PaymentProvider, ProviderError};
@@ -165,4 +184,4 @@ pub use signature::{SIGNATURE_HEADER, SignatureError, SigningSecrets, StripeSecr
 
 /// The tables of this crate. Migrate [`saas_core::SCHEMA`] first.
 #[cfg(feature = "postgres")]
-pub static SCHEMA: saas_core::Schema = saas_core::schema!("billing": 1 "0001_inbox", 2 "0002_state", 3 "0003_retention", 4 "0004_ledger", 5 "0005_revenue", 6 "0006_command", 7 "0007_request", 8 "0008_seat_trial", 9 "0009_reconcile", 10 "0010_dunning", 11 "0011_price_usage");
+pub static SCHEMA: saas_core::Schema = saas_core::schema!("billing": 1 "0001_inbox", 2 "0002_state", 3 "0003_retention", 4 "0004_ledger", 5 "0005_revenue", 6 "0006_command", 7 "0007_request", 8 "0008_seat_trial", 9 "0009_reconcile", 10 "0010_dunning", 11 "0011_price_usage", 12 "0012_notice");

@@ -5,13 +5,13 @@ use saas_core::{Actor, CoreError, Page, PageSize, SystemTx};
 use serde::Serialize;
 
 use crate::{
-    billing::{ACTOR, Billing},
+    billing::Billing,
     error::BillingError,
     object::ObjectId,
     postgres::{
         conflict,
         desk::{self, Listed},
-        fetch,
+        fetch, notice,
         receipt::State,
     },
 };
@@ -30,6 +30,10 @@ pub enum Stuck {
 /// A receipt in a list. The body stays in the database.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Receipt {
+    /// The account that the event belongs to; `None` for the platform's own.
+    pub account: Option<String>,
+    /// Whether it is about real money.
+    pub livemode: bool,
     /// Stripe's id, or `sha256:…` of a body without a readable one.
     pub event_id: String,
     /// Such as `invoice.paid`; empty when it cannot be read.
@@ -59,6 +63,10 @@ pub struct InboxHealth {
     pub pending: u64,
     /// When the oldest of them came in: the lag.
     pub oldest_pending: Option<DateTime<Utc>>,
+    /// Of those, the ones that have failed at least once.
+    pub failing: u64,
+    /// When the last event came in; `None` when none has for 24 hours and none waits for anything.
+    pub last_received: Option<DateTime<Utc>>,
     /// Applied, of those that came in during the last 24 hours.
     pub applied: u64,
     /// Nothing to do about them, of those that came in during the last 24 hours.
@@ -73,6 +81,8 @@ pub struct InboxHealth {
     pub dead_fetches: u64,
     /// Bodies that contradict a receipt: forged, or a fixture. Should be 0.
     pub conflicts: u64,
+    /// What Stripe has told and nobody has seen yet ([`Billing::list_notices`]).
+    pub notices: u64,
 }
 
 impl Billing {
@@ -129,6 +139,19 @@ impl Billing {
         Ok(tx.commit().await?)
     }
 
+    /// Sends events of this account and mode that other endpoints have received and kept through the worker, up to `limit`,
+    /// oldest first: for a connected account that has got a service of its own. Returns how many.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn take_over_quarantined(&self, actor: &Actor, limit: u16) -> Result<u64, BillingError> {
+        let mut tx = SystemTx::begin(&self.system, actor.clone(), "take over what other endpoints have kept").await?;
+        let taken = desk::take_over(&mut tx, &self.scope, self.clock.now(), i64::from(limit)).await?;
+        tx.commit().await?;
+        tracing::info!(target: "saas.billing.webhook.replay", %actor, taken, "took over what other endpoints had kept");
+        Ok(taken)
+    }
+
     /// Sends all dead letters through the worker again, and puts objects that could not be read from Stripe back on its list.
     /// Returns how many.
     ///
@@ -144,20 +167,6 @@ impl Billing {
         Ok(replayed)
     }
 
-    /// Deletes up to `limit` receipts that were applied or ignored and came in longer ago than the retention
-    /// ([`with_retention`](crate::BillingConfig::with_retention)). Returns how many; fewer than `limit` when nothing older is
-    /// left.
-    ///
-    /// # Errors
-    /// When the database does not answer.
-    pub async fn purge_receipts(&self, limit: u16) -> Result<u64, BillingError> {
-        let before = self.clock.now() - self.config.retention;
-        let mut tx = SystemTx::begin(&self.system, ACTOR, "delete old webhook receipts").await?;
-        let purged = desk::purge(&mut tx, &self.scope, before, i64::from(limit)).await?;
-        tx.commit().await?;
-        Ok(purged)
-    }
-
     /// How the inbox is doing.
     ///
     /// # Errors
@@ -168,19 +177,27 @@ impl Billing {
         let counts = desk::count(&mut tx, &self.scope, day_ago).await?;
         let dead_fetches = fetch::count_dead(&mut tx, &self.scope).await?;
         let conflicts = conflict::count(&mut tx, &self.scope).await?;
+        let notices = notice::count(&mut tx, &self.scope).await?;
         tx.commit().await?;
         let number = |number: i64| u64::try_from(number).unwrap_or(0);
-        let mut health =
-            InboxHealth { conflicts: number(conflicts), dead_fetches: number(dead_fetches), ..InboxHealth::default() };
-        for (state, count, oldest) in counts {
+        let mut health = InboxHealth {
+            conflicts: number(conflicts),
+            dead_fetches: number(dead_fetches),
+            notices: number(notices),
+            ..InboxHealth::default()
+        };
+        for (state, count, oldest, latest, failing) in counts {
             let count = number(count);
+            health.last_received = health.last_received.max(latest);
             match state.as_str() {
-                "pending" => (health.pending, health.oldest_pending) = (count, oldest),
+                "pending" => {
+                    (health.pending, health.oldest_pending, health.failing) = (count, oldest, number(failing));
+                }
                 "applied" => health.applied = count,
                 "ignored" => health.ignored = count,
-                "parked" => health.parked = count,
-                "quarantined" => health.quarantined = count,
-                "dead" => health.dead = count,
+                "parked" => health.parked += count,
+                "quarantined" => health.quarantined += count,
+                "dead" => health.dead += count,
                 _ => return Err(CoreError::Corrupt { table: "saas.billing_receipt", column: "state" }.into()),
             }
         }
@@ -189,8 +206,9 @@ impl Billing {
 }
 
 impl From<Listed> for Receipt {
-    fn from((event_id, event_type, reason, waits_for, attempts, received_at): Listed) -> Self {
+    fn from((account, livemode, event_id, event_type, reason, waits_for, attempts, received_at): Listed) -> Self {
+        let account = Some(account).filter(|account| !account.is_empty());
         let (reason, attempts) = (reason.unwrap_or_default(), u32::try_from(attempts).unwrap_or(0));
-        Self { event_id, event_type, reason, waits_for, attempts, received_at }
+        Self { account, livemode, event_id, event_type, reason, waits_for, attempts, received_at }
     }
 }

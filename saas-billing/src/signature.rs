@@ -78,6 +78,12 @@ impl StripeSecret {
         format!("t={timestamp},v1={}", hex::encode(self.tag(timestamp.as_bytes(), body)))
     }
 
+    /// Whether both sign alike, told without their text, which is not kept.
+    #[cfg(any(feature = "postgres", test))]
+    fn is_same(&self, other: &Self) -> bool {
+        self.tag(b"0", b"").ct_eq(&other.tag(b"0", b"")).into()
+    }
+
     fn tag(&self, timestamp: &[u8], body: &[u8]) -> [u8; 32] {
         let mut mac = self.mac.clone();
         mac.update(timestamp);
@@ -132,6 +138,24 @@ impl SigningSecrets {
         Ok(self)
     }
 
+    /// These and a new one, and of these until `until` those that still count at `now`.
+    #[cfg(any(feature = "postgres", test))]
+    pub(crate) fn rolled(
+        &self,
+        new: StripeSecret,
+        until: DateTime<Utc>,
+        now: DateTime<Utc>,
+    ) -> Result<Self, InvalidInput> {
+        let counts = |old: &&StripeSecret| old.not_after.is_none_or(|end| now <= end) && !old.is_same(&new);
+        let ends = |old: StripeSecret| {
+            let end = old.not_after.map_or(until, |end| end.min(until));
+            old.until(end)
+        };
+        let mut secrets: Vec<StripeSecret> = self.secrets.iter().filter(counts).cloned().map(ends).collect();
+        secrets.push(new);
+        Ok(Self { tolerance: self.tolerance, ..Self::new(secrets)? })
+    }
+
     /// Checks that `header` signs exactly these bytes, within the tolerance around `now` (whole seconds).
     ///
     /// The age is looked at only once the signature is right, so [`SignatureError::Stale`] is a statement about a genuine
@@ -140,6 +164,12 @@ impl SigningSecrets {
     /// # Errors
     /// [`SignatureError`], each of which means: answer 400 and do nothing.
     pub fn verify(&self, body: &[u8], header: &str, now: DateTime<Utc>) -> Result<(), SignatureError> {
+        self.age(body, header, now).map(drop)
+    }
+
+    /// As [`verify`](Self::verify); how many seconds before `now` it was signed. Stripe signs each attempt anew, so this is the
+    /// time on the way, and what our clock is off.
+    pub(crate) fn age(&self, body: &[u8], header: &str, now: DateTime<Utc>) -> Result<i64, SignatureError> {
         let header = Header::parse(header)?;
         let mut right = Choice::from(0);
         for secret in self.secrets.iter().filter(|secret| secret.not_after.is_none_or(|end| now <= end)) {
@@ -155,7 +185,7 @@ impl SigningSecrets {
         if age_seconds.unsigned_abs() > self.tolerance.num_seconds().unsigned_abs() {
             return Err(SignatureError::Stale { age_seconds });
         }
-        Ok(())
+        Ok(age_seconds)
     }
 }
 
@@ -297,6 +327,35 @@ mod tests {
         assert_eq!(rolled.verify(BODY, &old.sign(BODY, now), now), Ok(()));
         let later = now + TimeDelta::seconds(1);
         assert_eq!(rolled.verify(BODY, &old.sign(BODY, later), later), Err(SignatureError::Mismatch));
+    }
+
+    // W11
+    #[test]
+    fn a_rolled_secret_ends_and_is_held_once() {
+        let (old, new) = (secret("whsec_old_old_old_old"), secret("whsec_new_new_new_new"));
+        let now = at(1_700_000_000);
+        let (soon, later) = (now + TimeDelta::hours(1), now + TimeDelta::hours(2));
+        let first = endpoint(vec![old.clone()]).rolled(new.clone(), soon, now).unwrap();
+        // Rolled once more with a later end, the old one does not come back to life, and the new one is there once.
+        let again = first.rolled(new.clone(), later, now).unwrap();
+        assert_eq!((first.secrets.len(), again.secrets.len()), (2, 2));
+        let after = soon + TimeDelta::seconds(1);
+        for rolled in [&first, &again] {
+            assert_eq!(rolled.verify(BODY, &old.sign(BODY, soon), soon), Ok(()));
+            assert_eq!(rolled.verify(BODY, &old.sign(BODY, after), after), Err(SignatureError::Mismatch));
+            assert_eq!(rolled.verify(BODY, &new.sign(BODY, after), after), Ok(()));
+        }
+        // What has ended makes room.
+        let mut many = first.with_tolerance(TimeDelta::seconds(60)).unwrap();
+        for n in 0..20 {
+            let now = after + TimeDelta::hours(n);
+            many = many.rolled(secret(&format!("whsec_number_{n:020}")), now, now).unwrap();
+        }
+        assert_eq!((many.secrets.len(), many.tolerance), (2, TimeDelta::seconds(60)));
+        for n in 0..6 {
+            many = many.rolled(secret(&format!("whsec_letter_{n:020}")), now + TimeDelta::days(9), after).unwrap();
+        }
+        assert!(many.rolled(new, now + TimeDelta::days(9), after).is_err(), "nine at once are a mistake");
     }
 
     // W12

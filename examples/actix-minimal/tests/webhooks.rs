@@ -7,11 +7,12 @@ use actix_web::{HttpServer, dev::ServerHandle};
 use async_trait::async_trait;
 use axum::{Router, extract::DefaultBodyLimit};
 use saas_billing::{
-    Accepted, Billing, BillingConfig, BillingError, Mode, SIGNATURE_HEADER, SigningSecrets, WebhookProcessor,
+    Accepted, Billing, BillingConfig, BillingError, Mode, SIGNATURE_HEADER, SigningSecrets, StripeSecret,
+    WebhookProcessor,
     testing::StripeSimulator,
     web::{actix::endpoint, tower::WebhookEndpoint},
 };
-use saas_core::{PlanCatalog, SharedClock, testing::TestDatabase};
+use saas_core::{Actor, Clock as _, PlanCatalog, SharedClock, testing::TestDatabase};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -155,5 +156,63 @@ impl WebhookProcessor for Slow {
 async fn what_could_not_be_stored_is_asked_for_again() {
     let endpoints = Endpoints::of(Arc::new(Slow)).await;
     assert_eq!(endpoints.post(&[(SIGNATURE_HEADER, "t=1,v1=00")], b"{}").await, 503);
+    endpoints.handle.stop(false).await;
+}
+
+// W11: old and new for a while, then only the new one; nothing is lost on the way, and no process is started anew
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_signing_secret_is_rolled_while_both_endpoints_serve() {
+    const OPERATOR: Actor = Actor::system("test");
+    let db = TestDatabase::start(&[&saas_core::SCHEMA, &saas_billing::SCHEMA]).await;
+    let secret = |text: &str| StripeSecret::new(text.to_owned().into()).unwrap();
+    let (old, new) = (secret("whsec_old_0123456789abcdef"), secret("whsec_new_0123456789abcdef"));
+    let catalog = PlanCatalog::from_toml(include_str!("../../axum-minimal/plans.toml")).unwrap();
+    let config = BillingConfig::new(catalog, SigningSecrets::new(vec![old.clone()]).unwrap(), Mode::Test);
+    let clock: SharedClock = Arc::new(db.clock().clone());
+    let billing = Billing::new(config, Arc::new(db.tenants().clone()), db.system().clone(), clock);
+    let endpoints = Arc::new(Endpoints::of(Arc::new(billing.clone())).await);
+    let event = |n: usize| {
+        format!(
+            "{{\"id\": \"evt_{n}\", \"object\": \"event\", \"type\": \"customer.updated\", \"created\": 1800000000,
+               \"livemode\": false, \"data\": {{\"object\": {{\"id\": \"cus_1\", \"object\": \"customer\"}}}}}}"
+        )
+    };
+    let post = |n: usize, by: &StripeSecret| {
+        let body = event(n);
+        let (endpoints, signature) = (Arc::clone(&endpoints), by.sign(body.as_bytes(), db.clock().now()));
+        async move { endpoints.post(&[(SIGNATURE_HEADER, &signature)], body.as_bytes()).await }
+    };
+    assert_eq!((post(0, &old).await, post(1, &new).await), (200, 400));
+
+    // While deliveries are under way.
+    let underway: Vec<_> = (10..40).map(|n| tokio::spawn(post(n, &old))).collect();
+    billing.roll_secret(&OPERATOR, new.clone(), chrono::TimeDelta::hours(1)).unwrap();
+    billing.roll_secret(&OPERATOR, new.clone(), chrono::TimeDelta::hours(1)).unwrap();
+    for one in underway {
+        assert_eq!(one.await.unwrap(), 200);
+    }
+    assert_eq!((post(40, &old).await, post(41, &new).await), (200, 200));
+    let body = event(42);
+    let now = db.clock().now();
+    let part = |by: &StripeSecret| by.sign(body.as_bytes(), now).split_once(',').unwrap().1.to_owned();
+    let both = format!("t={},{},{}", now.timestamp(), part(&old), part(&new));
+    assert_eq!(endpoints.post(&[(SIGNATURE_HEADER, &both)], body.as_bytes()).await, 200);
+
+    db.clock().advance(chrono::TimeDelta::hours(1));
+    assert_eq!((post(43, &old).await, post(44, &new).await), (200, 200), "the last second of the old one");
+    db.clock().advance(chrono::TimeDelta::seconds(1));
+    assert_eq!((post(45, &old).await, post(46, &new).await), (400, 200));
+
+    // What does not fit changes nothing.
+    for overlap in [chrono::TimeDelta::days(8), chrono::TimeDelta::seconds(-1)] {
+        assert!(billing.roll_secret(&OPERATOR, old.clone(), overlap).is_err());
+    }
+    assert_eq!((post(47, &old).await, post(48, &new).await), (400, 200));
+    billing.replace_secrets(&OPERATOR, SigningSecrets::new(vec![old.clone()]).unwrap());
+    assert_eq!((post(49, &old).await, post(50, &new).await), (200, 400));
+    let mut owner = db.owner().await;
+    let receipts: i64 =
+        sqlx::query_scalar("select count(*) from saas.billing_receipt").fetch_one(&mut owner).await.unwrap();
+    assert_eq!(receipts, 39);
     endpoints.handle.stop(false).await;
 }

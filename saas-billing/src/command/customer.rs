@@ -1,6 +1,6 @@
 //! One customer per tenant.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
 
 use saas_core::{EmailAddress, SystemTx, TenantContext, TenantId, tenant};
 use sqlx::PgConnection;
@@ -15,12 +15,22 @@ use crate::{
 };
 
 /// What stands on a customer's invoices.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct CustomerDetails {
     /// Where Stripe sends receipts.
     pub email: Option<EmailAddress>,
     /// The name of whoever pays.
     pub name: Option<String>,
+}
+
+/// Which parts there are, never what they are.
+impl fmt::Debug for CustomerDetails {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CustomerDetails")
+            .field("email", &self.email.is_some())
+            .field("name", &self.name.is_some())
+            .finish()
+    }
 }
 
 /// What stands at Stripe about where something came from: for people, and for the search after a lost answer.

@@ -125,12 +125,6 @@ impl Envelope<'_> {
     }
 }
 
-/// Whether an event says that there is a report of usage that Stripe took and does not count: of a meter, or of what names none.
-#[must_use]
-pub(crate) fn announces_usage_report(event_type: &str) -> bool {
-    matches!(event_type, "v1.billing.meter.error_report_triggered" | "v1.billing.meter.no_meter_found")
-}
-
 impl Content<'_> {
     fn says_the_same(&self, other: &Content<'_>) -> bool {
         let value = |json: &RawValue| serde_json::from_str::<serde_json::Value>(json.get()).ok();

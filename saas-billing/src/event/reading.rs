@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use serde_json::value::RawValue;
 
-use super::{Content, Envelope};
+use super::{
+    Content, Envelope,
+    table::{Decision, decision},
+};
 use crate::{
     merge::{Origin, Snapshot},
     object::{
@@ -120,10 +123,7 @@ impl AnySnapshot {
 pub fn read_snapshot(envelope: &Envelope<'_>) -> Result<Option<AnySnapshot>, Unreadable> {
     let Content::Snapshot { object, previous } = envelope.content else { return Ok(None) };
     let event_type = envelope.event_type.as_str();
-    let Some(kind) = ObjectKind::from_event_type(event_type) else { return Ok(None) };
-    if event_type == "invoice.upcoming" {
-        return Ok(None); // It has no id yet.
-    }
+    let Decision::Merge(kind) = decision(event_type) else { return Ok(None) };
     let deleted = event_type.ends_with(".deleted");
     let origin = if event_type.ends_with(".created") { Origin::Creation } else { Origin::Change };
     let source = Source { object, previous, created: envelope.created, origin, event_type, deleted };

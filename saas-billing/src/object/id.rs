@@ -92,24 +92,6 @@ impl ObjectKind {
         }
     }
 
-    /// The kind that an event type speaks about, if it is one of ours.
-    #[must_use]
-    pub fn from_event_type(event_type: &str) -> Option<Self> {
-        let (object, verb) = event_type.rsplit_once('.')?;
-        match object {
-            "customer" if matches!(verb, "created" | "updated" | "deleted") => Some(Self::Customer),
-            "checkout.session" => Some(Self::CheckoutSession),
-            "customer.subscription" => Some(Self::Subscription),
-            "invoice" => Some(Self::Invoice),
-            "charge" => Some(Self::Charge),
-            // The second is what it was called when refunds had no events of their own.
-            "refund" | "charge.refund" => Some(Self::Refund),
-            "charge.dispute" => Some(Self::Dispute),
-            "credit_note" => Some(Self::CreditNote),
-            _ => None,
-        }
-    }
-
     /// The form that is stored.
     #[must_use]
     pub const fn as_str(self) -> &'static str {

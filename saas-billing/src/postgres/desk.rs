@@ -93,6 +93,39 @@ pub(crate) async fn replay(
     Ok(replayed.rows_affected() == 1)
 }
 
+/// Sends what other endpoints have kept from this account and mode through its worker, up to `limit`, oldest first.
+pub(crate) async fn take_over(
+    connection: &mut PgConnection,
+    scope: &Scope,
+    now: DateTime<Utc>,
+    limit: i64,
+) -> Result<u64, CoreError> {
+    let taken = sqlx::query(
+        "with kept as (
+            select account, livemode, event_id
+            from saas.billing_receipt
+            where account = $1 and livemode = $2 and state = 'quarantined' and state <> 'pending'
+              and quarantined_by is not null
+            order by received_at, event_id
+            limit $4
+            for update skip locked
+         )
+         update saas.billing_receipt as receipt
+         set state = 'pending', quarantined_by = null, reason = null, attempts = 0, due_at = $3, finished_at = null,
+             lease = null
+         from kept
+         where receipt.account = kept.account and receipt.livemode = kept.livemode and receipt.event_id = kept.event_id",
+    )
+    .bind(&scope.account)
+    .bind(scope.livemode)
+    .bind(now)
+    .bind(limit)
+    .execute(connection)
+    .await
+    .map_err(CoreError::from_database)?;
+    Ok(taken.rows_affected())
+}
+
 /// Sends every dead letter through the worker again.
 pub(crate) async fn replay_dead(
     connection: &mut PgConnection,
@@ -113,8 +146,8 @@ pub(crate) async fn replay_dead(
     Ok(replayed.rows_affected())
 }
 
-/// Event id, type, reason, what it waits for, attempts, when received.
-pub(crate) type Listed = (String, String, Option<String>, Option<String>, i32, DateTime<Utc>);
+/// Account, mode, event id, type, reason, what it waits for, attempts, when received.
+pub(crate) type Listed = (String, bool, String, String, Option<String>, Option<String>, i32, DateTime<Utc>);
 
 /// The receipts of one state, newest first: those of the account and mode, and those that this endpoint quarantined.
 pub(crate) async fn list(
@@ -125,10 +158,22 @@ pub(crate) async fn list(
     limit: i64,
 ) -> Result<Vec<Listed>, CoreError> {
     sqlx::query_as(
-        "select event_id, event_type, reason, waits_for, attempts, received_at
-         from saas.billing_receipt
-         where (account = $1 and livemode = $2 or quarantined_by = $7) and state = $3 and state <> 'pending'
-           and ($4::timestamptz is null or (received_at, event_id) < ($4, $5))
+        "select account, livemode, event_id, event_type, reason, waits_for, attempts, received_at
+         from (
+            (select account, livemode, event_id, event_type, reason, waits_for, attempts, received_at
+             from saas.billing_receipt
+             where account = $1 and livemode = $2 and state = $3 and state <> 'pending'
+               and ($4::timestamptz is null or (received_at, event_id) < ($4, $5))
+             order by received_at desc, event_id desc
+             limit $6)
+            union all
+            (select account, livemode, event_id, event_type, reason, waits_for, attempts, received_at
+             from saas.billing_receipt
+             where quarantined_by = $7 and state = $3
+               and ($4::timestamptz is null or (received_at, event_id) < ($4, $5))
+             order by received_at desc, event_id desc
+             limit $6)
+         ) as stuck
          order by received_at desc, event_id desc
          limit $6",
     )
@@ -144,27 +189,35 @@ pub(crate) async fn list(
     .map_err(CoreError::from_database)
 }
 
-/// How many receipts are in each state, and when the oldest that waits for the worker came in. Of what is over only what
-/// came in since `over_since` is counted: the rest only grows.
+/// State, how many, the first and the last that came in, how many have failed.
+pub(crate) type Counted = (String, i64, Option<DateTime<Utc>>, Option<DateTime<Utc>>, i64);
+
+/// How many receipts are in each state; a state can come twice. Of what is over only what came in since `over_since` is
+/// counted: the rest only grows.
 pub(crate) async fn count(
     connection: &mut PgConnection,
     scope: &Scope,
     over_since: DateTime<Utc>,
-) -> Result<Vec<(String, i64, Option<DateTime<Utc>>)>, CoreError> {
+) -> Result<Vec<Counted>, CoreError> {
     sqlx::query_as(
-        "select state, count(*), min(received_at)
+        "select state, count(*), min(received_at), max(received_at), count(*) filter (where attempts > 0)
          from saas.billing_receipt
          where state = 'pending' and account = $1 and livemode = $2
          group by state
          union all
-         select state, count(*), null
+         select state, count(*), min(received_at), max(received_at), 0
          from saas.billing_receipt
-         where state in ('parked', 'quarantined', 'dead') and (account = $1 and livemode = $2 or quarantined_by = $3)
+         where state in ('parked', 'quarantined', 'dead') and state <> 'pending' and account = $1 and livemode = $2
          group by state
          union all
-         select state, count(*), null
+         select state, count(*), min(received_at), max(received_at), 0
          from saas.billing_receipt
-         where state in ('applied', 'ignored') and received_at >= $4 and account = $1 and livemode = $2
+         where quarantined_by = $3
+         group by state
+         union all
+         select state, count(*), min(received_at), max(received_at), 0
+         from saas.billing_receipt
+         where state in ('applied', 'ignored') and state <> 'pending' and received_at >= $4 and account = $1 and livemode = $2
          group by state",
     )
     .bind(&scope.account)
@@ -174,38 +227,4 @@ pub(crate) async fn count(
     .fetch_all(connection)
     .await
     .map_err(CoreError::from_database)
-}
-
-/// Deletes up to `limit` receipts that are over and came in before `before`. One with a contradicting body
-/// stays for a person to see.
-pub(crate) async fn purge(
-    connection: &mut PgConnection,
-    scope: &Scope,
-    before: DateTime<Utc>,
-    limit: i64,
-) -> Result<u64, CoreError> {
-    let purged = sqlx::query(
-        "with old as (
-            select account, livemode, event_id
-            from saas.billing_receipt as receipt
-            where state in ('applied', 'ignored') and received_at < $3 and account = $1 and livemode = $2
-              and not exists (
-                select from saas.billing_receipt_conflict as conflict
-                where conflict.account = receipt.account and conflict.livemode = receipt.livemode
-                  and conflict.event_id = receipt.event_id)
-            limit $4
-            for update skip locked
-         )
-         delete from saas.billing_receipt as receipt
-         using old
-         where receipt.account = old.account and receipt.livemode = old.livemode and receipt.event_id = old.event_id",
-    )
-    .bind(&scope.account)
-    .bind(scope.livemode)
-    .bind(before)
-    .bind(limit)
-    .execute(connection)
-    .await
-    .map_err(CoreError::from_database)?;
-    Ok(purged.rows_affected())
 }

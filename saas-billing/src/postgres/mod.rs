@@ -1,7 +1,7 @@
 //! The statements behind the service, one file per table, and one for the operator's desk.
 //!
 //! Tables of tenants are always addressed by `tenant_id`; the tables of the system (receipts, conflicts, directory,
-//! fetches, runs of reconcile) by Stripe's account, mode and id. Everything here joins the caller's transaction, except storing a receipt.
+//! fetches, notices, runs of reconcile) by Stripe's account, mode and id. Everything here joins the caller's transaction, except storing a receipt.
 
 pub(crate) mod body;
 pub(crate) mod command;
@@ -12,8 +12,10 @@ pub(crate) mod dunning;
 pub(crate) mod fetch;
 pub(crate) mod ledger;
 pub(crate) mod ledger_read;
+pub(crate) mod notice;
 pub(crate) mod object;
 pub(crate) mod price;
+pub(crate) mod purge;
 pub(crate) mod receipt;
 pub(crate) mod reconcile;
 pub(crate) mod request;

@@ -190,6 +190,24 @@ pub(crate) async fn note_arrears(
     .map_err(CoreError::from_database)
 }
 
+/// Notes that an invoice has not failed, as far as is known by now.
+pub(crate) async fn take_back_arrears(
+    connection: &mut PgConnection,
+    (tenant, livemode): (TenantId, bool),
+    invoice: &ObjectId,
+) -> Result<(), CoreError> {
+    sqlx::query(
+        "update saas.revenue_arrears set failed_at = null where tenant_id = $1 and livemode = $2 and invoice = $3",
+    )
+    .bind(tenant.as_uuid())
+    .bind(livemode)
+    .bind(invoice.as_str())
+    .execute(connection)
+    .await
+    .map(drop)
+    .map_err(CoreError::from_database)
+}
+
 /// What all tenants pay per month, per currency, and how many pay.
 pub(crate) async fn mrr(
     connection: &mut PgConnection,

@@ -80,6 +80,8 @@ pub enum Query {
         /// To before this minute.
         to: DateTime<Utc>,
     },
+    /// The account's webhook endpoints.
+    WebhookEndpoints,
     /// Events of the last 30 days, newest first.
     Events {
         /// Created at this second or later.

@@ -139,7 +139,11 @@ impl Billing {
                 }
                 let currency = invoice.currency.as_deref().and_then(|code| code.parse().ok());
                 let (Some(failed_at), Some(currency)) = (merged.history().first_decline(), currency) else {
-                    return Ok(());
+                    // What was reported as a failure before it was known that the bank only wants to hear from the buyer.
+                    return match merged.history().confirmation_asked() {
+                        Some(_) => revenue::take_back_arrears(connection, of, &invoice.id).await,
+                        None => Ok(()),
+                    };
                 };
                 let lost_at = match invoice.status {
                     InvoiceStatus::Void => ended_at(invoice.voided_at),

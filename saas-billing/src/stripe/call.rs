@@ -289,6 +289,7 @@ impl Call {
                     form.put("start_time", from.timestamp()).put("end_time", to.timestamp());
                 })
             }
+            Query::WebhookEndpoints => Self::get("/v1/webhook_endpoints"),
             Query::Events { created_from } => Self::get("/v1/events").with(|form| {
                 form.put_some("created[gte]", created_from.map(|at| at.timestamp()));
             }),

@@ -17,7 +17,7 @@ use super::{
     engine::Engine,
     fault::Fault,
     payload::PayloadShape,
-    world::{AfterRetries, Metadata, Pricing, SimEvent, SimPrice, SimSubscription, World},
+    world::{AfterRetries, Metadata, Pricing, SimEndpoint, SimEvent, SimPrice, SimSubscription, World},
 };
 use crate::{
     object::{Interval, ObjectId, ObjectKind},
@@ -108,6 +108,29 @@ impl StripeSimulator {
             metadata: Metadata::new(),
         };
         self.world().prices.insert(id.to_owned(), price);
+    }
+
+    /// Registers a webhook endpoint for these types, or `*`, as the dashboard does. Deliveries are still the caller's to make.
+    pub fn add_endpoint(&self, url: &str, types: &[&str], api_version: Option<&str>) -> ObjectId {
+        object_id(self.act(|engine| {
+            let id = engine.world.mint("we");
+            let endpoint = SimEndpoint {
+                id: id.clone(),
+                url: url.to_owned(),
+                enabled: true,
+                enabled_events: types.iter().map(|one| (*one).to_owned()).collect(),
+                api_version: api_version.map(str::to_owned),
+            };
+            engine.world.endpoints.insert(id.clone(), endpoint);
+            id
+        }))
+    }
+
+    /// Disables an endpoint, as Stripe does after days of failures, or enables it again.
+    pub fn set_endpoint_enabled(&self, endpoint: &ObjectId, enabled: bool) {
+        if let Some(endpoint) = self.world().endpoints.get_mut(endpoint.as_str()) {
+            endpoint.enabled = enabled;
+        }
     }
 
     /// Makes a customer, as the API does.

@@ -26,6 +26,16 @@ pub enum AfterRetries {
 
 pub(super) type Metadata = BTreeMap<String, String>;
 
+/// Where Stripe delivers, as the account's owner has registered it.
+#[derive(Debug, Clone)]
+pub(super) struct SimEndpoint {
+    pub(super) id: String,
+    pub(super) url: String,
+    pub(super) enabled: bool,
+    pub(super) enabled_events: Vec<String>,
+    pub(super) api_version: Option<String>,
+}
+
 #[derive(Debug, Clone)]
 pub(super) struct SimProduct {
     pub(super) id: String,
@@ -294,6 +304,7 @@ pub(super) struct World {
     /// What automatic tax takes, in hundredths of a percent.
     pub(super) tax_rate: u32,
     pub(super) test_clocks: BTreeMap<String, DateTime<Utc>>,
+    pub(super) endpoints: BTreeMap<String, SimEndpoint>,
     /// Everything that ever happened, for `events.list`.
     pub(super) events: Vec<SimEvent>,
     /// What is still to be delivered.

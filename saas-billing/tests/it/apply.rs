@@ -387,7 +387,8 @@ async fn a_price_that_is_added_to_the_catalogue_takes_effect() {
     shop.deliver(&deliveries).await;
     let plan = async |ctx| shop.billing.derived(ctx).await.unwrap().plan.map(|plan| plan.to_string());
     assert_eq!(plan(&ctx).await, None, "nobody knows the price yet");
-    let catalog = CATALOG.replace("[\"price_pro\"]", "[\"price_pro\", \"price_new\"]");
+    let catalog = CATALOG.replace("\"price_pro\",", "\"price_pro\", \"price_new\",");
+    assert_ne!(catalog, CATALOG);
     let secrets = SigningSecrets::new(vec![shop.stripe.secret()]).unwrap();
     let config = BillingConfig::new(PlanCatalog::from_toml(&catalog).unwrap(), secrets, Mode::Test);
     let knowing = service(&shop.database, config);

@@ -65,7 +65,7 @@ async fn an_event_without_content_is_fetched() {
     shop.stripe.update_quantity(&purchase.subscription, 8);
     drop(shop.stripe.deliveries());
     shop.stripe.notify_thin("v2.example.subscription.changed", "subscription", &purchase.subscription);
-    shop.stripe.notify_thin("v1.billing.meter.no_meter_found", "billing.meter", &purchase.subscription);
+    shop.stripe.notify_thin("v2.core.account.updated", "v2.core.account", &purchase.subscription);
     let applied = shop.deliver_all().await;
     assert_eq!(applied.applied, 1, "a notification about nothing of ours is ignored at the door");
     let _ = shop.billing.fetch_pending(shop.stripe.as_ref(), 10).await.unwrap();

@@ -5,6 +5,7 @@
 mod billing;
 mod buying;
 mod catalog;
+mod endpoints;
 mod money;
 mod params;
 mod stream;
@@ -316,6 +317,7 @@ fn route(request: Request<'_, '_>, method: &str, path: &str) -> Outcome {
         ("POST", ["billing", "meter_event_adjustments"]) => request.cancel_reading(),
         ("GET", ["billing", "meters", id, "event_summaries"]) => request.meter_totals(id),
         ("POST", ["billing", "meter_events"]) => request.report_usage(),
+        ("GET", ["webhook_endpoints"]) => request.list_endpoints(),
         ("GET", ["events"]) => request.list_events(),
         ("GET", ["events", id]) => request.event(id),
         ("POST", ["test_helpers", "test_clocks"]) => request.create_clock(),
