@@ -65,7 +65,7 @@ impl Run {
     /// Hands the next tenant to both.
     fn hand(&mut self) {
         let Some(tenant) = self.waiting.pop() else { return };
-        if self.handed % FAULT_EVERY == 0 {
+        if self.handed.is_multiple_of(FAULT_EVERY) {
             self.stripe.inject([FAULTS[self.handed / FAULT_EVERY % FAULTS.len()]]);
         }
         self.handed += 1;

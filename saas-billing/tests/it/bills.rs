@@ -251,7 +251,7 @@ impl Counter {
     /// A tenant that buys what it draws.
     async fn payer(&self, n: u64, rng: &mut Rng) -> Payer<'_> {
         let shop = &self.shop;
-        let provider: &dyn PaymentProvider = if n % 10 == 0 { &self.http } else { shop.stripe.as_ref() };
+        let provider: &dyn PaymentProvider = if n.is_multiple_of(10) { &self.http } else { shop.stripe.as_ref() };
         let prices = &self.prices[CURRENCIES[rng.usize(..CURRENCIES.len())]];
         let ctx = shop.database.create_tenant(&format!("tenant-{n}")).await;
         let every = INTERVALS[usize::from(rng.u32(..4) == 0)];
@@ -490,7 +490,7 @@ impl Payer<'_> {
             (false, false, When::Now) => Course::NextInvoice,
             (false, false, When::AtPeriodEnd) => Course::Scheduled,
         };
-        assert!(!(trial && at_once) && !(at_once && preview.when == When::AtPeriodEnd), "{course:?} {answer:?}");
+        assert!(!at_once || !(trial || preview.when == When::AtPeriodEnd), "{course:?} {answer:?}");
         if refused {
             course = Course::Refused;
         }
