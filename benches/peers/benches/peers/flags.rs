@@ -66,13 +66,8 @@ impl Unleash {
     pub(crate) fn new(counts: bool) -> anyhow::Result<Self> {
         let builder = ClientBuilder::default();
         let builder = if counts { builder } else { builder.disable_metric_submission() };
-        let client = builder.into_client_with_transport::<Flag>(
-            "http://unused",
-            "bench",
-            "bench",
-            None,
-            Arc::new(NoNetwork),
-        )?;
+        let client =
+            builder.into_client_with_transport::<Flag>("http://unused", "bench", "bench", None, Arc::new(NoNetwork))?;
         let feature = |feature: usize| {
             serde_json::json!({
                 "name": NAMES[feature],
