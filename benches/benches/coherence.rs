@@ -17,8 +17,8 @@ use std::{
 use chrono::TimeDelta;
 use saas_benches::{field, ratio};
 use saas_core::{
-    Actor, Clock, SharedClock, SystemClock, SystemTx, TenantId, TenantPool, db::pool_options,
-    subscription::PlanAssignment, testing::TestDatabase,
+    Actor, Clock, SystemClock, SystemTx, TenantId, TenantPool, db::pool_options, subscription::PlanAssignment,
+    testing::TestDatabase,
 };
 use saas_entitlements::{
     AssignedPlans, Assignments, Entitlements, GateOptions, PostgresSource, RevisionListener, SCHEMA,
@@ -109,7 +109,6 @@ impl Bench {
     async fn start() -> Self {
         let database = TestDatabase::start(&[&saas_core::SCHEMA, &SCHEMA]).await;
         let tenant = saas_core::TenantContext::tenant(&database.create_tenant("asked-about").await);
-        let clock: SharedClock = Arc::new(SystemClock);
         let own = gate(database.options("saas_app"), TTL).await;
         let assignments = Assignments::new(database.system().clone(), own);
         Self { database, assignments, tenant }

@@ -79,6 +79,7 @@ impl StripeSecret {
     }
 
     /// Whether both sign alike, told without their text, which is not kept.
+    #[cfg(any(feature = "postgres", test))]
     fn is_same(&self, other: &Self) -> bool {
         self.tag(b"0", b"").ct_eq(&other.tag(b"0", b"")).into()
     }
@@ -138,6 +139,7 @@ impl SigningSecrets {
     }
 
     /// These and a new one, and of these until `until` those that still count at `now`.
+    #[cfg(any(feature = "postgres", test))]
     pub(crate) fn rolled(
         &self,
         new: StripeSecret,

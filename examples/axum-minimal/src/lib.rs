@@ -11,7 +11,9 @@ use axum::{
     routing::{get, post},
 };
 use saas_billing::{WebhookProcessor, web::tower::WebhookEndpoint};
-use saas_core::{ErrorKind, FeatureKey, IdempotencyKey, MeterKey, TenantContext, TenantPool, TenantTx};
+use saas_core::{
+    ErrorKind, FeatureKey, IdempotencyKey, MeterKey, TenantContext, TenantPool, TenantTx, subscription::Intent,
+};
 use saas_entitlements::{Consumption, Entitlements, EntitlementsError, Meter};
 use saas_tenancy::{
     Tenancy,
@@ -58,6 +60,7 @@ pub fn router(app: App) -> Router {
         .route("/calls", post(call))
         .route("/t/{tenant}/projects", get(projects));
     // The layer that is added last is met first.
+    let routes = routes.layer(middleware::from_fn_with_state(app.clone(), paid));
     let tenant = routes.layer(TenantLayer::new(app.entrance.clone())).layer(middleware::from_fn(sign_in));
     let stripe = Router::new().route_service("/webhooks/stripe", WebhookEndpoint::new(Arc::clone(&app.webhooks)));
     // A fallback of its own: otherwise the layers of a merged router lie around what no route has.
@@ -72,6 +75,15 @@ async fn sign_in(mut request: Request, next: Next) -> Response {
         request.extensions_mut().insert(SignedIn(user));
     }
     next.run(request).await
+}
+
+/// Lets a tenant that owes do what its access leaves, by the same definition as the gate's.
+async fn paid(State(app): State<App>, Tenant(ctx): Tenant, request: Request, next: Next) -> Response {
+    let access = app.entitlements.snapshot(ctx.tenant()).await.access();
+    if access.allows(Intent::of_method(request.method().as_str())) {
+        return next.run(request).await;
+    }
+    (StatusCode::PAYMENT_REQUIRED, "an invoice is not paid").into_response()
 }
 
 async fn projects(State(app): State<App>, Tenant(ctx): Tenant) -> Result<Json<Vec<String>>, Failure> {

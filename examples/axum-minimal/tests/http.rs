@@ -4,6 +4,7 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use axum_minimal::{App, resolver, router};
+use chrono::TimeDelta;
 use saas_billing::{
     Billing, BillingConfig, Mode, SigningSecrets,
     object::Interval,
@@ -19,7 +20,7 @@ use tokio::{
 };
 
 struct Served {
-    _db: TestDatabase,
+    db: TestDatabase,
     app: App,
     billing: Billing,
     stripe: StripeSimulator,
@@ -53,7 +54,7 @@ impl Served {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         tokio::spawn(axum::serve(listener, router(app.clone())).into_future());
-        Self { _db: db, app, billing, stripe, address }
+        Self { db, app, billing, stripe, address }
     }
 
     async fn sign_up(&self, slug: &str) -> Created {
@@ -92,6 +93,16 @@ impl Served {
     async fn get(&self, path: &str, by: Created) -> (u16, String) {
         let (tenant, user) = (by.tenant.to_string(), by.owner.to_string());
         self.send(&format!("GET {path}"), &[("x-tenant", &tenant), ("x-user", &user)], b"").await
+    }
+
+    /// All that Stripe has to tell, over a bad network, applied and heard.
+    async fn told(&self) {
+        for delivery in self.stripe.deliveries_through(Chaos::shuffled(3).duplicating(50)) {
+            let headers = [(saas_billing::SIGNATURE_HEADER, delivery.signature.as_str())];
+            assert_eq!(self.send("POST /webhooks/stripe", &headers, &delivery.body).await.0, 200);
+        }
+        while self.billing.apply_pending(100).await.unwrap().total() > 0 {}
+        self.app.entitlements.flush();
     }
 
     async fn call(&self, by: Created, key: &str) -> (u16, String) {
@@ -136,14 +147,35 @@ async fn a_purchase_turns_a_feature_on_and_lifts_a_limit() {
     let session = served.stripe.checkout(CheckoutRequest::new("price_pro_monthly"));
     served.billing.record_checkout(&ctx, &session).await.unwrap();
     served.stripe.complete_checkout(&session).unwrap();
-    for delivery in served.stripe.deliveries_through(Chaos::shuffled(3).duplicating(50)) {
-        let headers = [(saas_billing::SIGNATURE_HEADER, delivery.signature.as_str())];
-        assert_eq!(served.send("POST /webhooks/stripe", &headers, &delivery.body).await.0, 200);
-    }
-    while served.billing.apply_pending(100).await.unwrap().total() > 0 {}
-    served.app.entitlements.flush();
+    served.told().await;
     assert_eq!(served.get("/export", acme).await.0, 200);
     assert_eq!(served.call(acme, "key-3").await.0, 200);
+}
+
+// D3, D6, f-E14
+#[tokio::test]
+async fn who_does_not_pay_may_read_then_nothing_and_all_again_when_it_is_paid() {
+    let served = Served::start().await;
+    let acme = served.sign_up("acme").await;
+    let ctx = served.app.tenancy.enter(acme.tenant, acme.owner).await.unwrap();
+    let session = served.stripe.checkout(CheckoutRequest::new("price_pro_monthly"));
+    served.billing.record_checkout(&ctx, &session).await.unwrap();
+    let purchase = served.stripe.complete_checkout(&session).unwrap();
+    served.stripe.fail_next_payment(&purchase.customer);
+    served.stripe.advance(TimeDelta::days(31) + TimeDelta::hours(1));
+    served.told().await;
+    served.app.entitlements.tick();
+    // Nothing is told from here on: the gate knows when its answer ends.
+    for (days, read, write) in [(0, 200, 200), (14, 200, 402), (14, 402, 402)] {
+        served.db.clock().advance(TimeDelta::days(days));
+        served.app.entitlements.tick();
+        let answered =
+            (served.get("/projects", acme).await.0, served.call(acme, &format!("after-{days}-{read}")).await.0);
+        assert_eq!(answered, (read, write), "{days} days later");
+    }
+    served.stripe.pay(&purchase.customer);
+    served.told().await;
+    assert_eq!(served.call(acme, "paid").await.0, 200);
 }
 
 #[tokio::test]

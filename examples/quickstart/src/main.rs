@@ -1,31 +1,25 @@
-//! The whole story in the terminal: two tenants, a fence, a purchase, a limit, a failed payment, a timeline.
+//! The whole story in the terminal: two tenants, a fence, prices, a limit, a purchase, a failed payment, a timeline.
 //!
 //! On a real PostgreSQL (the one that `DATABASE_URL` names, or one of its own) and a simulated Stripe that signs what it
 //! sends. Every line that it prints is an answer of the library.
 
+mod worker;
+
 use std::{error::Error, sync::Arc, time::Instant};
 
-use async_trait::async_trait;
 use chrono::TimeDelta;
 use saas_billing::{
     Billing, BillingConfig, Mode, ObjectId, SigningSecrets, WebhookProcessor,
-    dunning::DunningPolicy,
-    object::Interval,
-    testing::{Chaos, CheckoutRequest, StripeSimulator},
+    catalog::{OldPrices, PriceList},
+    command::{Checkout, CheckoutPage},
+    testing::{Chaos, StripeSimulator},
 };
 use saas_core::{
-    Clock, FeatureKey, MeterKey, PageSize, PlanCatalog, RequestContext, SharedClock, SystemClock, TenantContext,
-    TenantTx, TestClock, doctor,
-    mail::{self, MailHandler, Mailbox},
-    outbox::{Job, JobError, JobHandler, Worker},
-    revision,
-    subscription::PlanSource,
-    testing::DevDatabase,
-    timeline,
+    Actor, Clock, FeatureKey, MeterKey, PageSize, PlanCatalog, RequestContext, SharedClock, SystemClock, TenantContext,
+    TenantTx, TestClock, doctor, mail::Mailbox, outbox::Worker, revision, subscription::PlanSource,
+    testing::DevDatabase, timeline,
 };
-use saas_entitlements::{
-    Entitlements, Meter, PostgresCounters, PostgresSource, RevisionListener, THRESHOLD_TOPIC, ThresholdCrossed,
-};
+use saas_entitlements::{Entitlements, Meter, PostgresCounters, PostgresSource, RevisionListener};
 use saas_tenancy::{NewTenant, Tenancy, VerifiedEmail};
 use sqlx::Executor;
 
@@ -57,9 +51,16 @@ const CATALOG: &str = r#"
     rank = 10
     [[plans.pro.versions]]
     version = 1
-    prices = ["price_pro_monthly"]
+    prices = ["pro-monthly"]
     grants = { csv-export = true }
     limits.api-calls = { max = 10_000, window = "month", anchor = "billing", overage = "block", warn = [80, 100] }
+
+    [products.pro]
+    name = "Pro"
+    [prices.pro-monthly]
+    per = "flat"
+    interval = "month"
+    amounts = { eur = "29.00" }
 "#;
 
 /// What an application's own migration looks like: its table, and one line for the fence.
@@ -86,11 +87,13 @@ type Outcome<T = ()> = Result<T, Box<dyn Error + Send + Sync>>;
 struct App {
     db: DevDatabase,
     clock: TestClock,
-    stripe: StripeSimulator,
+    stripe: Arc<StripeSimulator>,
     tenancy: Tenancy,
     billing: Billing,
     entitlements: Entitlements,
     meter: Meter,
+    worker: Worker,
+    mailbox: Mailbox,
     _listener: RevisionListener,
 }
 
@@ -102,6 +105,7 @@ async fn main() -> Outcome {
         (app.sign_up("acme", "ada@acme.example").await?, app.sign_up("globex", "bob@globex.example").await?);
     app.fence(&acme, &globex).await?;
     app.doctor().await?;
+    app.prices().await?;
     app.limits(&acme).await?;
     let customer = app.purchase(&acme).await?;
     app.dunning(&acme, &customer).await?;
@@ -119,20 +123,20 @@ impl App {
 
         let clock = TestClock::at(SystemClock.now());
         let shared: SharedClock = Arc::new(clock.clone());
-        let stripe = StripeSimulator::new("whsec_quickstart_0123456789", clock.clone())?;
-        stripe.create_price("price_pro_monthly", 2_900, "eur", &Interval::Month);
+        let stripe = Arc::new(StripeSimulator::new("whsec_quickstart_0123456789", clock.clone())?);
 
         let catalog = PlanCatalog::from_toml(CATALOG)?;
         let (tenants, system) = (Arc::new(db.tenants().clone()), db.system().clone());
-        let config = BillingConfig::new(catalog.clone(), SigningSecrets::new(vec![stripe.secret()])?, Mode::Test)
-            .with_dunning(DunningPolicy::without_messages(7, 7)?);
+        let config = BillingConfig::new(catalog.clone(), SigningSecrets::new(vec![stripe.secret()])?, Mode::Test);
         let billing = Billing::new(config, tenants.clone(), system.clone(), shared.clone());
         let source = PostgresSource::new(tenants.clone(), Arc::new(billing.clone()));
         let entitlements = Entitlements::new(catalog, Arc::new(source), shared.clone());
         let meter = Meter::new(entitlements.clone(), Arc::new(PostgresCounters::new(tenants.clone())));
         let listener = RevisionListener::start(entitlements.clone(), db.options("saas_app"));
+        let mailbox = Mailbox::default();
+        let worker = worker::worker((system.clone(), shared.clone()), &billing, &stripe, &mailbox);
         let tenancy = Tenancy::new((*tenants).clone(), system, shared);
-        Ok(Self { db, clock, stripe, tenancy, billing, entitlements, meter, _listener: listener })
+        Ok(Self { db, clock, stripe, tenancy, billing, entitlements, meter, worker, mailbox, _listener: listener })
     }
 
     async fn sign_up(&self, slug: &str, email: &str) -> Outcome<RequestContext> {
@@ -200,6 +204,16 @@ impl App {
         Ok(())
     }
 
+    async fn prices(&self) -> Outcome {
+        chapter("The plans, brought to Stripe");
+        let list = PriceList::from_toml(CATALOG, &PlanCatalog::from_toml(CATALOG)?)?;
+        println!("{}", self.billing.plan_prices(self.stripe.as_ref(), &list, OldPrices::Keep).await?);
+        let operator = Actor::system("deployment");
+        self.billing.apply_prices(self.stripe.as_ref(), &list, OldPrices::Keep, &operator).await?;
+        println!("applied. {}", self.billing.plan_prices(self.stripe.as_ref(), &list, OldPrices::Keep).await?);
+        Ok(())
+    }
+
     async fn limits(&self, ctx: &RequestContext) -> Outcome {
         chapter("The free plan");
         self.clock.advance(TimeDelta::minutes(1));
@@ -209,7 +223,7 @@ impl App {
             println!("call {n:>2}: {used}");
         }
         println!("call 11 again, then call 1 again: {}; {}", self.again(ctx, 11).await?, self.again(ctx, 1).await?);
-        Ok(())
+        self.post().await
     }
 
     async fn again(&self, ctx: &RequestContext, n: u32) -> Outcome<String> {
@@ -219,8 +233,16 @@ impl App {
     async fn purchase(&self, ctx: &RequestContext) -> Outcome<ObjectId> {
         chapter("A purchase, whose events arrive shuffled and twice");
         self.clock.advance(TimeDelta::minutes(1));
-        let session = self.stripe.checkout(CheckoutRequest::new("price_pro_monthly"));
-        self.billing.record_checkout(ctx, &session).await?;
+        let price = self.billing.price("pro-monthly", "eur".parse()?).await?;
+        let address = || "https://app.example.com/billing".parse();
+        let page = CheckoutPage::new(price, Some(1), address()?, address()?);
+        let stripe = self.stripe.as_ref();
+        // A double click: both lead to one page.
+        let clicks = tokio::join!(self.billing.checkout(stripe, ctx, &page), self.billing.checkout(stripe, ctx, &page));
+        let (Checkout::Open { session, .. }, Checkout::Open { session: same, .. }) = (clicks.0?, clicks.1?) else {
+            return Err("acme has a subscription already".into());
+        };
+        println!("two clicks at once, one page: {}", session == same);
         let purchase = self.stripe.complete_checkout(&session)?;
         self.deliver(Chaos::shuffled(7).duplicating(100)).await?;
         let waited = Instant::now();
@@ -238,13 +260,15 @@ impl App {
     async fn dunning(&self, ctx: &RequestContext, customer: &ObjectId) -> Outcome {
         chapter("A payment fails");
         self.stripe.fail_next_payment(customer);
-        for days in [31, 6, 2, 7] {
+        for days in [31, 13, 2, 14] {
             self.stripe.advance(TimeDelta::days(days));
             self.deliver(Chaos::shuffled(days.unsigned_abs())).await?;
+            self.post().await?;
             println!("{days:>2} days later: {}", self.standing_and_feature(ctx).await?);
         }
         self.stripe.pay(customer);
         self.deliver(Chaos::shuffled(1)).await?;
+        self.post().await?;
         println!("it is paid: {}", self.standing_and_feature(ctx).await?);
         Ok(())
     }
@@ -276,34 +300,23 @@ impl App {
         Ok(())
     }
 
+    /// What another background task does: the outbox, until nothing is due.
+    async fn post(&self) -> Outcome {
+        let before = self.mailbox.messages().len();
+        while !self.worker.run_once().await?.is_idle() {}
+        for mail in self.mailbox.messages().iter().skip(before) {
+            println!("  mail to {}: {}", mail.to(), mail.subject());
+        }
+        Ok(())
+    }
+
     async fn history(&self, ctx: &RequestContext) -> Outcome {
         chapter("What happened, newest last");
-        let mailbox = Mailbox::default();
-        let worker = Worker::new(self.db.system().clone(), Arc::new(self.clock.clone()))
-            .with_handler(mail::TOPIC, Arc::new(MailHandler(Arc::new(mailbox.clone()))))
-            .with_handler(THRESHOLD_TOPIC, Arc::new(Warnings));
-        println!("the outbox delivers: {:?}", worker.run_once().await?);
-        for mail in mailbox.messages() {
-            println!("  to {}: {}", mail.to(), mail.subject());
-        }
         let mut tx = TenantTx::begin(self.db.tenants(), ctx).await?;
         let page = timeline::list(&mut tx, None, PageSize::new(200)?).await?;
         for event in page.items.iter().rev() {
             println!("  {} {:<28} {:<30} {}", event.at.format("%F %T"), event.action, event.subject, event.actor);
         }
-        Ok(())
-    }
-}
-
-/// What an application does when a tenant nears a limit: a mail, a banner; here, a line.
-#[derive(Debug)]
-struct Warnings;
-
-#[async_trait]
-impl JobHandler for Warnings {
-    async fn run(&self, job: &Job) -> Result<(), JobError> {
-        let warning: ThresholdCrossed = job.payload()?;
-        println!("  warning: {} % of {} used", warning.percent, warning.meter);
         Ok(())
     }
 }

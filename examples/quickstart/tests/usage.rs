@@ -1,5 +1,4 @@
 //! Uses that the meter has counted come to Stripe's bill: entitlements hand their batches over, billing sends them.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::sync::Arc;
 

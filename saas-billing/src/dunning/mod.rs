@@ -6,11 +6,13 @@
 //! bought. Leaves charging cards to Stripe, and the words and addresses of letters to the application ([`DunningMessages`]).
 //! `docs/dunning.md` is the guide, with the default policy as a table.
 
+#[cfg(feature = "postgres")]
 mod agenda;
 #[cfg(feature = "postgres")]
 mod exception;
 #[cfg(feature = "postgres")]
 mod handler;
+#[cfg(feature = "postgres")]
 mod notice;
 mod policy;
 #[cfg(feature = "postgres")]
@@ -19,12 +21,15 @@ mod record;
 mod report;
 mod terms;
 
+#[cfg(feature = "postgres")]
 pub use agenda::{MessageCause, NextStep};
+#[cfg(feature = "postgres")]
 pub(crate) use agenda::{Sent, Situation};
 #[cfg(feature = "postgres")]
 pub use exception::{DunningException, NewDunningException};
 #[cfg(feature = "postgres")]
 pub use handler::{DUNNING, DunningHandler};
+#[cfg(feature = "postgres")]
 pub use notice::{DunningMessages, DunningNotice};
 pub use policy::{DunningPolicy, DunningPolicyError, DunningStep};
 #[cfg(feature = "postgres")]

@@ -7,9 +7,11 @@
 mod envelope;
 mod reading;
 mod table;
+#[cfg(feature = "postgres")]
 mod told;
 
 pub use envelope::{Content, Envelope, RelatedObject};
 pub use reading::{AnySnapshot, read_fetched, read_snapshot};
 pub use table::{Decision, NoticeKind, NoticeRule, Place, Row, TABLE, Tier, decision, needed};
+#[cfg(feature = "postgres")]
 pub(crate) use told::{Notice, Told, nothing, read_told};

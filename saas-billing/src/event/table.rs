@@ -57,6 +57,7 @@ pub enum NoticeKind {
 }
 
 impl NoticeKind {
+    #[cfg(feature = "postgres")]
     pub(crate) const ALL: [Self; 4] =
         [Self::CatalogueChanged, Self::EarlyFraudWarning, Self::MandateInactive, Self::UsageAlert];
 

@@ -30,5 +30,7 @@ pub use refund::{Refund, RefundStatus};
 pub use subscription::{
     Interval, Pause, PauseBehavior, PendingUpdate, Period, Price, Subscription, SubscriptionItem, SubscriptionStatus,
 };
+#[cfg(feature = "postgres")]
+pub(crate) use wire::Reference;
+pub(crate) use wire::Text;
 pub use wire::Unreadable;
-pub(crate) use wire::{Reference, Text};

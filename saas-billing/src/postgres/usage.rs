@@ -339,18 +339,28 @@ pub(crate) async fn sent_between(
     u64::try_from(sum).map_err(|_| CoreError::Corrupt { table: "saas.billing_usage", column: "value" })
 }
 
-/// What each customer used of each meter in a span of time. Of levels, the last.
+/// What a customer used of a meter in a span of time, as uses and as levels: whoever reads it knows which the meter counts.
+pub(crate) struct Span {
+    pub(crate) total: UsageTotal,
+    pub(crate) last_level: u64,
+    pub(crate) last_unsent: i64,
+}
+
+/// What each customer used of each meter in a span of time.
 pub(crate) async fn totals(
     connection: &mut PgConnection,
     scope: &Scope,
     (from, to): (DateTime<Utc>, DateTime<Utc>),
     after: Option<&UsageCursor>,
     limit: i64,
-) -> Result<Vec<UsageTotal>, CoreError> {
-    let rows: Vec<(Uuid, String, String, i64, i64)> = sqlx::query_as(
+) -> Result<Vec<Span>, CoreError> {
+    type Row = (Uuid, String, String, i64, i64, i64, i64);
+    let rows: Vec<Row> = sqlx::query_as(
         "select tenant_id, meter, customer,
                 coalesce(sum(value) filter (where state = 'sent'), 0)::bigint,
-                coalesce(sum(amount) filter (where state not in ('sent', 'cancelled')), 0)::bigint
+                coalesce(sum(amount) filter (where state not in ('sent', 'cancelled')), 0)::bigint,
+                coalesce((array_agg(value order by at desc, id desc) filter (where state = 'sent'))[1], 0),
+                coalesce((array_agg(amount order by at desc, id desc) filter (where state not in ('sent', 'cancelled')))[1], 0)
          from saas.billing_usage -- of every tenant
          where livemode = $1 and at >= $2 and at < $3 and customer is not null
            and ($4::uuid is null or (tenant_id, meter, customer) > ($4, $5, $6))
@@ -369,17 +379,18 @@ pub(crate) async fn totals(
     .await
     .map_err(CoreError::from_database)?;
     let corrupt = |column| CoreError::Corrupt { table: "saas.billing_usage", column };
-    let total = |(tenant, meter, customer, ours, unsent): (Uuid, String, String, i64, i64)| {
-        Ok(UsageTotal {
+    let span = |(tenant, meter, customer, ours, unsent, last_level, last_unsent): Row| {
+        let total = UsageTotal {
             tenant: TenantId::from_uuid(tenant),
             customer: ObjectId::try_from(customer).map_err(|_| corrupt("customer"))?,
             meter,
             ours: u64::try_from(ours).map_err(|_| corrupt("value"))?,
             theirs: None,
             unsent,
-        })
+        };
+        Ok(Span { total, last_level: u64::try_from(last_level).map_err(|_| corrupt("value"))?, last_unsent })
     };
-    rows.into_iter().map(total).collect()
+    rows.into_iter().map(span).collect()
 }
 
 /// Rows that do not count, behind `after`.

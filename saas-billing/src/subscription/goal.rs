@@ -331,7 +331,7 @@ fn is_live(what: &'static str, subscription: &Subscription) -> Result<(), Billin
 
 /// Refuses a change of what was not what its preview was about.
 fn is_on(basis: Option<&str>, seen: &Seen) -> Result<(), BillingError> {
-    if basis.is_none_or(|basis| basis == basis_of(&seen.subscription)) {
+    if basis.is_none_or(|basis| basis == basis_of(seen)) {
         return Ok(());
     }
     let why = "the subscription is not what the preview was about any more";
@@ -339,10 +339,13 @@ fn is_on(basis: Option<&str>, seen: &Seen) -> Result<(), BillingError> {
 }
 
 /// What a preview is about.
-pub(crate) fn basis_of(subscription: &Subscription) -> String {
+pub(crate) fn basis_of(seen: &Seen) -> String {
+    let subscription = &seen.subscription;
+    // One that plans nothing more is stepped over: it is let go on the way.
+    let planned = seen.schedule.as_ref().filter(|schedule| schedule.following().is_some()).map(|schedule| &schedule.id);
     let items: Vec<_> =
         subscription.items.iter().map(|item| (&item.id, &item.price.id, item.quantity, item.period)).collect();
-    let state = (&subscription.id, &subscription.status, &subscription.schedule, &subscription.pending);
+    let state = (&subscription.id, &subscription.status, planned, &subscription.pending);
     ContentHash::of(&(state, items, subscription.cancel_at_period_end)).as_str().to_owned()
 }
 

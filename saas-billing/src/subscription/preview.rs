@@ -58,7 +58,8 @@ pub struct PreviewLine {
     pub price: Option<ObjectId>,
     /// How many.
     pub quantity: Option<u64>,
-    /// For which time.
+    /// For which time. Not said of a period that begins with a change that comes later, at another interval: Stripe's preview counts
+    /// it from the moment of asking.
     pub period: Option<Period>,
     /// Whether it is for a part of a period: a credit for what was paid, or a charge for the rest.
     pub proration: bool,
@@ -160,20 +161,24 @@ impl Billing {
         };
         let (proration, proration_date) = self.proration(change, when, &seen);
         let asked = change_of(&change.edit, &seen.subscription, catalog, proration, proration_date);
-        let bill = Bill::read(&provider.preview(&asked).await?)?;
+        let mut bill = Bill::read(&provider.preview(&asked).await?)?;
         let periods = seen.subscription.items.iter().filter_map(|item| item.period);
+        let from = periods.map(|period| period.end).max().filter(|_| when == When::AtPeriodEnd);
+        for line in bill.lines.iter_mut().filter(|line| !line.proration) {
+            line.period = line.period.filter(|period| from.is_none_or(|from| period.start >= from));
+        }
         Ok(Preview {
             subscription: seen.subscription.id.clone(),
             plan,
             when,
-            from: periods.map(|period| period.end).max().filter(|_| when == When::AtPeriodEnd),
+            from,
             lines: bill.lines,
             all_lines: bill.all,
             total: bill.total,
             due: bill.due,
             proration_date,
             over_limit,
-            basis: goal::basis_of(&seen.subscription),
+            basis: goal::basis_of(&seen),
         })
     }
 

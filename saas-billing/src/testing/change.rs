@@ -164,7 +164,9 @@ impl Engine<'_> {
     ) -> Option<SimInvoice> {
         let bill = self.bill_of_change(sub, after, prorate, at);
         let mut lines: Vec<SimLine> = sub.carried.iter().cloned().chain(bill.lines).collect();
-        let interval = self.interval_of(&sub.id)?;
+        // What follows a trial has the interval of what is bought then.
+        let interval = self.world.prices.get(&after.first()?.price)?.interval.clone();
+        let due = if bill.at_once { self.now } else { sub.period.1 };
         if !bill.at_once {
             let periods = if sub.status == "trialing" { 1 } else { sub.cycle + 2 };
             let next = (sub.period.1, later(sub.anchor, &interval, periods));
@@ -178,7 +180,7 @@ impl Engine<'_> {
             status: "draft",
             reason: "upcoming",
             lines,
-            discounts: self.standing_terms(&sub.id),
+            discounts: self.standing_terms(&sub.id, due),
             tax_rate: self.tax_rate(&sub.id),
             from_balance: 0,
             balances: None,
@@ -283,15 +285,20 @@ impl Engine<'_> {
         }
     }
 
-    /// Items of these prices, keeping the ids of items that stay.
+    /// Items of these prices, keeping the ids of items that stay; each id once.
     pub(super) fn items_of(&mut self, id: &str, prices: &[(String, Option<u64>)]) -> Vec<SimItem> {
-        let old = self.world.subscriptions.get(id).map(|sub| sub.items.clone()).unwrap_or_default();
-        let item = |(n, (price, quantity)): (usize, &(String, Option<u64>))| {
-            let kept = old.iter().find(|item| item.price == *price).or_else(|| old.get(n));
-            let id = kept.map_or_else(|| self.world.mint("si"), |item| item.id.clone());
+        let mut free = self.world.subscriptions.get(id).map(|sub| sub.items.clone()).unwrap_or_default();
+        let stay = |(price, _): &(String, Option<u64>)| {
+            let at = free.iter().position(|item| item.price == *price)?;
+            Some(free.remove(at).id)
+        };
+        let staying: Vec<Option<String>> = prices.iter().map(stay).collect();
+        let mut free = free.into_iter();
+        let item = |((price, quantity), id): (&(String, Option<u64>), Option<String>)| {
+            let id = id.or_else(|| free.next().map(|item| item.id)).unwrap_or_else(|| self.world.mint("si"));
             SimItem { id, price: price.clone(), quantity: *quantity }
         };
-        prices.iter().enumerate().map(item).collect()
+        prices.iter().zip(staying).map(item).collect()
     }
 
     /// Lets go of a subscription, which stays as it is.

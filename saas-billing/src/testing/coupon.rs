@@ -172,7 +172,7 @@ impl Engine<'_> {
     pub(super) fn terms(&mut self, subscription: &str, lines: &[SimLine]) -> Vec<(String, Off)> {
         let now = self.now;
         self.drop_discounts(subscription, |discount| discount.end.is_some_and(|end| end <= now));
-        let terms = self.standing_terms(subscription);
+        let terms = self.standing_terms(subscription, now);
         let asks = lines.iter().any(|line| !line.proration && line.amount > 0);
         let once: Vec<String> = self.world.subscriptions.get(subscription).map_or_else(Vec::new, |sub| {
             let is_once = |discount: &&SimDiscount| self.lasts(discount) == Some(Lasts::Once);
@@ -185,14 +185,14 @@ impl Engine<'_> {
         terms
     }
 
-    /// What a subscription's discounts take off at present.
-    pub(super) fn standing_terms(&self, subscription: &str) -> Vec<(String, Off)> {
+    /// What a subscription's discounts take off an invoice of that instant.
+    pub(super) fn standing_terms(&self, subscription: &str, at: DateTime<Utc>) -> Vec<(String, Off)> {
         let sub = self.world.subscriptions.get(subscription);
         let off = |discount: &SimDiscount| {
             let coupon = self.world.coupons.get(&discount.of.coupon)?;
             Some((discount.id.clone(), coupon.terms.off.clone()))
         };
-        let running = |discount: &&SimDiscount| discount.end.is_none_or(|end| end > self.now);
+        let running = |discount: &&SimDiscount| discount.end.is_none_or(|end| end > at);
         sub.map_or_else(Vec::new, |sub| sub.discounts.iter().filter(running).filter_map(off).collect())
     }
 

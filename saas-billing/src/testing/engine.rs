@@ -224,13 +224,21 @@ impl Engine<'_> {
         let price = self.world.prices.get(&item.price)?;
         let quantity = match &price.meter {
             Some(meter) => {
-                let before = (period.0 - (period.1 - period.0), period.0);
-                Some(self.used(meter, &sub.customer, before))
+                let from = self.begun_before(sub, period.0, &price.interval);
+                Some(self.used(meter, &sub.customer, (from, period.0)))
             }
             None => item.quantity,
         };
         let amount = price.pricing.amount(quantity.unwrap_or(1));
         Some(SimLine { price: price.id.clone(), quantity, amount, proration: false, period })
+    }
+
+    /// When the period before the one that begins at `start` began: the present one, if that is the next.
+    fn begun_before(&self, sub: &SimSubscription, start: DateTime<Utc>, interval: &str) -> DateTime<Utc> {
+        if start > sub.period.0 {
+            return sub.period.0;
+        }
+        sub.cycle.checked_sub(1).map_or(sub.created, |cycle| later(sub.anchor, interval, cycle))
     }
 
     /// Drafts an invoice over these lines.

@@ -297,7 +297,7 @@ impl Engine<'_> {
 
     /// A price less what percentages take off: what prorations are counted from.
     pub(super) fn less_percentages(&self, subscription: &str, amount: i64) -> i64 {
-        let percentages = self.standing_terms(subscription).into_iter().filter_map(|(_, off)| match off {
+        let percentages = self.standing_terms(subscription, self.now).into_iter().filter_map(|(_, off)| match off {
             coupon::Off::Percent(hundredths) => Some(hundredths),
             coupon::Off::Amount(..) => None,
         });

@@ -26,11 +26,11 @@ pub struct UsageTotal {
     pub customer: ObjectId,
     /// Of what.
     pub meter: String,
-    /// What Stripe has taken from here and not rejected.
+    /// What Stripe has taken from here and not rejected; of a meter of levels, the last of the day.
     pub ours: u64,
     /// What Stripe has counted; `None` when it has no such meter.
     pub theirs: Option<u64>,
-    /// What is on its way, or was refused or rejected: part of neither.
+    /// What is on its way, or was refused or rejected: part of neither. Of a meter of levels, the last of those.
     pub unsent: i64,
 }
 
@@ -52,7 +52,8 @@ pub struct UsageCursor {
 
 impl Billing {
     /// Compares the totals of a day, by Coordinated Universal Time: for each tenant, meter and customer what was sent from here
-    /// and what Stripe has counted. A report: nothing is changed. Stripe counts some minutes behind, so ask for a day that is over.
+    /// and what Stripe has counted. A report: nothing is changed. Stripe counts some minutes behind, so ask for a day that is over. Of
+    /// a meter that Stripe keeps the last value of, both sides say the last of the day.
     ///
     /// # Errors
     /// [`Provider`](BillingError::Provider): ask for the page again. When the database does not answer.
@@ -70,32 +71,46 @@ impl Billing {
         let limit = i64::from(size.get()) + 1;
         let totals = usage::totals(&mut tx, &self.scope, span, after.as_ref(), limit).await?;
         tx.commit().await?;
-        let cursor = |last: &UsageTotal| UsageCursor {
-            tenant: last.tenant,
-            meter: last.meter.clone(),
-            customer: last.customer.clone(),
+        let cursor = |last: &usage::Span| UsageCursor {
+            tenant: last.total.tenant,
+            meter: last.total.meter.clone(),
+            customer: last.total.customer.clone(),
         };
-        let mut page = Page::from_rows(totals, size, cursor);
-        if page.items.is_empty() {
-            return Ok(page);
-        }
-        let meters = meters(provider).await?;
-        for one in &mut page.items {
-            if let Some(id) = meters.get(&one.meter) {
-                one.theirs = Some(total(provider, id, &one.customer, span).await?);
+        let page = Page::from_rows(totals, size, cursor);
+        let meters = if page.items.is_empty() { BTreeMap::new() } else { meters(provider).await? };
+        let mut items = Vec::new();
+        for usage::Span { total: mut one, last_level, last_unsent } in page.items {
+            if let Some(meter) = meters.get(&one.meter) {
+                one.theirs = Some(total(provider, &meter.id, &one.customer, span).await?);
+                if meter.keeps_last {
+                    (one.ours, one.unsent) = (last_level, last_unsent);
+                }
             }
+            items.push(one);
         }
-        Ok(page)
+        Ok(Page { items, next: page.next })
     }
 }
 
-/// The ids of the account's meters by event name.
-pub(super) async fn meters(provider: &dyn PaymentProvider) -> Result<BTreeMap<String, ObjectId>, ProviderError> {
+/// A meter of the account.
+pub(super) struct KnownMeter {
+    pub(super) id: ObjectId,
+    /// It counts levels: the last value is the total.
+    pub(super) keeps_last: bool,
+}
+
+/// The account's meters by event name.
+pub(super) async fn meters(provider: &dyn PaymentProvider) -> Result<BTreeMap<String, KnownMeter>, ProviderError> {
     #[derive(Deserialize)]
     struct Meter {
         id: ObjectId,
         event_name: String,
         status: String,
+        default_aggregation: Option<Counting>,
+    }
+    #[derive(Deserialize)]
+    struct Counting {
+        formula: String,
     }
     let (mut meters, mut after) = (BTreeMap::new(), None);
     for _ in 0..MAX_PAGES {
@@ -104,7 +119,8 @@ pub(super) async fn meters(provider: &dyn PaymentProvider) -> Result<BTreeMap<St
             let unreadable = |_| ProviderError::Unreadable { what: "a meter" };
             let meter: Meter = serde_json::from_str(object.get()).map_err(unreadable)?;
             if meter.status == "active" || !meters.contains_key(&meter.event_name) {
-                meters.insert(meter.event_name, meter.id);
+                let keeps_last = meter.default_aggregation.is_some_and(|counting| counting.formula == "last");
+                meters.insert(meter.event_name, KnownMeter { id: meter.id, keeps_last });
             }
         }
         after = page.next;

@@ -179,9 +179,9 @@ impl Billing {
         for ((tenant, meter, customer, minute), rows) in minutes {
             let correction = rows.iter().any(|row| row.cancels.is_some());
             let total = match (meters.get(&meter), &customer) {
-                (Some(id), Some(customer)) => {
+                (Some(meter), Some(customer)) => {
                     let span = (minute, minute + TimeDelta::minutes(1));
-                    compare::total(provider, id, customer, span).await
+                    compare::total(provider, &meter.id, customer, span).await
                 }
                 (_, _) => Err(ProviderError::Missing { id: None }),
             };

@@ -111,6 +111,12 @@ async fn a_downgrade_comes_with_the_next_period_and_says_what_will_be_too_much()
     assert_eq!(till.plan().await, "pro");
     assert_eq!(till.items(), [("price_pro".to_owned(), 2)]);
     assert_eq!(till.latest_invoice()["total"], preview.total.minor());
+
+    // The schedule plans nothing more: it is let go on the way, and the preview holds all the same.
+    let up = to("price_team");
+    let preview = till.preview(&up).await;
+    assert_eq!(till.change(&up.as_previewed(&preview), "up-again").await.unwrap(), Change::Made);
+    assert_eq!((till.plan().await.as_str(), till.subscription()["schedule"].is_null()), ("team", true));
 }
 
 // f-B8

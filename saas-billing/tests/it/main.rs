@@ -4,6 +4,7 @@
 
 mod account;
 mod apply;
+mod bills;
 mod calls;
 mod catalog;
 mod changes;

@@ -516,6 +516,15 @@ async fn the_totals_of_a_day_are_compared_for_each_customer() {
         (wrong[0].tenant, &wrong[0].customer, wrong[0].ours, wrong[0].theirs),
         (globex.tenant(), &customer, 4, Some(94))
     );
+    // Of levels, the last of the day.
+    let stored = MeterKey::from_static("stored");
+    for level in [7, 9, 2] {
+        counter.accept(&[counter.item_of(&counter.acme, &stored, level, counter.now())]).await;
+        counter.send_all().await;
+        counter.pass(TimeDelta::minutes(1));
+    }
+    let levels = compare().await.into_iter().find(|total| total.meter == "stored").unwrap();
+    assert_eq!((levels.ours, levels.theirs), (2, Some(2)));
     counter.shop.stripe.inject([Fault::Unavailable; 3]);
     let failed = counter.shop.billing.compare_usage(&counter.stripe, &OPERATOR, day, None, all()).await;
     assert!(matches!(failed, Err(BillingError::Provider(why)) if why.is_retryable()));

@@ -169,6 +169,18 @@ impl Catalogue {
         Some(found)
     }
 
+    /// Whether the column's type is a domain that refuses some values, or is made of one.
+    pub(super) fn has_domain_check(&self, column: &Column) -> bool {
+        let mut oid = column.type_oid;
+        while let Some(domain) = self.types.get(&oid).filter(|t| t.kind == "d") {
+            if !domain.checks.is_empty() {
+                return true;
+            }
+            oid = domain.base;
+        }
+        false
+    }
+
     /// The text of a domain's check, if the column's type, or a domain below it, has one of that name.
     pub(super) fn domain_check(&self, column: &Column, name: &str) -> Option<&str> {
         let mut oid = column.type_oid;

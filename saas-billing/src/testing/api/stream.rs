@@ -45,7 +45,7 @@ fn open(engine: &mut Engine<'_>) -> Outcome {
 
 fn take(engine: &mut Engine<'_>, request: &ApiRequest) -> Outcome {
     let token = request.authorization.as_deref().and_then(|text| text.strip_prefix("Bearer "));
-    if !token.and_then(|token| engine.world.streams.get(token)).is_some_and(|until| engine.now < *until) {
+    if token.and_then(|token| engine.world.streams.get(token)).is_none_or(|until| engine.now >= *until) {
         let code = "billing_meter_event_session_expired";
         return Err(ApiError::new(400, REFUSED, code, "The temporary session token has expired."));
     }

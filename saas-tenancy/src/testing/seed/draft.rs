@@ -128,9 +128,16 @@ impl Seeds {
         let root = catalogue.root(relation);
         let template = self.row(catalogue, relation, side)?.values.clone();
         let linked = linked(catalogue, root);
+        // A domain with a check takes few values, and is asked before any policy: the seed's stays where another column is new.
+        let is_new = |c: &&Column| {
+            let att = c.att;
+            keys.contains(&att) && !linked.contains(&att) && !root.is_tenant(att) && !catalogue.has_domain_check(c)
+        };
+        let is_told_apart = root.columns.iter().any(|c| is_new(&c));
         let mut values = Values::new();
         for column in root.columns.iter().filter(|c| !c.is_generated && !c.is_identity) {
             let att = column.att;
+            let stays = is_told_apart && catalogue.has_domain_check(column);
             let is_placed = root.partition_key.contains(&att) && !root.is_tenant(att);
             let value = template.get(&att).cloned().flatten();
             let may = relation.columns.iter().find(|c| c.name == column.name).is_some_and(|c| c.may_insert);
@@ -140,7 +147,7 @@ impl Seeds {
                 values.insert(att, value);
             } else if column.has_default || (!may && !column.not_null) {
                 // Left to the database.
-            } else if keys.contains(&att) && value.is_some() {
+            } else if keys.contains(&att) && value.is_some() && !stays {
                 values.insert(att, self.maker.value(catalogue, column.type_oid, column.typmod, side));
             } else {
                 values.insert(att, value);
