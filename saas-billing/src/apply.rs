@@ -180,7 +180,7 @@ impl Billing {
         event_type: &str,
     ) -> Result<Option<Option<State>>, BillingError> {
         let now = self.clock.now();
-        let report = Report { source: &claimed.event_id, event_type };
+        let report = Report { source: claimed.event_id.clone(), event_type: event_type.to_owned() };
         let mut tx = SystemTx::begin(&self.system, ACTOR, "apply a webhook receipt").await?;
         let settled = self.settle(&mut tx, snapshot, report, now).await?;
         let (state, ending) = match &settled {

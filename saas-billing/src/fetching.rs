@@ -112,7 +112,7 @@ impl Billing {
         let now = self.clock.now();
         let mut tx = SystemTx::begin(&self.system, ACTOR, "merge a fetched object").await?;
         let source = format!("fetch:{}", claimed.sequence);
-        let settled = self.settle(&mut tx, snapshot, Report { source: &source, event_type: "" }, now).await?;
+        let settled = self.settle(&mut tx, snapshot, Report { source, event_type: String::new() }, now).await?;
         let outcome = match settled {
             Settled::Applied { still_ambiguous: false, .. } => Outcome::Done,
             Settled::Applied { still_ambiguous: true, .. } => Outcome::Again("still not certain".to_owned()),

@@ -118,8 +118,10 @@ impl Billing {
             }
         }
         if change.is_change() {
-            let subject = tenant.to_string();
-            change.record(connection, actor, ("billing.rederived", &subject), json!({}), now).await?;
+            let mut detail = json!({});
+            change.describe(&mut detail);
+            let entry = audit::Entry::new("billing.rederived", tenant).with_detail(detail);
+            audit::record_in(connection, tenant, actor, entry, now).await?;
         }
         Ok(change.is_change())
     }
@@ -186,11 +188,6 @@ impl Billing {
 }
 
 impl Change {
-    /// What is stored now.
-    pub(crate) const fn stored(&self) -> &Derived {
-        &self.stored
-    }
-
     pub(crate) fn is_change(&self) -> bool {
         self.is_recorded || self.stored != self.previous
     }
@@ -200,21 +197,11 @@ impl Change {
         if self.is_change() { "billing.changed" } else { "billing.object_updated" }
     }
 
-    /// Records it, with what the caller has to say about its cause.
-    pub(crate) async fn record(
-        &self,
-        connection: &mut PgConnection,
-        actor: &Actor,
-        (action, subject): (&'static str, &str),
-        mut detail: Value,
-        now: DateTime<Utc>,
-    ) -> Result<(), CoreError> {
+    /// Adds to the particulars what it came to.
+    pub(crate) fn describe(&self, detail: &mut Value) {
         detail["plan"] = json!(self.stored.plan.as_ref().map(ToString::to_string));
         detail["previous_plan"] = json!(self.previous.plan.as_ref().map(ToString::to_string));
         detail["unpaid_since"] = json!(self.stored.unpaid_since);
         detail["alerts"] = json!(self.stored.alerts);
-        let entry = audit::Entry::new(action, subject).with_detail(detail);
-        audit::record_in(connection, self.tenant, actor, entry, now).await?;
-        Ok(())
     }
 }

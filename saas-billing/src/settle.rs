@@ -1,8 +1,10 @@
-//! The one transaction in which a snapshot changes what a tenant has.
+//! The one transaction in which snapshots change what a tenant has: all are heard, then what they come to is written down.
 //!
 //! Locks in the order tenant → objects → ledger. Merging, what follows from it, the entries of the ledger, the revision,
 //! the audit row, the operators' list, the notices and the fetches all commit with the mark on the receipt, or none of it
 //! does.
+
+use std::collections::BTreeSet;
 
 use chrono::{DateTime, Utc};
 use saas_core::{CoreError, TenantId, audit, outbox};
@@ -14,10 +16,11 @@ use crate::{
     derive::{AnyMerged, TenantObjects},
     event::AnySnapshot,
     merge::{Fact, Origin},
-    object::{ObjectId, ObjectKind, Subscription},
+    object::{ObjectId, Subscription},
     place::Place,
     postgres::{command, object, trial},
-    sitting::{Seated, Sitting},
+    rederive::Change,
+    sitting::{Heard, Seated, Sitting},
 };
 
 /// What a snapshot came to.
@@ -36,11 +39,12 @@ pub(crate) enum Settled {
 }
 
 /// What to call the report in the audit log.
-pub(crate) struct Report<'a> {
+#[derive(Debug, Clone)]
+pub(crate) struct Report {
     /// The event's id, or the fetch.
-    pub(crate) source: &'a str,
+    pub(crate) source: String,
     /// The event's type.
-    pub(crate) event_type: &'a str,
+    pub(crate) event_type: String,
 }
 
 impl Billing {
@@ -49,21 +53,25 @@ impl Billing {
         &self,
         connection: &mut PgConnection,
         snapshot: AnySnapshot,
-        report: Report<'_>,
+        report: Report,
         now: DateTime<Utc>,
     ) -> Result<Settled, CoreError> {
         bound_waits(connection).await?;
-        self.settle_next(connection, &mut Sitting::default(), snapshot, report, now).await
+        let mut sitting = Sitting::default();
+        let settled = self.hear(connection, &mut sitting, snapshot, report, now).await?;
+        self.write_down(connection, &mut sitting, now).await?;
+        Ok(settled)
     }
 
-    /// As [`settle`](Self::settle), one of several in a transaction whose waits are bounded. What has no tenant yet, or
-    /// another one, is left to a transaction of its own: [`Settled::Again`], with nothing written.
-    pub(crate) async fn settle_next(
+    /// Merges a snapshot into what is known, in a transaction whose waits are bounded. Links are made at once; what follows
+    /// for the tenant waits for [`write_down`](Self::write_down). What has no tenant yet, or another one than those before it,
+    /// is left to a transaction of its own: [`Settled::Again`].
+    pub(crate) async fn hear(
         &self,
         connection: &mut PgConnection,
         sitting: &mut Sitting,
         snapshot: AnySnapshot,
-        report: Report<'_>,
+        report: Report,
         now: DateTime<Utc>,
     ) -> Result<Settled, CoreError> {
         let tenant = match self.place(connection, sitting, &snapshot, now).await? {
@@ -83,43 +91,55 @@ impl Billing {
         if snapshot.is_over() {
             command::close(connection, (tenant, &self.scope), &id).await?;
         }
-        let Seated { objects, stored, .. } = self.seat(connection, sitting, tenant, (kind, &id)).await?;
+        let Seated { objects, heard, .. } = self.seat(connection, sitting, tenant, (kind, &id)).await?;
         let before = objects.find(kind, &id);
         objects.merge(snapshot);
-        self.load_unseen(connection, tenant, objects).await?;
-        let after = objects.find(kind, &id).filter(|after| before.as_ref() != Some(after));
-        let still_ambiguous = objects.is_uncertain(&id);
-        let derived = self.derive_in(connection, objects).await?;
-        if let Some(AnyMerged::Subscription(merged)) = &after {
+        let after = objects.find(kind, &id);
+        heard.push(Heard {
+            kind,
+            is_news: before != after,
+            status: after.as_ref().map(|object| object.status().to_owned()),
+            facts: after.as_ref().map(AnyMerged::facts).unwrap_or_default(),
+            report,
+            id: id.clone(),
+        });
+        Ok(Settled::Applied { tenant, still_ambiguous: objects.is_uncertain(&id) })
+    }
+
+    /// Writes what was heard, and what follows from all of it together: as if the newest had come first.
+    pub(crate) async fn write_down(
+        &self,
+        connection: &mut PgConnection,
+        sitting: &mut Sitting,
+        now: DateTime<Utc>,
+    ) -> Result<(), CoreError> {
+        let Some((tenant, Seated { mut objects, stored, heard, .. })) = sitting.take() else { return Ok(()) };
+        self.load_unseen(connection, tenant, &mut objects).await?;
+        let derived = self.derive_in(connection, &objects).await?;
+        let news: BTreeSet<_> =
+            heard.iter().filter(|heard| heard.is_news).map(|heard| (heard.kind, &heard.id)).collect();
+        let changed: Vec<AnyMerged> = news.into_iter().filter_map(|(kind, id)| objects.find(kind, id)).collect();
+        for object in &changed {
+            let AnyMerged::Subscription(merged) = object else { continue };
             self.note_trial(connection, tenant, merged.value(), now).await?;
-        }
-        if let Some(AnyMerged::Subscription(merged)) = after.as_ref().filter(|_| !still_ambiguous) {
-            self.note_subscription(connection, tenant, merged.value(), now).await?;
-        }
-        let facts = match &after {
-            Some(after) => {
-                let facts = self.write_object(connection, tenant, (kind, &id), after, now).await?;
-                self.post(connection, tenant, &id, after, now).await?;
-                self.note_outcome(connection, tenant, after).await?;
-                facts
+            if !objects.is_uncertain(object.id()) {
+                self.note_subscription(connection, tenant, merged.value(), now).await?;
             }
-            None => Vec::new(),
-        };
+        }
+        let mut facts = Vec::new();
+        if !changed.is_empty() {
+            facts = self.write_objects(connection, tenant, &changed, now).await?;
+            self.post(connection, tenant, &changed, now).await?;
+        }
+        for object in &changed {
+            self.note_outcome(connection, tenant, object).await?;
+        }
         // The answer can change although the object does not: the catalogue may have.
         // What was fetched without a date has none.
-        let at = after.as_ref().map(AnyMerged::as_of).filter(|at| *at > DateTime::UNIX_EPOCH).unwrap_or(now);
-        let previous = std::mem::take(stored);
-        let change = self.write_derived(connection, (tenant, previous), &derived, (after.is_some(), at), now).await?;
-        stored.clone_from(change.stored());
-        if after.is_some() || change.is_change() {
-            let status = objects.find(kind, &id).map(|object| object.status().to_owned());
-            let detail = json!({
-                "event": report.source, "type": report.event_type, "kind": kind, "status": status, "facts": facts,
-            });
-            let action = facts.iter().map(action).next().unwrap_or(change.action());
-            change.record(connection, &ACTOR, (action, id.as_str()), detail, now).await?;
-        }
-        Ok(Settled::Applied { tenant, still_ambiguous })
+        let at = changed.iter().map(AnyMerged::as_of).max().filter(|at| *at > DateTime::UNIX_EPOCH).unwrap_or(now);
+        let change = self.write_derived(connection, (tenant, stored), &derived, (!changed.is_empty(), at), now).await?;
+        let entries = entries(heard, facts, &change);
+        audit::record_all_in(connection, tenant, &ACTOR, entries, now).await
     }
 
     /// Adds the latest invoices of live subscriptions, settled or not: deriving asks whether they are known.
@@ -157,43 +177,61 @@ impl Billing {
         Ok(())
     }
 
-    /// Stores what is known about an object, and announces the facts that are new.
-    async fn write_object(
+    /// Stores what is known about objects, and announces the facts that are new.
+    async fn write_objects(
         &self,
         connection: &mut PgConnection,
         tenant: TenantId,
-        (kind, id): (ObjectKind, &ObjectId),
-        after: &AnyMerged,
+        changed: &[AnyMerged],
         now: DateTime<Utc>,
-    ) -> Result<Vec<Fact>, CoreError> {
+    ) -> Result<Vec<(ObjectId, Fact)>, CoreError> {
         let livemode = self.scope.livemode;
-        object::store(connection, tenant, livemode, (kind, id), after, now).await?;
-        let facts = object::record_facts(connection, tenant, livemode, id, &after.facts(), now).await?;
-        self.notify(connection, tenant, id, after, &facts, now).await?;
-        Ok(facts)
-    }
-
-    /// One job per new fact. A failed payment that has been made good meanwhile is on record and not announced.
-    async fn notify(
-        &self,
-        connection: &mut PgConnection,
-        tenant: TenantId,
-        id: &ObjectId,
-        after: &AnyMerged,
-        facts: &[Fact],
-        now: DateTime<Utc>,
-    ) -> Result<(), CoreError> {
-        let Some(topic) = &self.config.notices else { return Ok(()) };
-        for fact in facts {
-            let over =
-                matches!(fact, Fact::PaymentFailed(_) | Fact::ConfirmationAsked(_)) && after.is_settled_invoice();
-            if !over {
+        object::store(connection, tenant, livemode, changed, now).await?;
+        let told = |object: &AnyMerged| {
+            let id = object.id().clone();
+            object.facts().into_iter().map(move |fact| (id.clone(), fact))
+        };
+        let facts: Vec<(ObjectId, Fact)> = changed.iter().flat_map(told).collect();
+        let facts = object::record_facts(connection, tenant, livemode, &facts, now).await?;
+        for (id, fact) in &facts {
+            let is_settled = || changed.iter().any(|object| object.id() == id && object.is_settled_invoice());
+            // A failed payment that has been made good meanwhile is on record and not announced.
+            let is_over = matches!(fact, Fact::PaymentFailed(_) | Fact::ConfirmationAsked(_)) && is_settled();
+            if let Some(topic) = self.config.notices.as_ref().filter(|_| !is_over) {
                 let job = outbox::NewJob::of(topic.clone(), &json!({"fact": fact, "object": id}))?;
                 outbox::enqueue_in(connection, tenant, job, now).await?;
             }
         }
-        Ok(())
+        Ok(facts)
     }
+}
+
+/// One entry for each report that had an effect, with the facts that it brought; the last says what all came to.
+fn entries(heard: Vec<Heard>, mut facts: Vec<(ObjectId, Fact)>, change: &Change) -> Vec<audit::Entry> {
+    let last = heard.iter().rposition(|heard| heard.is_news).or(heard.len().checked_sub(1));
+    let mut entries = Vec::new();
+    for (place, heard) in heard.into_iter().enumerate() {
+        let closing = Some(place) == last && (heard.is_news || change.is_change());
+        if !heard.is_news && !closing {
+            continue;
+        }
+        let brought = |(id, fact): &(ObjectId, Fact)| *id == heard.id && heard.facts.contains(fact);
+        let (mine, rest): (Vec<_>, Vec<_>) = facts.into_iter().partition(brought);
+        facts = rest;
+        let mine: Vec<Fact> = mine.into_iter().map(|(_, fact)| fact).collect();
+        let Report { source, event_type } = &heard.report;
+        let mut detail = json!({
+            "event": source, "type": event_type, "kind": heard.kind, "status": heard.status, "facts": mine,
+        });
+        let mut otherwise = "billing.object_updated";
+        if closing {
+            change.describe(&mut detail);
+            otherwise = change.action();
+        }
+        let action = mine.first().map_or(otherwise, action);
+        entries.push(audit::Entry::new(action, &heard.id).with_detail(detail));
+    }
+    entries
 }
 
 /// Who holds a tenant's lock for long must not hold up the worker for all others.

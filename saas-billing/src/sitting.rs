@@ -1,4 +1,5 @@
-//! What a transaction that merges several snapshots of one tenant knows already, so that it asks once for all of them.
+//! What a transaction that merges several snapshots of one tenant knows already, and what it has yet to write: it asks once
+//! and writes once for all of them.
 //!
 //! It holds the tenant's lock from the first snapshot on, so that nothing it knows can change beneath it.
 
@@ -10,8 +11,10 @@ use sqlx::PgConnection;
 use crate::{
     billing::Billing,
     derive::{Derived, TenantObjects},
+    merge::Fact,
     object::{ObjectId, ObjectKind},
     postgres::{Scope, directory, object, state},
+    settle::Report,
 };
 
 /// One transaction's knowledge.
@@ -32,7 +35,23 @@ pub(crate) struct Seated {
     pub(crate) objects: TenantObjects,
     /// What is stored about it.
     pub(crate) stored: Derived,
+    /// What was merged and is not written yet, in that order.
+    pub(crate) heard: Vec<Heard>,
     read: BTreeSet<ObjectId>,
+}
+
+/// What one snapshot said.
+#[derive(Debug)]
+pub(crate) struct Heard {
+    pub(crate) kind: ObjectKind,
+    pub(crate) id: ObjectId,
+    /// Whether anything is known about the object that was not before.
+    pub(crate) is_news: bool,
+    /// The object's status with it.
+    pub(crate) status: Option<String>,
+    /// What had happened to the object by then.
+    pub(crate) facts: Vec<Fact>,
+    pub(crate) report: Report,
 }
 
 impl Sitting {
@@ -64,6 +83,11 @@ impl Sitting {
 
     pub(crate) fn note_link(&mut self, object: &ObjectId, tenant: TenantId) {
         self.whose.insert(object.clone(), tenant);
+    }
+
+    /// The tenant whose lock is held, with what was heard of it.
+    pub(crate) fn take(&mut self) -> Option<(TenantId, Seated)> {
+        self.locked.zip(self.seated.take())
     }
 
     pub(crate) fn is_linked(&self, object: &ObjectId, tenant: TenantId) -> bool {
@@ -104,7 +128,7 @@ impl Billing {
                 let ids: Vec<&str> = read.iter().map(ObjectId::as_str).collect();
                 let objects = object::load(connection, tenant, livemode, &ids).await?;
                 let stored = state::find(connection, tenant, livemode).await?.unwrap_or_default();
-                Seated { objects, stored, read }
+                Seated { objects, stored, heard: Vec::new(), read }
             }
         };
         if !seated.read.contains(id) && seated.objects.find(kind, id).is_none() {

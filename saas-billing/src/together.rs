@@ -86,8 +86,8 @@ impl Billing {
         let mut whose = None;
         for member in company {
             let event_id = member.claimed.event_id.as_str();
-            let report = Report { source: event_id, event_type: &member.event_type };
-            let settled = self.settle_next(&mut tx, &mut sitting, member.snapshot.clone(), report, now).await?;
+            let report = Report { source: event_id.to_owned(), event_type: member.event_type.clone() };
+            let settled = self.hear(&mut tx, &mut sitting, member.snapshot.clone(), report, now).await?;
             let Settled::Applied { tenant, .. } = settled else {
                 merged.push(false);
                 continue;
@@ -96,6 +96,7 @@ impl Billing {
             done.push(event_id);
             whose = Some(tenant);
         }
+        self.write_down(&mut tx, &mut sitting, now).await?;
         if let Some(tenant) = whose {
             let ended = match done.as_slice() {
                 [event_id] => {

@@ -3,6 +3,7 @@
 use chrono::{DateTime, Utc};
 use serde_json::Value;
 use sqlx::PgConnection;
+use uuid::Uuid;
 
 use crate::{Actor, AuditId, CoreError, RequestId, TenantContext, TenantId, TenantTx};
 
@@ -44,6 +45,46 @@ pub async fn record_in(
     now: DateTime<Utc>,
 ) -> Result<AuditId, CoreError> {
     insert(connection, tenant, actor, None, entry, now).await
+}
+
+/// Records entries in the caller's transaction at once; their ids are in their order.
+///
+/// # Errors
+/// As [`record_in`].
+pub async fn record_all_in(
+    connection: &mut PgConnection,
+    tenant: TenantId,
+    actor: &Actor,
+    entries: Vec<Entry>,
+    now: DateTime<Utc>,
+) -> Result<(), CoreError> {
+    if entries.is_empty() {
+        return Ok(());
+    }
+    let mut ids: Vec<Uuid> = entries.iter().map(|_| AuditId::mint_at(now).as_uuid()).collect();
+    ids.sort_unstable();
+    let (mut actions, mut subjects, mut details) = (Vec::new(), Vec::new(), Vec::new());
+    for entry in entries {
+        actions.push(entry.action);
+        subjects.push(without_nul(entry.subject));
+        details.push(storable(entry.detail));
+    }
+    sqlx::query(
+        "insert into saas.audit (tenant_id, id, at, actor, action, subject, detail)
+         select $1, id, $3, $4, action, subject, detail
+         from unnest($2::uuid[], $5::text[], $6::text[], $7::jsonb[]) as entry (id, action, subject, detail)",
+    )
+    .bind(tenant.as_uuid())
+    .bind(ids)
+    .bind(now)
+    .bind(without_nul(actor.to_string()))
+    .bind(actions)
+    .bind(subjects)
+    .bind(details)
+    .execute(connection)
+    .await
+    .map(drop)
+    .map_err(CoreError::from_database)
 }
 
 /// Records an entry under the tenant, actor and request of a context, in any transaction.

@@ -199,7 +199,8 @@ impl Billing {
             let sequence = fetch::next_sequence(connection, &self.scope, (kind, &tagged.id), now).await?;
             let (origin, created) = fetch_origin(known, sequence, reply.as_of);
             if let Ok(snapshot) = read_fetched(kind, &reply.object, created, origin) {
-                let _settled = self.settle(connection, snapshot, Report { source, event_type: "" }, now).await?;
+                let report = Report { source: source.to_owned(), event_type: String::new() };
+                let _settled = self.settle(connection, snapshot, report, now).await?;
                 return Ok(());
             }
         }

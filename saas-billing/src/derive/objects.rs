@@ -199,6 +199,21 @@ impl AnyMerged {
         for_any!(self, merged => merged.history().facts().map(|(fact, _)| fact.clone()).collect())
     }
 
+    /// Its kind.
+    #[must_use]
+    pub const fn kind(&self) -> ObjectKind {
+        match self {
+            Self::Customer(_) => ObjectKind::Customer,
+            Self::CheckoutSession(_) => ObjectKind::CheckoutSession,
+            Self::Subscription(_) => ObjectKind::Subscription,
+            Self::Invoice(_) => ObjectKind::Invoice,
+            Self::Charge(_) => ObjectKind::Charge,
+            Self::Refund(_) => ObjectKind::Refund,
+            Self::Dispute(_) => ObjectKind::Dispute,
+            Self::CreditNote(_) => ObjectKind::CreditNote,
+        }
+    }
+
     /// Its id.
     #[must_use]
     pub fn id(&self) -> &ObjectId {

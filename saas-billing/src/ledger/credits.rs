@@ -4,7 +4,10 @@ use chrono::{DateTime, Utc};
 use saas_core::{CoreError, IdempotencyKey, InvalidInput, SystemTx, TenantContext, audit};
 use serde_json::json;
 
-use super::{Account, Cause, Draft, Posting, post::Request};
+use super::{
+    Account, Cause, Draft, Posting,
+    post::{Booking, Request},
+};
 use crate::{
     Billing, BillingError,
     money::{Currency, Money},
@@ -118,10 +121,9 @@ impl Billing {
         }
         let request = Request { actor: ctx.actor(), key: Some(key), reverses: None };
         let subject = format!("grant:{key}");
-        let sequence = self.append(tx, tenant, (&subject, payment), vec![draft], &request, now).await?;
-        if let Some(payment) = payment {
-            self.revoke_credits(tx, tenant, payment, now).await?;
-        }
+        let booking = Booking { subject: &subject, payment, drafts: vec![draft] };
+        let sequence = self.append(tx, tenant, vec![booking], &request, now).await?;
+        self.revoke_credits(tx, tenant, payment.as_slice(), now).await?;
         let detail = json!({"amount": grant.amount, "payment": grant.payment});
         let entry = audit::Entry::new("ledger.credits_granted", &subject).with_detail(detail);
         audit::record_for(tx, ctx, entry, now).await?;
@@ -178,7 +180,8 @@ impl Billing {
         }
         let request = Request { actor: ctx.actor(), key: Some(key.as_str()), reverses: None };
         let subject = format!("burn:{}", key.as_str());
-        let sequence = self.append(tx, tenant, (&subject, None), vec![draft], &request, now).await?;
+        let booking = Booking { subject: &subject, payment: None, drafts: vec![draft] };
+        let sequence = self.append(tx, tenant, vec![booking], &request, now).await?;
         Ok(Burn::Burnt { left: after, sequence })
     }
 
@@ -207,10 +210,9 @@ impl Billing {
         let key = format!("reverse:{sequence}");
         let request = Request { actor: ctx.actor(), key: Some(&key), reverses: Some(sequence) };
         let payment = known.payment.as_deref();
-        let reversal = self.append(&mut tx, tenant, (&known.subject, payment), drafts, &request, now).await?;
-        if let Some(payment) = payment {
-            self.revoke_credits(&mut tx, tenant, payment, now).await?;
-        }
+        let booking = Booking { subject: &known.subject, payment, drafts };
+        let reversal = self.append(&mut tx, tenant, vec![booking], &request, now).await?;
+        self.revoke_credits(&mut tx, tenant, payment.as_slice(), now).await?;
         let entry = audit::Entry::new("ledger.reversed", &known.subject).with_detail(json!({"sequence": sequence}));
         audit::record_for(&mut tx, ctx, entry, now).await?;
         tx.commit().await?;

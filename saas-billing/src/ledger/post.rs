@@ -1,5 +1,7 @@
 //! Writing what follows from an object, in the transaction that merged it.
 
+use std::{collections::BTreeSet, fmt};
+
 use chrono::{DateTime, Utc};
 use saas_core::{Actor, CoreError, PageSize, SystemTx, TenantContext, TenantId, tenant};
 use sqlx::PgConnection;
@@ -24,50 +26,63 @@ pub(super) struct Request<'a> {
     pub(super) reverses: Option<i64>,
 }
 
+/// What is to be written about one subject.
+pub(super) struct Booking<'a> {
+    pub(super) subject: &'a str,
+    /// The payment that it belongs to.
+    pub(super) payment: Option<&'a str>,
+    pub(super) drafts: Vec<Draft>,
+}
+
 impl Billing {
     pub(super) const fn chain(&self, tenant: TenantId) -> Chain {
         (tenant, self.scope.livemode)
     }
 
-    /// Writes what follows from the object and is not written yet. What makes no sum is left to the verification: the state
+    /// Writes what follows from the objects and is not written yet. What makes no sum is left to the verification: the state
     /// of the tenant must not hang on it.
     pub(crate) async fn post(
         &self,
         connection: &mut PgConnection,
         tenant: TenantId,
-        id: &ObjectId,
-        merged: &AnyMerged,
+        objects: &[AnyMerged],
         now: DateTime<Utc>,
     ) -> Result<(), CoreError> {
-        if !may_be_booked(merged) {
+        let cannot = |id: &ObjectId, why: &dyn fmt::Display| {
+            tracing::error!(target: "saas.billing.ledger", %tenant, object = %id, %why, "an object that cannot be booked");
+        };
+        let mut targets = Vec::new();
+        for merged in objects.iter().filter(|merged| may_be_booked(merged)) {
+            match legs(merged) {
+                Ok(target) => targets.push((merged, target)),
+                Err(why) => cannot(merged.id(), &why),
+            }
+        }
+        if targets.is_empty() {
             return Ok(());
         }
-        let target = match legs(merged) {
-            Ok(target) => target,
-            Err(why) => {
-                tracing::error!(target: "saas.billing.ledger", %tenant, object = %id, %why, "an object that cannot be booked");
-                return Ok(());
+        let subjects: Vec<&str> = targets.iter().map(|(merged, _)| merged.id().as_str()).collect();
+        let written = ledger::written(connection, self.chain(tenant), &subjects).await?;
+        let mut bookings = Vec::new();
+        for (merged, target) in &targets {
+            let subject = merged.id().as_str();
+            let of_it = written.get(subject).map_or(&[][..], Vec::as_slice);
+            match difference(target, of_it, merged.as_of()) {
+                Ok(drafts) if drafts.is_empty() => {}
+                Ok(drafts) => {
+                    bookings.push(Booking { subject, payment: target.payment.as_ref().map(ObjectId::as_str), drafts });
+                }
+                Err(why) => cannot(merged.id(), &why),
             }
-        };
-        let written = ledger::written(connection, self.chain(tenant), id.as_str()).await?;
-        let drafts = match difference(&target, &written, merged.as_of()) {
-            Ok(drafts) => drafts,
-            Err(why) => {
-                tracing::error!(target: "saas.billing.ledger", %tenant, object = %id, %why, "an object that cannot be booked");
-                return Ok(());
-            }
-        };
-        let Legs { payment, .. } = target;
-        let payment = payment.as_ref().map(ObjectId::as_str);
-        if drafts.is_empty() {
+        }
+        if bookings.is_empty() {
             return Ok(());
         }
+        let payments: BTreeSet<&str> = bookings.iter().filter_map(|booking| booking.payment).collect();
+        let payments: Vec<&str> = payments.into_iter().collect();
         let request = Request { actor: &ACTOR, key: None, reverses: None };
-        self.append(connection, tenant, (id.as_str(), payment), drafts, &request, now).await?;
-        if let Some(payment) = payment {
-            self.revoke_credits(connection, tenant, payment, now).await?;
-        }
-        Ok(())
+        self.append(connection, tenant, bookings, &request, now).await?;
+        self.revoke_credits(connection, tenant, &payments, now).await
     }
 
     /// Adds transactions to the tenant's chain; answers the place of the last.
@@ -75,30 +90,31 @@ impl Billing {
         &self,
         connection: &mut PgConnection,
         tenant: TenantId,
-        (subject, payment): (&str, Option<&str>),
-        drafts: Vec<Draft>,
+        bookings: Vec<Booking<'_>>,
         request: &Request<'_>,
         now: DateTime<Utc>,
     ) -> Result<i64, CoreError> {
         let chain = self.chain(tenant);
         let (mut sequence, end) = ledger::lock_end(connection, chain).await?;
-        let mut records = Vec::with_capacity(drafts.len());
-        for mut draft in drafts {
-            // In the order in which they are read back: the hash is over a list.
-            draft.postings.sort_by_key(|posting| (posting.amount.currency(), posting.account));
-            sequence = sequence.checked_add(1).ok_or(ledger::corrupt("sequence"))?;
-            records.push(Record {
-                sequence,
-                cause: draft.cause,
-                subject: subject.to_owned(),
-                payment: payment.map(ToOwned::to_owned),
-                key: request.key.map(ToOwned::to_owned),
-                reverses: request.reverses,
-                actor: crate::postgres::storable(&request.actor.to_string()),
-                occurred_at: storable_instant(draft.at),
-                recorded_at: storable_instant(now),
-                postings: draft.postings,
-            });
+        let mut records = Vec::new();
+        for Booking { subject, payment, drafts } in bookings {
+            for mut draft in drafts {
+                // In the order in which they are read back: the hash is over a list.
+                draft.postings.sort_by_key(|posting| (posting.amount.currency(), posting.account));
+                sequence = sequence.checked_add(1).ok_or(ledger::corrupt("sequence"))?;
+                records.push(Record {
+                    sequence,
+                    cause: draft.cause,
+                    subject: subject.to_owned(),
+                    payment: payment.map(ToOwned::to_owned),
+                    key: request.key.map(ToOwned::to_owned),
+                    reverses: request.reverses,
+                    actor: crate::postgres::storable(&request.actor.to_string()),
+                    occurred_at: storable_instant(draft.at),
+                    recorded_at: storable_instant(now),
+                    postings: draft.postings,
+                });
+            }
         }
         ledger::append(connection, chain, end, &records).await?;
         Ok(sequence)
@@ -111,24 +127,26 @@ impl Billing {
         &self,
         connection: &mut PgConnection,
         tenant: TenantId,
-        payment: &str,
+        payments: &[&str],
         now: DateTime<Utc>,
     ) -> Result<(), CoreError> {
-        let chain = self.chain(tenant);
-        let grants = ledger::grants_of(connection, chain, payment).await?;
-        if grants.is_empty() {
+        if payments.is_empty() {
             return Ok(());
         }
-        let (received, lost) = ledger::of_payment(connection, chain, payment).await?;
-        for grant in grants {
+        let chain = self.chain(tenant);
+        for grant in ledger::grants_of(connection, chain, payments).await? {
+            let payment = grant.payment.as_deref();
+            let (received, lost) = ledger::of_payment(connection, chain, payment.unwrap_or_default()).await?;
             let granted = Money::new(grant.minor, grant.currency);
             let revoked = if grant.reversed_by.is_some() { 0 } else { revoked(granted, received, lost) };
             let target = Legs { legs: revocation(Money::new(revoked, grant.currency), now), payment: None };
-            let written = ledger::written(connection, chain, &grant.subject).await?;
+            let subject = grant.subject.as_str();
+            let written = ledger::written(connection, chain, &[subject]).await?.remove(subject).unwrap_or_default();
             let Ok(drafts) = difference(&target, &written, now) else { continue };
             if !drafts.is_empty() {
                 let request = Request { actor: &ACTOR, key: None, reverses: None };
-                self.append(connection, tenant, (&grant.subject, Some(payment)), drafts, &request, now).await?;
+                let booking = Booking { subject, payment, drafts };
+                self.append(connection, tenant, vec![booking], &request, now).await?;
             }
         }
         Ok(())
@@ -148,9 +166,7 @@ impl Billing {
             tenant::lock_in(&mut tx, tenant).await?;
             let size = PageSize::default().get();
             let page = object::page(&mut tx, tenant, self.scope.livemode, after.as_ref(), i64::from(size)).await?;
-            for merged in &page {
-                self.post(&mut tx, tenant, merged.id(), merged, now).await?;
-            }
+            self.post(&mut tx, tenant, &page, now).await?;
             tx.commit().await?;
             looked += page.len() as u64;
             match page.last() {

@@ -191,8 +191,8 @@ impl Billing {
                 };
                 report.objects += 1;
                 let subject = merged.id().to_string();
-                let written = match ledger::written(&mut tx, chain, &subject).await {
-                    Ok(written) => written,
+                let written = match ledger::written(&mut tx, chain, &[&subject]).await {
+                    Ok(mut written) => written.remove(&subject).unwrap_or_default(),
                     Err(CoreError::Corrupt { .. }) => {
                         report.push(LedgerFault::Unreadable { subject });
                         continue;

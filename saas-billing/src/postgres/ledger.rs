@@ -1,5 +1,7 @@
 //! `saas.ledger_head`, `saas.ledger_transaction`, `saas.ledger_entry`: what is added to a chain, and what is read for that.
 
+use std::collections::BTreeMap;
+
 use chrono::{DateTime, Utc};
 use saas_core::{CoreError, TenantId};
 use sqlx::PgConnection;
@@ -33,31 +35,32 @@ pub(crate) fn sum(text: &str) -> Result<i128, CoreError> {
     text.parse().map_err(|_| CoreError::Corrupt { table: "saas.ledger_entry", column: "amount" })
 }
 
-/// What is written about an object so far, apart from what requests wrote.
+/// What is written about each of these objects so far, apart from what requests wrote.
 pub(crate) async fn written(
     connection: &mut PgConnection,
     (tenant, livemode): Chain,
-    subject: &str,
-) -> Result<Vec<Written>, CoreError> {
-    let rows: Vec<(String, DateTime<Utc>, String, String, String)> = sqlx::query_as(
-        "select t.cause, t.occurred_at, e.account, e.currency, sum(e.amount)::text
+    subjects: &[&str],
+) -> Result<BTreeMap<String, Vec<Written>>, CoreError> {
+    let rows: Vec<(String, String, DateTime<Utc>, String, String, String)> = sqlx::query_as(
+        "select t.subject, t.cause, t.occurred_at, e.account, e.currency, sum(e.amount)::text
          from saas.ledger_transaction t
          join saas.ledger_entry e
            on e.tenant_id = t.tenant_id and e.livemode = t.livemode and e.sequence = t.sequence
-         where t.tenant_id = $1 and t.livemode = $2 and t.subject = $3 and t.key is null
-         group by t.cause, t.occurred_at, e.account, e.currency",
+         where t.tenant_id = $1 and t.livemode = $2 and t.subject = any($3) and t.key is null
+         group by t.subject, t.cause, t.occurred_at, e.account, e.currency",
     )
     .bind(tenant.as_uuid())
     .bind(livemode)
-    .bind(subject)
+    .bind(subjects)
     .fetch_all(connection)
     .await
     .map_err(CoreError::from_database)?;
-    let read = |(of, at, on, of_currency, minor): (String, DateTime<Utc>, String, String, String)| {
+    let mut written: BTreeMap<String, Vec<Written>> = BTreeMap::new();
+    for (subject, of, at, on, of_currency, minor) in rows {
         let (cause, account, currency) = (cause(&of)?, account(&on)?, currency(&of_currency)?);
-        Ok(Written { cause, at, account, currency, minor: sum(&minor)? })
-    };
-    rows.into_iter().map(read).collect()
+        written.entry(subject).or_default().push(Written { cause, at, account, currency, minor: sum(&minor)? });
+    }
+    Ok(written)
 }
 
 /// Where the chain ends, held until the end of the transaction: nobody else adds to it meanwhile.
@@ -227,11 +230,11 @@ pub(crate) async fn find_request(
     row.map(requested).transpose()
 }
 
-/// The grants that were bought with a payment.
+/// The grants that were bought with any of these payments, with which one.
 pub(crate) async fn grants_of(
     connection: &mut PgConnection,
     (tenant, livemode): Chain,
-    payment: &str,
+    payments: &[&str],
 ) -> Result<Vec<Requested>, CoreError> {
     let rows: Vec<RequestedRow> = sqlx::query_as(
         "select t.sequence, t.cause, t.subject, t.payment, -e.amount, e.currency,
@@ -241,12 +244,12 @@ pub(crate) async fn grants_of(
          from saas.ledger_transaction t
          join saas.ledger_entry e
            on e.tenant_id = t.tenant_id and e.livemode = t.livemode and e.sequence = t.sequence and e.account = 'credits'
-         where t.tenant_id = $1 and t.livemode = $2 and t.payment = $3 and t.cause = 'credits.granted'
+         where t.tenant_id = $1 and t.livemode = $2 and t.payment = any($3) and t.cause = 'credits.granted'
          order by t.sequence",
     )
     .bind(tenant.as_uuid())
     .bind(livemode)
-    .bind(payment)
+    .bind(payments)
     .fetch_all(connection)
     .await
     .map_err(CoreError::from_database)?;

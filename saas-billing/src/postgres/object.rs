@@ -110,31 +110,33 @@ fn read((kind, merged): (String, Value)) -> Result<AnyMerged, CoreError> {
     AnyMerged::from_stored(kind, merged).ok_or(CORRUPT)
 }
 
-/// Stores what is known about an object.
+/// Stores what is known about these objects.
 pub(crate) async fn store(
     connection: &mut PgConnection,
     tenant: TenantId,
     livemode: bool,
-    (kind, id): (ObjectKind, &ObjectId),
-    merged: &AnyMerged,
+    objects: &[AnyMerged],
     now: DateTime<Utc>,
 ) -> Result<(), CoreError> {
+    let merged: Result<Vec<Value>, _> = objects.iter().map(AnyMerged::to_stored).collect();
     sqlx::query(
         "insert into saas.billing_object
             (tenant_id, livemode, object_id, kind, status, is_current, is_past, merged, updated_at)
-         values ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+         select $1, $2, object_id, kind, status, is_current, is_past, merged, $9
+         from unnest($3::text[], $4::text[], $5::text[], $6::boolean[], $7::boolean[], $8::jsonb[])
+              as known (object_id, kind, status, is_current, is_past, merged)
          on conflict (tenant_id, livemode, object_id) do update
          set status = excluded.status, is_current = excluded.is_current, is_past = excluded.is_past,
              merged = excluded.merged, updated_at = excluded.updated_at",
     )
     .bind(tenant.as_uuid())
     .bind(livemode)
-    .bind(id.as_str())
-    .bind(kind.as_str())
-    .bind(merged.status())
-    .bind(merged.is_current())
-    .bind(merged.is_past())
-    .bind(merged.to_stored().map_err(|_| CORRUPT)?)
+    .bind(objects.iter().map(|merged| merged.id().as_str()).collect::<Vec<_>>())
+    .bind(objects.iter().map(|merged| merged.kind().as_str()).collect::<Vec<_>>())
+    .bind(objects.iter().map(AnyMerged::status).collect::<Vec<_>>())
+    .bind(objects.iter().map(AnyMerged::is_current).collect::<Vec<_>>())
+    .bind(objects.iter().map(AnyMerged::is_past).collect::<Vec<_>>())
+    .bind(merged.map_err(|_| CORRUPT)?)
     .bind(now)
     .execute(connection)
     .await
@@ -142,33 +144,33 @@ pub(crate) async fn store(
     .map_err(CoreError::from_database)
 }
 
-/// Records facts of an object, and returns those that were not recorded before.
+/// Records facts, each of an object, and returns those that were not recorded before.
 pub(crate) async fn record_facts(
     connection: &mut PgConnection,
     tenant: TenantId,
     livemode: bool,
-    id: &ObjectId,
-    facts: &[Fact],
+    facts: &[(ObjectId, Fact)],
     now: DateTime<Utc>,
-) -> Result<Vec<Fact>, CoreError> {
+) -> Result<Vec<(ObjectId, Fact)>, CoreError> {
     if facts.is_empty() {
         return Ok(Vec::new());
     }
-    let names: Vec<String> = facts.iter().map(ToString::to_string).collect();
-    let new: Vec<String> = sqlx::query_scalar(
+    let names: Vec<String> = facts.iter().map(|(_, fact)| fact.to_string()).collect();
+    let new: Vec<(String, String)> = sqlx::query_as(
         "insert into saas.billing_effect (tenant_id, livemode, object_id, fact, at)
-         select $1, $2, $3, fact, $5
-         from unnest($4::text[]) as fact
+         select $1, $2, object_id, fact, $5
+         from unnest($3::text[], $4::text[]) as told (object_id, fact)
          on conflict do nothing
-         returning fact",
+         returning object_id, fact",
     )
     .bind(tenant.as_uuid())
     .bind(livemode)
-    .bind(id.as_str())
+    .bind(facts.iter().map(|(id, _)| id.as_str()).collect::<Vec<_>>())
     .bind(&names)
     .bind(now)
     .fetch_all(connection)
     .await
     .map_err(CoreError::from_database)?;
-    Ok(facts.iter().filter(|fact| new.contains(&fact.to_string())).cloned().collect())
+    let is_new = |id: &ObjectId, name: &String| new.iter().any(|(of, fact)| of == id.as_str() && fact == name);
+    Ok(facts.iter().zip(&names).filter(|((id, _), name)| is_new(id, name)).map(|(told, _)| told.clone()).collect())
 }
