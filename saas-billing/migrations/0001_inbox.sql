@@ -38,8 +38,9 @@ create table saas.billing_receipt (
 ) with (toast_tuple_target = 8160);
 -- Packed by the sender, a body mostly fits into its row: no second table to write to, and nothing left to compress.
 alter table saas.billing_receipt alter column body set storage external;
--- The worker's claim: the longest due first.
-create index billing_receipt_due on saas.billing_receipt (due_at) where state = 'pending';
+-- The worker's claim: the longest due first. Led by what it asks for, so that it is read in order also before the table has
+-- been analyzed.
+create index billing_receipt_due on saas.billing_receipt (account, livemode, due_at) where state = 'pending';
 -- What is no longer pending, of one account and mode: the operator's lists of what needs a person, newest first; what is over,
 -- counted for a day and deleted after the retention. Led by the account, so that what another one has left there for want of
 -- a worker is not gone through.
@@ -105,7 +106,7 @@ create table saas.billing_fetch (
     primary key (account, livemode, object_id)
 );
 -- The worker's claim: the longest due first.
-create index billing_fetch_due on saas.billing_fetch (due_at) where state = 'pending';
+create index billing_fetch_due on saas.billing_fetch (account, livemode, due_at) where state = 'pending';
 -- What a new link sets free.
 create index billing_fetch_waiting on saas.billing_fetch (waits_for) where waits_for is not null;
 -- What an operator counts and replays.

@@ -25,6 +25,8 @@ const PARKED_FOR: TimeDelta = TimeDelta::days(30);
 const MAX_PAUSE: TimeDelta = TimeDelta::hours(1);
 /// The pause of what waited in vain for a lock or the database.
 const BUSY_PAUSE: TimeDelta = TimeDelta::seconds(5);
+/// Why a receipt is parked.
+pub(crate) const UNLINKED: &str = "waits to be linked to a tenant";
 /// Tries within one step when a link comes in between.
 const LOOKS: usize = 3;
 
@@ -57,8 +59,8 @@ impl Applied {
 }
 
 impl Billing {
-    /// Applies up to `limit` receipts that are due: the longest due, and to a quarter the latest, which do not wait for a
-    /// backlog. Those of one customer share a transaction; what fails in one, or was tried before, is tried in one of its own.
+    /// Applies up to `limit` receipts that are due: the longest due, and to a quarter, 25 at most, the latest, which do not
+    /// wait for a backlog. Those of one customer share a transaction; what fails in one, or was tried before, is tried in one of its own.
     ///
     /// Any number of workers may call this at once, on any number of machines. One that dies in the middle loses nothing:
     /// its receipts come again when the lease ends, and a transaction that was not committed has had no effect.
@@ -191,8 +193,7 @@ impl Billing {
             Settled::Applied { tenant, .. } => (State::Applied, Ending { tenant: Some(*tenant), ..Ending::default() }),
             Settled::Ignored(reason) => (State::Ignored, Ending { reason: Some(reason), ..Ending::default() }),
             Settled::Parked(object) => {
-                let reason = Some("waits to be linked to a tenant");
-                (State::Parked, Ending { reason, waits_for: Some(object.as_str()), tenant: None })
+                (State::Parked, Ending { reason: Some(UNLINKED), waits_for: Some(object.as_str()), tenant: None })
             }
             Settled::Quarantined { reason, waits_for } => {
                 (State::Quarantined, Ending { reason: Some(reason), waits_for: Some(waits_for.as_str()), tenant: None })

@@ -25,11 +25,10 @@ use crate::{
     postgres::{
         Scope,
         body::Packed,
-        conflict, desk,
-        directory::{self, Link},
-        fetch,
+        conflict,
+        directory::Link,
         receipt::{self, NewReceipt, State},
-        state, storable, usage,
+        state, storable,
     },
     prices::Prices,
     secrets::PresentSecrets,
@@ -103,15 +102,10 @@ impl Billing {
         (kind, id): (ObjectKind, &ObjectId),
         now: DateTime<Utc>,
     ) -> Result<(), BillingError> {
-        match directory::link(connection, &self.scope, (kind, id), tenant, now).await? {
+        match self.link_object(connection, tenant, (kind, id), now).await? {
             Link::Known => return Ok(()),
             Link::Foreign => return Err(BillingError::AlreadyLinked { what: kind.as_str() }),
-            Link::New => {}
-        }
-        desk::free(connection, &self.scope, id.as_str(), now).await?;
-        fetch::free(connection, &self.scope, id.as_str(), now).await?;
-        if kind == ObjectKind::Customer {
-            usage::free(connection, &self.scope, tenant, now).await?;
+            Link::New { .. } => {}
         }
         let action = match kind {
             ObjectKind::CheckoutSession => "billing.checkout_opened",

@@ -14,7 +14,7 @@ use crate::{
     postgres::{
         desk,
         directory::{self, Link},
-        fetch,
+        fetch, usage,
     },
     settle::Settled,
     sitting::Sitting,
@@ -102,6 +102,26 @@ impl Billing {
         Ok(Place::Nowhere(Settled::Parked(charge.clone())))
     }
 
+    /// Links an object to a tenant, whose lock is held, and sets free what waited for that.
+    pub(crate) async fn link_object(
+        &self,
+        connection: &mut PgConnection,
+        tenant: TenantId,
+        (kind, id): (ObjectKind, &ObjectId),
+        now: DateTime<Utc>,
+    ) -> Result<Link, CoreError> {
+        let link = directory::link(connection, &self.scope, (kind, id), tenant, now).await?;
+        let Link::New { awaited } = link else { return Ok(link) };
+        if awaited {
+            desk::free(connection, &self.scope, id.as_str(), now).await?;
+            fetch::free(connection, &self.scope, id.as_str(), now).await?;
+        }
+        if kind == ObjectKind::Customer {
+            usage::free(connection, &self.scope, tenant, now).await?;
+        }
+        Ok(link)
+    }
+
     /// Remembers whose a charge is, and sets free what waited for that.
     pub(crate) async fn link_charge(
         &self,
@@ -116,16 +136,9 @@ impl Billing {
         if sitting.is_linked(id, tenant) {
             return Ok(None);
         }
-        match directory::link(connection, &self.scope, (ObjectKind::Charge, id), tenant, now).await? {
-            Link::Known => {}
-            Link::New => {
-                desk::free(connection, &self.scope, id.as_str(), now).await?;
-                fetch::free(connection, &self.scope, id.as_str(), now).await?;
-            }
-            Link::Foreign => {
-                let reason = "a charge of one tenant under the customer of another";
-                return Ok(Some(Settled::Quarantined { reason, waits_for: id.clone() }));
-            }
+        if self.link_object(connection, tenant, (ObjectKind::Charge, id), now).await? == Link::Foreign {
+            let reason = "a charge of one tenant under the customer of another";
+            return Ok(Some(Settled::Quarantined { reason, waits_for: id.clone() }));
         }
         sitting.note_link(id, tenant);
         Ok(None)
@@ -149,16 +162,9 @@ impl Billing {
         if sitting.is_linked(customer, tenant) {
             return Ok(None);
         }
-        match directory::link(connection, &self.scope, (ObjectKind::Customer, customer), tenant, now).await? {
-            Link::Known => {}
-            Link::New => {
-                desk::free(connection, &self.scope, customer.as_str(), now).await?;
-                fetch::free(connection, &self.scope, customer.as_str(), now).await?;
-            }
-            Link::Foreign => {
-                let reason = "a checkout of one tenant by the customer of another";
-                return Ok(Some(Settled::Quarantined { reason, waits_for: session.value.id.clone() }));
-            }
+        if self.link_object(connection, tenant, (ObjectKind::Customer, customer), now).await? == Link::Foreign {
+            let reason = "a checkout of one tenant by the customer of another";
+            return Ok(Some(Settled::Quarantined { reason, waits_for: session.value.id.clone() }));
         }
         sitting.note_link(customer, tenant);
         Ok(None)

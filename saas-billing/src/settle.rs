@@ -56,14 +56,14 @@ impl Billing {
         report: Report,
         now: DateTime<Utc>,
     ) -> Result<Settled, CoreError> {
-        bound_waits(connection).await?;
+        bound_costs(connection).await?;
         let mut sitting = Sitting::default();
         let settled = self.hear(connection, &mut sitting, snapshot, report, now).await?;
         self.write_down(connection, &mut sitting, now).await?;
         Ok(settled)
     }
 
-    /// Merges a snapshot into what is known, in a transaction whose waits are bounded. Links are made at once; what follows
+    /// Merges a snapshot into what is known, in a transaction whose costs are bounded. Links are made at once; what follows
     /// for the tenant waits for [`write_down`](Self::write_down). What has no tenant yet, or another one than those before it,
     /// is left to a transaction of its own: [`Settled::Again`].
     pub(crate) async fn hear(
@@ -234,13 +234,18 @@ fn entries(heard: Vec<Heard>, mut facts: Vec<(ObjectId, Fact)>, change: &Change)
     entries
 }
 
-/// Who holds a tenant's lock for long must not hold up the worker for all others.
-pub(crate) async fn bound_waits(connection: &mut PgConnection) -> Result<(), CoreError> {
-    sqlx::query("set local lock_timeout = '500ms'")
-        .execute(connection)
-        .await
-        .map(drop)
-        .map_err(CoreError::from_database)
+/// Bounds what a merging transaction can cost the others: who holds a tenant's lock for long must not hold up the worker for
+/// all. And has its statements find rows by their keys, whatever the planner knew when it made their plans: one that goes
+/// through a whole table is from when that was empty.
+pub(crate) async fn bound_costs(connection: &mut PgConnection) -> Result<(), CoreError> {
+    sqlx::query(
+        "select set_config('lock_timeout', '500ms', true), set_config('enable_seqscan', 'off', true),
+                set_config('plan_cache_mode', 'force_generic_plan', true)",
+    )
+    .execute(connection)
+    .await
+    .map(drop)
+    .map_err(CoreError::from_database)
 }
 
 /// The name of a fact in the audit log.

@@ -11,9 +11,10 @@ use sqlx::PgConnection;
 use crate::{
     billing::Billing,
     derive::{Derived, TenantObjects},
+    event::AnySnapshot,
     merge::Fact,
     object::{ObjectId, ObjectKind},
-    postgres::{Scope, directory, object, state},
+    postgres::{Scope, directory, object},
     settle::Report,
 };
 
@@ -21,10 +22,10 @@ use crate::{
 #[derive(Debug, Default)]
 pub(crate) struct Sitting {
     /// What is to be merged, to be read with the tenant's other objects.
-    ahead: Vec<ObjectId>,
+    ahead: BTreeSet<ObjectId>,
     /// Whether other snapshots share the transaction: what has no place must not take locks of its own then.
     shared: bool,
-    whose: BTreeMap<ObjectId, TenantId>,
+    whose: BTreeMap<String, TenantId>,
     locked: Option<TenantId>,
     seated: Option<Seated>,
 }
@@ -55,9 +56,20 @@ pub(crate) struct Heard {
 }
 
 impl Sitting {
-    /// For snapshots of these objects, of which each can be left to a transaction of its own.
-    pub(crate) fn of_many(ahead: Vec<ObjectId>) -> Self {
-        Self { ahead, shared: true, ..Self::default() }
+    /// For these snapshots, of which each can be left to a transaction of its own.
+    pub(crate) async fn of_many(
+        connection: &mut PgConnection,
+        scope: &Scope,
+        snapshots: impl Iterator<Item = &AnySnapshot>,
+    ) -> Result<Self, CoreError> {
+        let (mut ahead, mut placing) = (BTreeSet::new(), BTreeSet::new());
+        for snapshot in snapshots {
+            ahead.insert(snapshot.id().clone());
+            placing.extend([Some(snapshot.id()), snapshot.customer(), snapshot.charge()].into_iter().flatten());
+        }
+        let placing: Vec<&str> = placing.into_iter().map(ObjectId::as_str).collect();
+        let whose = directory::tenants_of(connection, scope, &placing).await?.into_iter().collect();
+        Ok(Self { ahead, shared: true, whose, ..Self::default() })
     }
 
     pub(crate) const fn is_shared(&self) -> bool {
@@ -71,7 +83,7 @@ impl Sitting {
         scope: &Scope,
         object: &ObjectId,
     ) -> Result<Option<TenantId>, CoreError> {
-        if let Some(tenant) = self.whose.get(object) {
+        if let Some(tenant) = self.whose.get(object.as_str()) {
             return Ok(Some(*tenant));
         }
         let tenant = directory::tenant_of(connection, scope, object).await?;
@@ -82,7 +94,7 @@ impl Sitting {
     }
 
     pub(crate) fn note_link(&mut self, object: &ObjectId, tenant: TenantId) {
-        self.whose.insert(object.clone(), tenant);
+        self.whose.insert(object.to_string(), tenant);
     }
 
     /// The tenant whose lock is held, with what was heard of it.
@@ -91,7 +103,7 @@ impl Sitting {
     }
 
     pub(crate) fn is_linked(&self, object: &ObjectId, tenant: TenantId) -> bool {
-        self.whose.get(object) == Some(&tenant)
+        self.whose.get(object.as_str()) == Some(&tenant)
     }
 }
 
@@ -123,12 +135,11 @@ impl Billing {
         let mut seated = match sitting.seated.take() {
             Some(seated) => seated,
             None => {
-                let mut read: BTreeSet<ObjectId> = sitting.ahead.drain(..).collect();
+                let mut read = std::mem::take(&mut sitting.ahead);
                 read.insert(id.clone());
                 let ids: Vec<&str> = read.iter().map(ObjectId::as_str).collect();
-                let objects = object::load(connection, tenant, livemode, &ids).await?;
-                let stored = state::find(connection, tenant, livemode).await?.unwrap_or_default();
-                Seated { objects, stored, heard: Vec::new(), read }
+                let (objects, stored) = object::load_with_state(connection, tenant, livemode, &ids).await?;
+                Seated { objects, stored: stored.unwrap_or_default(), heard: Vec::new(), read }
             }
         };
         if !seated.read.contains(id) && seated.objects.find(kind, id).is_none() {

@@ -9,13 +9,16 @@ use chrono::{DateTime, Utc};
 use saas_core::{LeaseToken, SystemTx};
 
 use crate::{
-    apply::{Applied, owner, read, reason_of},
+    apply::{Applied, UNLINKED, owner, read, reason_of},
     billing::{ACTOR, Billing},
     error::BillingError,
     event::{AnySnapshot, Told},
     object::{ObjectId, ObjectKind},
-    postgres::receipt::{self, Claimed, Ending, State},
-    settle::{Report, Settled, bound_waits},
+    postgres::{
+        directory,
+        receipt::{self, Claimed, Ending, State},
+    },
+    settle::{Report, Settled, bound_costs},
     sitting::Sitting,
 };
 
@@ -49,13 +52,12 @@ impl Billing {
                     company = rest;
                     continue;
                 }
-                match self.merge_company(&company, lease).await {
-                    Ok(merged) => {
-                        for (member, merged) in company.into_iter().zip(merged) {
-                            if merged {
-                                applied.count(State::Applied);
-                            } else {
-                                alone.push(member.claimed);
+                match self.end_company(&owner, &company, lease).await {
+                    Ok(ends) => {
+                        for (member, end) in company.into_iter().zip(ends) {
+                            match end {
+                                Some(state) => applied.count(state),
+                                None => alone.push(member.claimed),
                             }
                         }
                     }
@@ -76,12 +78,27 @@ impl Billing {
         alone
     }
 
+    /// Says of each receipt how it ended; `None` when it is to be tried alone.
+    async fn end_company(
+        &self,
+        owner: &ObjectId,
+        company: &[Member],
+        lease: LeaseToken,
+    ) -> Result<Vec<Option<State>>, BillingError> {
+        let merged = self.merge_company(company, lease).await?;
+        if merged.iter().any(|merged| *merged) {
+            return Ok(merged.into_iter().map(|merged| merged.then_some(State::Applied)).collect());
+        }
+        self.park_company(owner, company, lease).await
+    }
+
     /// Merges receipts in one transaction with their ends. Says of each whether it was; of none, when a lease was lost.
     async fn merge_company(&self, company: &[Member], lease: LeaseToken) -> Result<Vec<bool>, BillingError> {
         let now = self.clock.now();
         let mut tx = SystemTx::begin(&self.system, ACTOR, "apply webhook receipts of one customer").await?;
-        bound_waits(&mut tx).await?;
-        let mut sitting = Sitting::of_many(company.iter().map(|member| member.snapshot.id().clone()).collect());
+        bound_costs(&mut tx).await?;
+        let snapshots = company.iter().map(|member| &member.snapshot);
+        let mut sitting = Sitting::of_many(&mut tx, &self.scope, snapshots).await?;
         let (mut merged, mut done) = (Vec::with_capacity(company.len()), Vec::new());
         let mut whose = None;
         for member in company {
@@ -96,26 +113,51 @@ impl Billing {
             done.push(event_id);
             whose = Some(tenant);
         }
+        let Some(tenant) = whose else {
+            tx.rollback().await?;
+            return Ok(merged);
+        };
         self.write_down(&mut tx, &mut sitting, now).await?;
-        if let Some(tenant) = whose {
-            let ended = match done.as_slice() {
-                [event_id] => {
-                    let ending = Ending { tenant: Some(tenant), ..Ending::default() };
-                    receipt::finish(&mut tx, &self.scope, (event_id, lease), State::Applied, ending, now).await?
-                }
-                many => {
-                    let ended = receipt::finish_applied(&mut tx, &self.scope, (many, lease), tenant, now).await?;
-                    usize::try_from(ended) == Ok(many.len())
-                }
-            };
-            if !ended {
-                tx.rollback().await?;
-                return Ok(vec![false; company.len()]);
-            }
+        let ending = Ending { tenant: Some(tenant), ..Ending::default() };
+        let ended = receipt::finish_all(&mut tx, &self.scope, (&done, lease), State::Applied, ending, now).await?;
+        if !ended {
+            tx.rollback().await?;
+            return Ok(vec![false; company.len()]);
         }
         tx.commit().await?;
         Ok(merged)
     }
+
+    /// Parks what waits for its customer's link. What is placed by another object is left to be tried alone.
+    async fn park_company(
+        &self,
+        customer: &ObjectId,
+        company: &[Member],
+        lease: LeaseToken,
+    ) -> Result<Vec<Option<State>>, BillingError> {
+        let waits: Vec<bool> = company.iter().map(|member| waits_for_customer(&member.snapshot)).collect();
+        let waiting = company.iter().zip(&waits).filter(|(_, waits)| **waits);
+        let events: Vec<&str> = waiting.map(|(member, _)| member.claimed.event_id.as_str()).collect();
+        let now = self.clock.now();
+        let mut tx = SystemTx::begin(&self.system, ACTOR, "park webhook receipts of one customer").await?;
+        bound_costs(&mut tx).await?;
+        let unlinked = !events.is_empty()
+            && directory::lock_unlinked(&mut tx, &self.scope, (ObjectKind::Customer, customer)).await?.is_none();
+        let ending = Ending { reason: Some(UNLINKED), waits_for: Some(customer.as_str()), tenant: None };
+        let parked =
+            unlinked && receipt::finish_all(&mut tx, &self.scope, (&events, lease), State::Parked, ending, now).await?;
+        if !parked {
+            tx.rollback().await?;
+            return Ok(vec![None; company.len()]);
+        }
+        tx.commit().await?;
+        Ok(waits.into_iter().map(|waits| waits.then_some(State::Parked)).collect())
+    }
+}
+
+/// Whether it has a tenant as soon as its customer has, and not before.
+fn waits_for_customer(snapshot: &AnySnapshot) -> bool {
+    snapshot.kind() != ObjectKind::CheckoutSession && snapshot.charge().is_none() && snapshot.customer().is_some()
 }
 
 /// Receipts by whose locks they take, in the order in which they were taken; and those that go alone.

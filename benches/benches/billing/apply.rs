@@ -11,12 +11,11 @@ use super::{
 const EVENTS: usize = 10;
 /// Places within which the bursts of different tenants are mixed.
 const MIXED: usize = 200;
-/// Receipts that a step takes.
-const STEP: u16 = 100;
 
 /// Events per second, the receipts of a customer together where they come together, beside one receipt per step.
 pub(crate) async fn throughput() -> anyhow::Result<()> {
     let (tenants, workers) = (size("TENANTS", 10_000), size("WORKERS", 8));
+    let step = u16::try_from(size("STEP", 1000))?;
     // As many again, a tenth of them, go one by one.
     let alone = tenants / 10;
     let shop = Shop::open(tenants + alone, u32::try_from(workers)? + 2).await?;
@@ -24,14 +23,14 @@ pub(crate) async fn throughput() -> anyhow::Result<()> {
     println!("a tenant's receipts: {}", history.names().iter().take(EVENTS).cloned().collect::<Vec<_>>().join(", "));
     shop.open_checkouts(&history, 0..tenants + alone).await?;
     shop.deliver(&history, bursts(0..tenants, EVENTS, MIXED)).await?;
-    let (applied, took) = shop.drain(workers, STEP).await?;
+    let (applied, took) = shop.drain(workers, step).await?;
     anyhow::ensure!(applied == tenants * EVENTS, "{applied} applied");
     let together = applied as f64 / took.as_secs_f64();
     shop.deliver(&history, bursts(tenants..tenants + alone, EVENTS, MIXED)).await?;
     let (applied, took) = shop.drain(workers, 1).await?;
     anyhow::ensure!(applied == alone * EVENTS, "{applied} applied one by one");
     let one_by_one = applied as f64 / took.as_secs_f64();
-    println!("{workers} workers: {together:.0} events/s in steps of {STEP}, {one_by_one:.0} events/s in steps of one");
+    println!("{workers} workers: {together:.0} events/s in steps of {step}, {one_by_one:.0} events/s in steps of one");
     ratio("billing-apply-thousands-of-events-per-second", together / 1000.0, false, 4.0);
     ratio("billing-apply-in-steps-to-one-by-one", together / one_by_one, false, 1.5);
     Ok(())
@@ -40,6 +39,7 @@ pub(crate) async fn throughput() -> anyhow::Result<()> {
 /// The cost of an event where many receipts are stored to where few are, round by round.
 pub(crate) async fn flatness() -> anyhow::Result<()> {
     let (stored, workers, rounds) = (size("STORED", 1_000_000), size("WORKERS", 8), rounds(5));
+    let step = u16::try_from(size("STEP", 1000))?;
     let turn = (size("TENANTS", 10_000) / 20).max(10);
     let tenants = turn * (rounds + 1);
     let connections = u32::try_from(workers)? + 2;
@@ -56,7 +56,7 @@ pub(crate) async fn flatness() -> anyhow::Result<()> {
                 // What is stored has the size and the shape of what was just received.
                 fill(shop, if number == 0 { stored / 100 } else { stored }).await?;
             }
-            let (applied, took) = shop.drain(workers, STEP).await?;
+            let (applied, took) = shop.drain(workers, step).await?;
             anyhow::ensure!(applied == turn * EVENTS, "{applied} applied");
             if let Some(cost) = costs.get_mut(number) {
                 *cost = took.as_secs_f64();

@@ -10,7 +10,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use saas_benches::Server;
 use saas_billing::{
     Billing, BillingConfig, Mode, SigningSecrets, WebhookProcessor,
-    object::Interval,
+    object::{Interval, ObjectId},
     testing::{CheckoutRequest, Scenario, StripeSimulator},
 };
 use saas_core::{PlanCatalog, TestClock};
@@ -82,16 +82,23 @@ impl Shop {
         Ok(scenario)
     }
 
-    /// Records the checkouts of worlds for the tenants with these numbers.
+    /// Records for the tenants with these numbers what our own checkout does before a buyer sees its page: whose the
+    /// customer and the session are.
     pub(crate) async fn open_checkouts(
         &self,
         history: &Scenario,
         worlds: std::ops::Range<usize>,
     ) -> anyhow::Result<()> {
+        let made = history.names().iter().position(|name| name.starts_with("customer.created")).unwrap_or_default();
         stream::iter(worlds)
             .map(|world| async move {
                 let ctx = self.server.tenants().get(world).ok_or_else(|| anyhow::anyhow!("no tenant {world}"))?;
-                for session in history.checkouts(u32::try_from(world)?) {
+                let world = u32::try_from(world)?;
+                let body = history.body(made, world).ok_or_else(|| anyhow::anyhow!("no event {made}"))?;
+                let event: serde_json::Value = serde_json::from_slice(&body)?;
+                let customer = event["data"]["object"]["id"].as_str().unwrap_or_default().to_owned();
+                self.billing.link_customer(ctx, &ObjectId::try_from(customer)?).await?;
+                for session in history.checkouts(world) {
                     self.billing.record_checkout(ctx, &session).await?;
                 }
                 anyhow::Ok(())

@@ -26,6 +26,26 @@ pub(crate) async fn tenant_of(
     Ok(tenant.flatten().map(TenantId::from_uuid))
 }
 
+/// The tenants that these objects are linked to; nothing about one that is not linked.
+pub(crate) async fn tenants_of(
+    connection: &mut PgConnection,
+    scope: &Scope,
+    objects: &[&str],
+) -> Result<Vec<(String, TenantId)>, CoreError> {
+    let rows: Vec<(String, Uuid)> = sqlx::query_as(
+        "select object_id, tenant
+         from saas.billing_directory
+         where account = $1 and livemode = $2 and object_id = any($3) and tenant is not null",
+    )
+    .bind(&scope.account)
+    .bind(scope.livemode)
+    .bind(objects)
+    .fetch_all(connection)
+    .await
+    .map_err(CoreError::from_database)?;
+    Ok(rows.into_iter().map(|(object, tenant)| (object, TenantId::from_uuid(tenant))).collect())
+}
+
 /// Locks the row of a customer or a checkout session, made if need be, and tells whether it has been linked meanwhile. Whoever parks a receipt holds
 /// this lock until the receipt is parked; whoever links takes it before looking for parked receipts.
 pub(crate) async fn lock_unlinked(
@@ -53,15 +73,15 @@ pub(crate) async fn lock_unlinked(
 #[must_use]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Link {
-    /// It is linked now, and was not before.
-    New,
+    /// It is linked now, and was not before. Unless somebody has parked something until then, nothing waits for it.
+    New { awaited: bool },
     /// It was already linked to this tenant.
     Known,
     /// It belongs to another tenant. Nothing was changed.
     Foreign,
 }
 
-/// Links an object to a tenant, for good.
+/// Links an object to a tenant, whose lock is held, for good.
 pub(crate) async fn link(
     connection: &mut PgConnection,
     scope: &Scope,
@@ -69,36 +89,31 @@ pub(crate) async fn link(
     tenant: TenantId,
     now: DateTime<Utc>,
 ) -> Result<Link, CoreError> {
-    let owner: Option<Uuid> = sqlx::query_scalar(
-        "insert into saas.billing_directory as known (account, livemode, object_id, kind)
-         values ($1, $2, $3, $4)
-         on conflict (account, livemode, object_id) do update set kind = known.kind
-         returning tenant",
+    // Under the tenant's lock nobody else links it to this tenant: what the statement sees of before is true of now. A row
+    // that the insert has met has `xmax` set, by the lock that it took.
+    let (owner, before, awaited): (Uuid, Option<Uuid>, bool) = sqlx::query_as(
+        "insert into saas.billing_directory as known (account, livemode, object_id, kind, tenant, linked_at)
+         values ($1, $2, $3, $4, $5, $6)
+         on conflict (account, livemode, object_id) do update
+         set tenant = coalesce(known.tenant, excluded.tenant), linked_at = coalesce(known.linked_at, excluded.linked_at)
+         returning tenant,
+                   (select before.tenant
+                    from saas.billing_directory before
+                    where before.account = $1 and before.livemode = $2 and before.object_id = $3),
+                   xmax <> 0",
     )
     .bind(&scope.account)
     .bind(scope.livemode)
     .bind(object.as_str())
     .bind(kind.as_str())
-    .fetch_one(&mut *connection)
-    .await
-    .map_err(CoreError::from_database)?;
-    match owner {
-        Some(owner) if owner == tenant.as_uuid() => return Ok(Link::Known),
-        Some(_) => return Ok(Link::Foreign),
-        None => {}
-    }
-    sqlx::query(
-        "update saas.billing_directory
-         set tenant = $4, linked_at = $5
-         where account = $1 and livemode = $2 and object_id = $3",
-    )
-    .bind(&scope.account)
-    .bind(scope.livemode)
-    .bind(object.as_str())
     .bind(tenant.as_uuid())
     .bind(now)
-    .execute(connection)
+    .fetch_one(connection)
     .await
     .map_err(CoreError::from_database)?;
-    Ok(Link::New)
+    Ok(match before {
+        _ if owner != tenant.as_uuid() => Link::Foreign,
+        Some(_) => Link::Known,
+        None => Link::New { awaited },
+    })
 }

@@ -143,7 +143,7 @@ pub(crate) async fn finish(
     let finished = sqlx::query(
         "update saas.billing_fetch
          set state = $5, due_at = coalesce($6, due_at), last_error = $7, waits_for = $8, lease = null
-         where account = $1 and livemode = $2 and object_id = $3 and lease = $4 and state = 'pending'",
+         where account = $1 and livemode = $2 and object_id = $3 and lease = $4  -- only what is pending has one",
     )
     .bind(&scope.account)
     .bind(scope.livemode)

@@ -6,9 +6,10 @@ use serde_json::Value;
 use sqlx::PgConnection;
 
 use crate::{
-    derive::{AnyMerged, TenantObjects},
+    derive::{AnyMerged, Derived, TenantObjects},
     merge::Fact,
     object::{ObjectId, ObjectKind},
+    postgres::state,
 };
 
 const CORRUPT: CoreError = CoreError::Corrupt { table: "saas.billing_object", column: "merged" };
@@ -32,6 +33,38 @@ pub(crate) async fn load(
     .await
     .map_err(CoreError::from_database)?;
     into_objects(rows)
+}
+
+/// As [`load`], with what was derived from them last.
+pub(crate) async fn load_with_state(
+    connection: &mut PgConnection,
+    tenant: TenantId,
+    livemode: bool,
+    besides: &[&str],
+) -> Result<(TenantObjects, Option<Derived>), CoreError> {
+    let rows: Vec<(Option<String>, Value)> = sqlx::query_as(
+        "select kind::text, merged
+         from saas.billing_object
+         where tenant_id = $1 and livemode = $2 and (is_current or is_past or object_id = any($3))
+         union all
+         select null, derived
+         from saas.billing_state
+         where tenant_id = $1 and livemode = $2",
+    )
+    .bind(tenant.as_uuid())
+    .bind(livemode)
+    .bind(besides)
+    .fetch_all(connection)
+    .await
+    .map_err(CoreError::from_database)?;
+    let (mut objects, mut state) = (TenantObjects::default(), None);
+    for (kind, value) in rows {
+        match kind {
+            Some(kind) => objects.insert(read((kind, value))?),
+            None => state = Some(state::read(value)?),
+        }
+    }
+    Ok((objects, state))
 }
 
 /// The objects named, and no others.

@@ -168,10 +168,14 @@ pub(crate) struct Claimed {
     pub(crate) is_suspect: bool,
 }
 
+/// How many of those that became due last are taken at once. The end of a backlog is not a good place to find the receipts of
+/// one customer together.
+const NEWEST: i64 = 25;
+
 /// Takes up to `limit` due receipts until `until`, or until they are finished. Being taken is no try yet.
 ///
-/// A quarter of them are those that became due last: behind a backlog, or behind one tenant's flood, what has just come in
-/// does not wait for all of it. The rest are the longest due, so that nothing waits for ever.
+/// A quarter of them, and no more than [`NEWEST`], are those that became due last: behind a backlog, or behind one tenant's
+/// flood, what has just come in does not wait for all of it. The rest are the longest due, so that nothing waits for ever.
 pub(crate) async fn claim(
     connection: &mut PgConnection,
     scope: &Scope,
@@ -179,6 +183,7 @@ pub(crate) async fn claim(
     lease: LeaseToken,
     (now, until): (DateTime<Utc>, DateTime<Utc>),
 ) -> Result<Vec<Claimed>, CoreError> {
+    let newest = (limit / 4).min(NEWEST);
     let rows: Vec<(String, Vec<u8>, bool)> = sqlx::query_as(
         "with oldest as (
             select account, livemode, event_id, lease is not null as was_taken
@@ -206,10 +211,10 @@ pub(crate) async fn claim(
     .bind(&scope.account)
     .bind(scope.livemode)
     .bind(now)
-    .bind(limit - limit / 4)
+    .bind(limit - newest)
     .bind(lease.as_uuid())
     .bind(until)
-    .bind(limit / 4)
+    .bind(newest)
     .fetch_all(connection)
     .await
     .map_err(CoreError::from_database)?;
@@ -228,7 +233,7 @@ pub(crate) async fn count_try(
     let attempts: Option<i32> = sqlx::query_scalar(
         "update saas.billing_receipt
          set attempts = attempts + 1, due_at = $5
-         where account = $1 and livemode = $2 and event_id = $3 and lease = $4 and state = 'pending'
+         where account = $1 and livemode = $2 and event_id = $3 and lease = $4  -- only what is pending has one
          returning attempts",
     )
     .bind(&scope.account)
@@ -279,32 +284,34 @@ pub(crate) async fn finish(
     Ok(finished.rows_affected() == 1)
 }
 
-/// Ends receipts that were applied for a tenant. Returns how many: fewer when the lease of some has passed to another worker.
-///
-/// Planned each time: a plan kept from when the table was small would go through all that is there.
-pub(crate) async fn finish_applied(
+/// Ends several receipts in one way, in a transaction whose costs are bounded. `false` when the lease of some has passed to
+/// another worker; roll back then.
+pub(crate) async fn finish_all(
     connection: &mut PgConnection,
     scope: &Scope,
     (event_ids, lease): (&[&str], LeaseToken),
-    tenant: TenantId,
+    state: State,
+    ending: Ending<'_>,
     now: DateTime<Utc>,
-) -> Result<u64, CoreError> {
+) -> Result<bool, CoreError> {
     let finished = sqlx::query(
         "update saas.billing_receipt
-         set state = 'applied', reason = null, waits_for = null, tenant = $5, finished_at = $6, lease = null
+         set state = $5, reason = $6, waits_for = $7, tenant = $8, finished_at = $9, lease = null
          where account = $1 and livemode = $2 and event_id = any($3) and lease = $4  -- only what is pending has one",
     )
     .bind(&scope.account)
     .bind(scope.livemode)
     .bind(event_ids)
     .bind(lease.as_uuid())
-    .bind(tenant.as_uuid())
+    .bind(state.as_str())
+    .bind(ending.reason.map(storable))
+    .bind(ending.waits_for)
+    .bind(ending.tenant.map(TenantId::as_uuid))
     .bind(now)
-    .persistent(false)
     .execute(connection)
     .await
     .map_err(CoreError::from_database)?;
-    Ok(finished.rows_affected())
+    Ok(usize::try_from(finished.rows_affected()) == Ok(event_ids.len()))
 }
 
 /// Gives a receipt back with this many tries counted, to be tried again at `due_at`.
@@ -319,7 +326,7 @@ pub(crate) async fn release(
     let released = sqlx::query(
         "update saas.billing_receipt
          set attempts = $7, reason = $5, due_at = $6, lease = null
-         where account = $1 and livemode = $2 and event_id = $3 and lease = $4 and state = 'pending'",
+         where account = $1 and livemode = $2 and event_id = $3 and lease = $4  -- only what is pending has one",
     )
     .bind(&scope.account)
     .bind(scope.livemode)

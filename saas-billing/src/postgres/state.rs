@@ -28,7 +28,12 @@ pub(crate) async fn find(
             .fetch_optional(connection)
             .await
             .map_err(CoreError::from_database)?;
-    derived.map(|derived| serde_json::from_value(derived).map_err(|_| CORRUPT)).transpose()
+    derived.map(read).transpose()
+}
+
+/// Reads the column `derived`.
+pub(crate) fn read(derived: Value) -> Result<Derived, CoreError> {
+    serde_json::from_value(derived).map_err(|_| CORRUPT)
 }
 
 /// As [`find`], with the exception that was made from the dunning policy.
@@ -52,7 +57,7 @@ pub(crate) async fn find_with_exception(
     .fetch_one(connection)
     .await
     .map_err(CoreError::from_database)?;
-    let derived = derived.map(|derived| serde_json::from_value(derived).map_err(|_| CORRUPT)).transpose()?;
+    let derived = derived.map(read).transpose()?;
     Ok((derived, exception.map(|Json(exception)| exception)))
 }
 

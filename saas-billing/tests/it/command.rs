@@ -316,7 +316,7 @@ async fn a_caller_that_goes_away_at_any_step_leaves_one_customer_and_one_page() 
     while gone {
         polls += 1;
         let ctx = shop.database.create_tenant(&format!("tenant-{polls}")).await;
-        gone = !ends_within(polls, Box::pin(shop.checkout(&ctx))).await;
+        gone = ends_within(polls, Box::pin(shop.checkout(&ctx))).await.is_none();
         let session = opened(shop.checkout(&ctx).await.unwrap());
         assert_eq!(opened(shop.checkout(&ctx).await.unwrap()), session, "after {polls} polls");
         assert_eq!(shop.stripe.living(ObjectKind::Customer).len(), polls);
@@ -332,13 +332,13 @@ async fn a_caller_that_goes_away_at_any_step_leaves_one_customer_and_one_page() 
 pub(crate) async fn ends_within<T>(
     polls: usize,
     mut future: std::pin::Pin<Box<dyn Future<Output = T> + Send + '_>>,
-) -> bool {
+) -> Option<T> {
     let mut left = polls;
     std::future::poll_fn(move |context| {
         left -= 1;
         match future.as_mut().poll(context) {
-            std::task::Poll::Ready(_) => std::task::Poll::Ready(true),
-            std::task::Poll::Pending if left == 0 => std::task::Poll::Ready(false),
+            std::task::Poll::Ready(value) => std::task::Poll::Ready(Some(value)),
+            std::task::Poll::Pending if left == 0 => std::task::Poll::Ready(None),
             std::task::Poll::Pending => std::task::Poll::Pending,
         }
     })
