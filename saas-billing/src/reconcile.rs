@@ -5,10 +5,10 @@
 //! repair is a read of the object ([`Billing::fetch_pending`](crate::Billing::fetch_pending)), merged like every other, so
 //! it can do no harm: what it says is true at that moment.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, Utc};
-use saas_core::{Actor, Page, PageSize, SystemTx};
+use saas_core::{Actor, Page, PageSize, SystemTx, TenantId};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
@@ -22,7 +22,7 @@ use crate::{
     object::{ObjectId, ObjectKind},
     postgres::{
         directory, fetch, object,
-        reconcile::{self, Met, Step},
+        reconcile::{self, Met, Noted, Step},
     },
     provider::{PageLimit, PaymentProvider, Query},
 };
@@ -218,22 +218,24 @@ impl Billing {
             tx.rollback().await?;
             return Ok(present);
         };
-        let mut step = Step::default();
+        // A refund or a dispute is its charge's, which is its customer's.
+        let owner = |met: &Met| met.theirs.as_ref().and_then(|theirs| theirs.customer().or(theirs.charge())).cloned();
+        let ids: Vec<&str> = met.iter().map(|met| met.id.as_str()).collect();
+        let stored = object::find_all_anywhere(&mut tx, self.scope.livemode, &ids).await?;
+        let owners: BTreeSet<ObjectId> = met.iter().filter_map(owner).collect();
+        let owners: Vec<&str> = owners.iter().map(ObjectId::as_str).collect();
+        let linked: BTreeMap<String, TenantId> =
+            directory::tenants_of(&mut tx, &self.scope, &owners).await?.into_iter().collect();
+        let (mut step, mut noted) = (Step::default(), BTreeMap::new());
         for met in met {
-            let ours = object::find_anywhere(&mut tx, self.scope.livemode, &met.id).await?;
-            // A refund or a dispute is its charge's, which is its customer's.
-            let theirs = met.theirs.as_ref();
-            let owner = theirs.and_then(AnySnapshot::customer).or(theirs.and_then(AnySnapshot::charge));
-            let is_ours = match owner {
-                Some(owner) => directory::tenant_of(&mut tx, &self.scope, owner).await?.is_some(),
-                None => ours.is_some(),
-            };
+            let ours = stored.get(&met.id);
+            let is_ours = owner(&met).map_or(ours.is_some(), |owner| linked.contains_key(owner.as_str()));
             if !is_ours {
                 step.unlinked += 1;
                 continue;
             }
             step.looked_at += 1;
-            let fields = differences(ours.as_ref(), met.theirs.as_ref());
+            let fields = differences(ours, met.theirs.as_ref());
             let mut repaired = false;
             if !fields.is_empty() {
                 step.drifted += 1;
@@ -246,8 +248,9 @@ impl Billing {
                     fetch::request(&mut tx, &self.scope, &request, now).await?;
                 }
             }
-            reconcile::note(&mut tx, &self.scope, run.id, (met.kind, &met.id), &fields, repaired).await?;
+            noted.insert(met.id, Noted { kind: met.kind, fields, repaired });
         }
+        reconcile::note(&mut tx, &self.scope, run.id, &noted).await?;
         let (list, after) = match (next, run.list.next()) {
             (Some(next), _) => (Some(run.list), Some(next)),
             (None, next_list) => (next_list, None),

@@ -1,5 +1,7 @@
 //! `saas.billing_object`: a tenant's Stripe objects, merged.
 
+use std::collections::BTreeMap;
+
 use chrono::{DateTime, Utc};
 use saas_core::{CoreError, TenantId};
 use serde_json::Value;
@@ -128,6 +130,22 @@ pub(crate) async fn find_anywhere(
             .await
             .map_err(CoreError::from_database)?;
     row.map(read).transpose()
+}
+
+/// As [`find_anywhere`], of several.
+pub(crate) async fn find_all_anywhere(
+    connection: &mut PgConnection,
+    livemode: bool,
+    ids: &[&str],
+) -> Result<BTreeMap<ObjectId, AnyMerged>, CoreError> {
+    let rows: Vec<(String, Value)> =
+        sqlx::query_as("select kind, merged from saas.billing_object where object_id = any($1) and livemode = $2")
+            .bind(ids)
+            .bind(livemode)
+            .fetch_all(connection)
+            .await
+            .map_err(CoreError::from_database)?;
+    rows.into_iter().map(|row| read(row).map(|merged| (merged.id().clone(), merged))).collect()
 }
 
 fn into_objects(rows: Vec<(String, Value)>) -> Result<TenantObjects, CoreError> {

@@ -143,29 +143,37 @@ pub(crate) async fn lock(
     Ok(row.map(read_run).transpose()?.map(|(run, _)| run))
 }
 
-/// Keeps that a run has met an object, and how it differed. Stripe's lists move while they are read: met twice, the later
+/// An object that a run has met.
+pub(crate) struct Noted {
+    pub(crate) kind: ObjectKind,
+    /// How it differs; empty when it does not.
+    pub(crate) fields: BTreeMap<String, FieldDrift>,
+    pub(crate) repaired: bool,
+}
+
+/// Keeps that a run has met objects, and how they differed. Stripe's lists move while they are read: met twice, the later
 /// look counts, and its difference is the report's.
 pub(crate) async fn note(
     connection: &mut PgConnection,
     scope: &Scope,
     run: Uuid,
-    (kind, id): (ObjectKind, &ObjectId),
-    fields: &BTreeMap<String, FieldDrift>,
-    repaired: bool,
+    met: &BTreeMap<ObjectId, Noted>,
 ) -> Result<(), CoreError> {
+    let fields = |noted: &Noted| (!noted.fields.is_empty()).then(|| Json(noted.fields.clone()));
     sqlx::query(
         "insert into saas.billing_reconcile_object as met (account, livemode, run, object_id, kind, fields, repaired)
-         values ($1, $2, $3, $4, $5, $6, $7)
+         select $1, $2, $3, object_id, kind, fields, repaired
+         from unnest($4::text[], $5::text[], $6::jsonb[], $7::boolean[]) as page (object_id, kind, fields, repaired)
          on conflict (account, livemode, run, object_id) do update
          set fields = coalesce(excluded.fields, met.fields), repaired = met.repaired or excluded.repaired",
     )
     .bind(&scope.account)
     .bind(scope.livemode)
     .bind(run)
-    .bind(id.as_str())
-    .bind(kind.as_str())
-    .bind((!fields.is_empty()).then_some(Json(fields)))
-    .bind(repaired)
+    .bind(met.keys().map(ObjectId::as_str).collect::<Vec<_>>())
+    .bind(met.values().map(|noted| noted.kind.as_str()).collect::<Vec<_>>())
+    .bind(met.values().map(fields).collect::<Vec<_>>())
+    .bind(met.values().map(|noted| noted.repaired).collect::<Vec<_>>())
     .execute(connection)
     .await
     .map(drop)

@@ -10,7 +10,7 @@ use saas_billing::{
     object::ObjectKind,
     provider::{Command, Listed, MeterReading, PageLimit, Query, Reply, SubscriptionChange},
     stripe::StripeApi,
-    testing::{Fault, SimulatorServer},
+    testing::{CheckoutRequest, Fault, SimulatorServer},
     usage::{Corrections, UsageItem, UsagePolicy, UsageSent},
 };
 use saas_core::{
@@ -401,6 +401,16 @@ async fn usage_of_a_tenant_without_a_customer_waits_for_one_and_what_is_not_char
     let customer = counter.shop.billing.ensure_customer(&counter.stripe, &globex, &Default::default()).await.unwrap();
     assert_eq!(counter.send().await.sent, 1);
     assert_eq!((counter.counted("calls", &customer).await, counter.calls().await), (3, 0));
+    // So is one that a completed checkout brings.
+    let umbrella = counter.shop.database.create_tenant("umbrella").await;
+    counter.accept(&[counter.item_of(&umbrella, &CALLS, 4, counter.now())]).await;
+    assert_eq!(counter.send().await.waiting, 1);
+    let session = counter.shop.stripe.checkout(CheckoutRequest::new("price_pro"));
+    counter.shop.billing.record_checkout(&umbrella, &session).await.unwrap();
+    let purchase = counter.shop.stripe.complete_checkout(&session).unwrap();
+    counter.shop.deliver_all().await;
+    assert_eq!(counter.send().await.sent, 1);
+    assert_eq!(counter.counted("calls", &purchase.customer).await, 4);
     // Who never becomes a customer has nothing to be charged for.
     let initech = counter.shop.database.create_tenant("initech").await;
     counter.accept(&[counter.item_of(&initech, &CALLS, 1, counter.now())]).await;
