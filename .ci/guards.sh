@@ -68,7 +68,7 @@ fails a_deletion_that_no_event_told_of_is_found_once_and_is_no_difference_any_mo
 
 guard whose a refund is
 file  saas-billing/src/reconcile.rs
-edit  s/.or(theirs.and_then(AnySnapshot::charge))//
+edit  s/theirs.customer().or(theirs.charge())/theirs.customer()/
 test  --package saas-billing --all-features --test it reconcile::
 fails a_charge_a_refund_a_dispute_and_a_credit_note_that_no_event_told_of_are_booked
 
@@ -216,9 +216,15 @@ edit  s/invoice.status == wanted/invoice.status == wanted || true/
 test  --package saas-billing --test it dunning
 fails dunning::nobody_is_dunned_for_an_invoice_that_stripe_says_is_paid_though_no_event_told
 
+guard usage that waits for a customer
+file  saas-billing/src/place.rs
+edit  s/if kind == ObjectKind::Customer {/if false {/
+test  --package saas-billing --all-features --test it usage::
+fails usage::usage_of_a_tenant_without_a_customer_waits_for_one_and_what_is_not_charged_is_left_out
+
 guard what came in last, taken beside the longest due
 file  saas-billing/src/postgres/receipt.rs
-edit  s/\.bind(limit - limit \/ 4)/.bind(limit)/; s/\.bind(limit \/ 4)/.bind(0_i64)/
+edit  s/let newest = (limit \/ 4).min(NEWEST);/let newest = 0 * NEWEST;/
 test  --package saas-billing --all-features --test it together
 fails together::what_has_just_come_in_does_not_wait_behind_a_flood_and_the_flood_goes_on
 
