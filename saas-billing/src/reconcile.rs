@@ -228,7 +228,7 @@ impl Billing {
             directory::tenants_of(&mut tx, &self.scope, &owners).await?.into_iter().collect();
         let (mut step, mut noted) = (Step::default(), BTreeMap::new());
         for met in met {
-            let ours = stored.get(&met.id);
+            let ours = stored.get(met.id.as_str());
             let is_ours = owner(&met).map_or(ours.is_some(), |owner| linked.contains_key(owner.as_str()));
             if !is_ours {
                 step.unlinked += 1;

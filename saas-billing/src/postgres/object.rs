@@ -132,20 +132,21 @@ pub(crate) async fn find_anywhere(
     row.map(read).transpose()
 }
 
-/// As [`find_anywhere`], of several.
+/// As [`find_anywhere`], of several, by id.
 pub(crate) async fn find_all_anywhere(
     connection: &mut PgConnection,
     livemode: bool,
     ids: &[&str],
-) -> Result<BTreeMap<ObjectId, AnyMerged>, CoreError> {
-    let rows: Vec<(String, Value)> =
-        sqlx::query_as("select kind, merged from saas.billing_object where object_id = any($1) and livemode = $2")
-            .bind(ids)
-            .bind(livemode)
-            .fetch_all(connection)
-            .await
-            .map_err(CoreError::from_database)?;
-    rows.into_iter().map(|row| read(row).map(|merged| (merged.id().clone(), merged))).collect()
+) -> Result<BTreeMap<String, AnyMerged>, CoreError> {
+    let rows: Vec<(String, String, Value)> = sqlx::query_as(
+        "select object_id, kind, merged from saas.billing_object where object_id = any($1) and livemode = $2",
+    )
+    .bind(ids)
+    .bind(livemode)
+    .fetch_all(connection)
+    .await
+    .map_err(CoreError::from_database)?;
+    rows.into_iter().map(|(id, kind, merged)| Ok((id, read((kind, merged))?))).collect()
 }
 
 fn into_objects(rows: Vec<(String, Value)>) -> Result<TenantObjects, CoreError> {
