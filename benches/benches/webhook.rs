@@ -212,6 +212,7 @@ async fn bare_inserts(pool: &PgPool, body: Option<&[u8]>, callers: u32) -> Resul
 }
 
 /// What most do: a transaction that keeps the event's id and applies the event, on every connection.
+#[expect(clippy::disallowed_methods, reason = "the way to compare with")]
 async fn four_round_trips(pool: &PgPool, callers: u32) -> Result<f64, Failure> {
     let begin = Instant::now();
     let workers = (0..callers).map(|_| {
