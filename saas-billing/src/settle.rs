@@ -16,7 +16,7 @@ use crate::{
     derive::{AnyMerged, TenantObjects},
     event::AnySnapshot,
     merge::{Fact, Origin},
-    object::{ObjectId, Subscription},
+    object::{ObjectId, ObjectKind, Subscription},
     place::Place,
     postgres::{command, object, trial},
     rederive::Change,
@@ -135,8 +135,13 @@ impl Billing {
             self.note_outcome(connection, tenant, object).await?;
         }
         // The answer can change although the object does not: the catalogue may have.
+        // A change is dated by the subscriptions where there are any: what else was heard may have come days later.
+        let (subscriptions, others): (Vec<&AnyMerged>, Vec<&AnyMerged>) =
+            changed.iter().partition(|object| object.kind() == ObjectKind::Subscription);
+        let newest = |objects: Vec<&AnyMerged>| objects.into_iter().map(AnyMerged::as_of).max();
         // What was fetched without a date has none.
-        let at = changed.iter().map(AnyMerged::as_of).max().filter(|at| *at > DateTime::UNIX_EPOCH).unwrap_or(now);
+        let dated = newest(subscriptions).or_else(|| newest(others)).filter(|at| *at > DateTime::UNIX_EPOCH);
+        let at = dated.unwrap_or(now);
         let change = self.write_derived(connection, (tenant, stored), &derived, (!changed.is_empty(), at), now).await?;
         let entries = entries(heard, facts, &change);
         audit::record_all_in(connection, tenant, &ACTOR, entries, now).await

@@ -312,23 +312,28 @@ async fn click(billing: &Billing, stripe: &StripeApi, ctx: &RequestContext) -> C
 #[tokio::test]
 async fn a_caller_that_goes_away_at_any_step_leaves_one_customer_and_one_page() {
     let shop = Shop::open().await;
-    let (mut polls, mut gone) = (0, true);
-    while gone {
+    let (mut polls, mut gone, mut through) = (0, 0, 0);
+    while through < THROUGH {
         polls += 1;
         let ctx = shop.database.create_tenant(&format!("tenant-{polls}")).await;
-        gone = ends_within(polls, Box::pin(shop.checkout(&ctx))).await.is_none();
+        let answer = ends_within(polls, Box::pin(shop.checkout(&ctx))).await;
+        (gone, through) = if answer.map(Result::unwrap).is_some() { (gone, through + 1) } else { (gone + 1, 0) };
         let session = opened(shop.checkout(&ctx).await.unwrap());
         assert_eq!(opened(shop.checkout(&ctx).await.unwrap()), session, "after {polls} polls");
         assert_eq!(shop.stripe.living(ObjectKind::Customer).len(), polls);
         let _ = shop.stripe.complete_checkout(&session).unwrap();
         assert_eq!(shop.stripe.living(ObjectKind::Subscription).len(), polls, "after {polls} polls");
     }
-    assert!(polls > 10, "it was never interrupted");
+    assert!(gone >= 5, "it was interrupted {gone} times");
     while !shop.worker().await.is_idle() {}
     assert_eq!(shop.stripe.living(ObjectKind::CheckoutSession).len(), polls, "no page that nobody asked for");
 }
 
-/// Polls so many times and drops the future then; says whether it ended by itself.
+/// How often in a row a call must end by itself until it counts as one that is not interrupted any more. An answer that is
+/// there before it is asked for costs no poll, so that once says little.
+pub(crate) const THROUGH: usize = 5;
+
+/// Polls so many times and drops the future then, unless it ended by itself.
 pub(crate) async fn ends_within<T>(
     polls: usize,
     mut future: std::pin::Pin<Box<dyn Future<Output = T> + Send + '_>>,

@@ -1,7 +1,7 @@
 //! Steps: receipts of one customer share a transaction, and what has just come in does not wait for a backlog.
 
-use chrono::TimeDelta;
-use saas_billing::testing::Delivery;
+use chrono::{DateTime, TimeDelta, Utc};
+use saas_billing::{object::ObjectKind, testing::Delivery};
 
 use crate::shop::{OPERATOR, Shop};
 
@@ -43,6 +43,25 @@ async fn a_customers_receipts_share_a_transaction_and_come_to_the_same_as_one_by
     assert_eq!(digests[0].0, digests[1].0);
     assert_eq!(digests[0].1, i64::try_from(events.len()).unwrap());
     assert!(digests[1].1 <= 3, "what brings the link goes first, and the others with it: {}", digests[1].1);
+}
+
+#[tokio::test]
+async fn a_change_is_dated_by_its_own_event_and_not_by_what_was_heard_with_it() {
+    let shop = Shop::open().await;
+    let (_, purchase) = shop.buyer("acme").await;
+    shop.deliver_all().await;
+    shop.stripe.advance(TimeDelta::days(1));
+    let upgraded = shop.stripe.now();
+    shop.stripe.update_quantity(&purchase.subscription, 3);
+    shop.stripe.advance(TimeDelta::days(2));
+    let charge = shop.stripe.charge_of(&shop.stripe.living(ObjectKind::Invoice)[0]).unwrap();
+    let _ = shop.stripe.refund(&charge, Some(100)).unwrap();
+    assert!(shop.deliver_all().await.applied >= 2);
+    let at: DateTime<Utc> = sqlx::query_scalar("select at from saas.revenue_change order by number desc limit 1")
+        .fetch_one(&mut *shop.owner.lock().await)
+        .await
+        .unwrap();
+    assert_eq!(at, upgraded);
 }
 
 // W24

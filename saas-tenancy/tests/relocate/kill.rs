@@ -67,9 +67,9 @@ async fn cut(
     }
 }
 
-/// A mover is dropped at its first await, its eighth, its fifteenth …, and each time another one goes on or goes back. One
+/// A mover is dropped at its first await and at every `stride`th after it, and each time another one goes on or goes back. One
 /// writer is at work all the while.
-async fn drop_everywhere(world: &World, place: impl AsyncFn() -> Address) -> (usize, usize) {
+async fn drop_everywhere(world: &World, stride: usize, place: impl AsyncFn() -> Address) -> (usize, usize) {
     let pooled = Address::pooled("control");
     let tenant = world.acme.tenant();
     let work = Work::start(world, 1);
@@ -111,7 +111,7 @@ async fn drop_everywhere(world: &World, place: impl AsyncFn() -> Address) -> (us
         if is_through {
             break;
         }
-        polls += 7;
+        polls += stride;
     }
     work.finish(world, &home).await;
     for state in [State::Planned, State::Copying, State::CatchingUp, State::Switched] {
@@ -124,7 +124,7 @@ async fn drop_everywhere(world: &World, place: impl AsyncFn() -> Address) -> (us
 async fn a_mover_dropped_at_any_await_is_resumed_or_rolled_back_within_one_database() {
     let world = World::start().await;
     let mut others = world.rows_at(&Address::pooled("control"), &world.other).await;
-    let (polls, unserved) = drop_everywhere(&world, async || world.make_schema().await).await;
+    let (polls, unserved) = drop_everywhere(&world, 7, async || world.make_schema().await).await;
     println!("dropped after up to {polls} polls; {unserved} of them between the doors");
     assert_eq!(world.rows_at(&Address::pooled("control"), &world.other).await, std::mem::take(&mut others));
 }
@@ -134,7 +134,7 @@ async fn a_mover_dropped_at_any_await_is_resumed_or_rolled_back_between_two_serv
     let world = World::start().await;
     world.ways.keeps_databases.store(true, Ordering::Relaxed);
     let database = world.make_database().await;
-    let (polls, unserved) = drop_everywhere(&world, async || database.clone()).await;
+    let (polls, unserved) = drop_everywhere(&world, 13, async || database.clone()).await;
     println!("dropped after up to {polls} polls; {unserved} of them between the doors");
 }
 
