@@ -299,9 +299,13 @@ impl StripeSimulator {
 
     /// As [`deliveries`](Self::deliveries), over a bad network. What it delays comes with the next call.
     pub fn deliveries_through(&self, chaos: Chaos) -> Vec<Delivery> {
-        let queue = std::mem::take(&mut self.world().queue);
-        let (now, later) = chaos.disturb(queue);
-        self.world().queue = later;
+        let now = {
+            // One lock: what happens meanwhile comes behind what is kept back.
+            let mut world = self.world();
+            let (now, later) = chaos.disturb(std::mem::take(&mut world.queue));
+            world.queue = later;
+            now
+        };
         now.iter().map(|event| self.deliver(event)).collect()
     }
 
