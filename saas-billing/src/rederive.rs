@@ -99,10 +99,10 @@ impl Billing {
         former: Option<&DunningException>,
     ) -> Result<bool, BillingError> {
         let now = self.clock.now();
-        let mut objects = object::load(connection, tenant, self.scope.livemode, &[]).await?;
+        let (mut objects, previous) = object::load(connection, tenant, self.scope.livemode, &[]).await?;
         self.load_unseen(connection, tenant, &mut objects).await?;
         let derived = self.derive_in(connection, &objects).await?;
-        let previous = state::find(connection, tenant, self.scope.livemode).await?.unwrap_or_default();
+        let previous = previous.unwrap_or_default();
         let mut change = self.write_derived(connection, (tenant, previous), &derived, (false, now), now).await?;
         if !change.is_recorded {
             // The same objects can mean something else: under another dunning policy, say.

@@ -138,7 +138,7 @@ impl Billing {
                 let mut read = std::mem::take(&mut sitting.ahead);
                 read.insert(id.clone());
                 let ids: Vec<&str> = read.iter().map(ObjectId::as_str).collect();
-                let (objects, stored) = object::load_with_state(connection, tenant, livemode, &ids).await?;
+                let (objects, stored) = object::load(connection, tenant, livemode, &ids).await?;
                 Seated { objects, stored: stored.unwrap_or_default(), heard: Vec::new(), read }
             }
         };

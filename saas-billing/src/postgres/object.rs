@@ -16,29 +16,8 @@ use crate::{
 
 const CORRUPT: CoreError = CoreError::Corrupt { table: "saas.billing_object", column: "merged" };
 
-/// The objects that what the tenant has and had can depend on, and those named besides.
+/// The objects that what the tenant has and had can depend on, and those named besides; with what was derived last.
 pub(crate) async fn load(
-    connection: &mut PgConnection,
-    tenant: TenantId,
-    livemode: bool,
-    besides: &[&str],
-) -> Result<TenantObjects, CoreError> {
-    let rows: Vec<(String, Value)> = sqlx::query_as(
-        "select kind, merged
-         from saas.billing_object
-         where tenant_id = $1 and livemode = $2 and (is_current or is_past or object_id = any($3))",
-    )
-    .bind(tenant.as_uuid())
-    .bind(livemode)
-    .bind(besides)
-    .fetch_all(connection)
-    .await
-    .map_err(CoreError::from_database)?;
-    into_objects(rows)
-}
-
-/// As [`load`], with what was derived from them last.
-pub(crate) async fn load_with_state(
     connection: &mut PgConnection,
     tenant: TenantId,
     livemode: bool,
@@ -147,14 +126,6 @@ pub(crate) async fn find_all_anywhere(
     .await
     .map_err(CoreError::from_database)?;
     rows.into_iter().map(|(id, kind, merged)| Ok((id, read((kind, merged))?))).collect()
-}
-
-fn into_objects(rows: Vec<(String, Value)>) -> Result<TenantObjects, CoreError> {
-    let mut objects = TenantObjects::default();
-    for row in rows {
-        objects.insert(read(row)?);
-    }
-    Ok(objects)
 }
 
 fn read((kind, merged): (String, Value)) -> Result<AnyMerged, CoreError> {

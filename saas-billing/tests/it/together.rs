@@ -64,6 +64,21 @@ async fn a_change_is_dated_by_its_own_event_and_not_by_what_was_heard_with_it() 
     assert_eq!(at, upgraded);
 }
 
+#[tokio::test]
+async fn each_event_that_says_something_new_is_in_the_audit_log_and_one_says_what_all_came_to() {
+    let shop = Shop::open().await;
+    let _ = shop.buyer("acme").await;
+    shop.deliver_all().await;
+    shop.stripe.advance(TimeDelta::days(32));
+    shop.deliver_all().await;
+    let renewal = "select max(kinds) from (select count(distinct detail->>'kind') as kinds from saas.audit
+                                           where detail ? 'event' group by xmin::text) as of_one_transaction";
+    assert!(shop.scalar(renewal).await >= 3, "subscription, invoice and charge");
+    let unclosed = "select count(*) from (select from saas.audit where detail ? 'event' group by xmin::text
+                    having count(*) filter (where detail ? 'previous_plan') <> 1) as without_an_end";
+    assert_eq!(shop.scalar(unclosed).await, 0);
+}
+
 // W24
 #[tokio::test]
 async fn one_that_spoils_its_company_is_put_off_alone_and_the_others_are_applied() {
