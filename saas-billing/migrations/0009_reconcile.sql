@@ -11,7 +11,7 @@ create table saas.billing_reconcile (
     repairs      bigint not null check (repairs >= 0),
     -- Where it stands: the list it goes through, and behind which object; null at its beginning.
     list         text not null check (list in ('customer', 'subscription', 'invoice', 'charge', 'refund', 'dispute',
-                                               'credit_note', 'ours')),
+                                               'credit_note', 'ours', 'usage')),
     after        text,
     looked_at    bigint not null default 0,
     -- Of customers that no tenant is linked to.
@@ -35,7 +35,7 @@ create table saas.billing_reconcile_object (
     run        uuid not null,
     object_id  text not null,
     kind       text not null,
-    -- {"field": {"ours": …, "theirs": …}}; null: no difference. Holds no name and no address of a person.
+    -- {"field": {"ours": …, "theirs": …}}; null: no difference. Of a customer also "usage.<meter>.<day>". Holds no name and no address of a person.
     fields     jsonb,
     repaired   boolean not null default false,
     primary key (account, livemode, run, object_id),

@@ -1,9 +1,10 @@
 //! Compares what is stored with what Stripe has, and has read again what differs: an event that was lost for good is not.
 //!
-//! A run goes through Stripe's customers, subscriptions, invoices and what happened to money, and then through what is stored
-//! as current and was in none of those lists. It stands in the database after every page: whoever calls next goes on, whatever was killed. A
-//! repair is a read of the object ([`Billing::fetch_pending`](crate::Billing::fetch_pending)), merged like every other, so
-//! it can do no harm: what it says is true at that moment.
+//! A run goes through Stripe's customers, subscriptions, invoices and what happened to money, then through what is stored
+//! as current and was in none of those lists, and at last through what customers used. It stands in the database after every
+//! page: whoever calls next goes on, whatever was killed. A repair is a read of the object
+//! ([`Billing::fetch_pending`](crate::Billing::fetch_pending)), merged like every other, so it can do no harm: what it says is
+//! true at that moment. Usage is reported and never repaired: who is right is for a person to say.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -23,9 +24,14 @@ use crate::{
     postgres::{
         directory, fetch, object,
         reconcile::{self, Met, Noted, Step},
+        usage,
     },
     provider::{PageLimit, PaymentProvider, Query},
+    usage::{DifferingDay, comparable, differing_days},
 };
+
+/// Customers whose usage is compared in one step: each of them costs a call for each meter that it used.
+const CUSTOMERS: i64 = 50;
 
 /// A run, as far as it has come.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -35,7 +41,7 @@ pub struct ReconcileRun {
     pub id: Uuid,
     /// What it goes through at present.
     pub list: ReconcileList,
-    /// Objects compared so far.
+    /// Compared so far: objects, and a customer's usage of a meter.
     pub looked_at: u64,
     /// Of those at Stripe, the ones of customers that no tenant is linked to: not compared.
     pub unlinked: u64,
@@ -71,6 +77,8 @@ pub enum ReconcileList {
     CreditNotes,
     /// What is stored as current and was in none of Stripe's lists.
     Ours,
+    /// What customers used of meters on each of the last 35 days that are over.
+    Usage,
 }
 
 impl ReconcileList {
@@ -84,6 +92,7 @@ impl ReconcileList {
             Self::Disputes => "dispute",
             Self::CreditNotes => "credit_note",
             Self::Ours => "ours",
+            Self::Usage => "usage",
         }
     }
 
@@ -104,7 +113,8 @@ impl ReconcileList {
             Self::Refunds => Some(Self::Disputes),
             Self::Disputes => Some(Self::CreditNotes),
             Self::CreditNotes => Some(Self::Ours),
-            Self::Ours => None,
+            Self::Ours => Some(Self::Usage),
+            Self::Usage => None,
         }
     }
 }
@@ -117,7 +127,7 @@ pub struct Drift {
     /// What it is.
     pub kind: ObjectKind,
     /// The fields that differ, by their names in [`object`](crate::object). `whole` stands for an object that one side
-    /// does not have.
+    /// does not have, and `usage.<meter>.<day>` of a customer for what it used.
     pub fields: BTreeMap<String, FieldDrift>,
     /// Whether it is being read again.
     pub repaired: bool,
@@ -160,16 +170,20 @@ impl Billing {
         let open = reconcile::find_open(&mut tx, &self.scope).await?;
         tx.commit().await?;
         let Some((run, after)) = open else { return Ok(None) };
-        let (met, next) = match query_of(run.list) {
-            Some((kind, query)) => {
+        let run = match source_of(run.list) {
+            Source::Stripe(kind, query) => {
                 let page = provider.list(&query, after.as_ref(), PageLimit::MAX).await?;
                 // An object that cannot be read is for the fetch to explain.
                 let met: Vec<Met> = page.objects.iter().filter_map(|json| read(kind, json)).collect();
-                (met, page.next)
+                self.compare_page(&run, after.as_ref(), met, page.next).await?
             }
-            None => self.unmet(&run, after.as_ref()).await?,
+            Source::Ours => {
+                let (met, next) = self.unmet(&run, after.as_ref()).await?;
+                self.compare_page(&run, after.as_ref(), met, next).await?
+            }
+            Source::Usage => self.compare_days(provider, &run, after.as_ref()).await?,
         };
-        self.compare_page(&run, after.as_ref(), met, next).await.map(Some)
+        Ok(Some(run))
     }
 
     /// What a run found to differ, by id.
@@ -250,27 +264,80 @@ impl Billing {
             }
             noted.insert(met.id, Noted { kind: met.kind, fields, repaired });
         }
-        reconcile::note(&mut tx, &self.scope, run.id, &noted).await?;
-        let (list, after) = match (next, run.list.next()) {
-            (Some(next), _) => (Some(run.list), Some(next)),
-            (None, next_list) => (next_list, None),
-        };
-        let run = reconcile::advance(&mut tx, &self.scope, run.id, &step, (list, after.as_ref()), now).await?;
+        self.move_on(tx, run, (step, &noted), next).await
+    }
+
+    /// Compares what a page of customers used. Those who used nothing cost no call.
+    async fn compare_days(
+        &self,
+        provider: &dyn PaymentProvider,
+        run: &ReconcileRun,
+        after: Option<&ObjectId>,
+    ) -> Result<ReconcileRun, BillingError> {
+        let span = comparable(run.started_at);
+        let mut tx = SystemTx::begin(&self.system, ACTOR, "add up what customers used day by day").await?;
+        let customers = directory::customers(&mut tx, &self.scope, after, CUSTOMERS).await?;
+        let days = usage::days(&mut tx, &self.scope, &customers, span).await?;
+        tx.commit().await?;
+        let next = customers.last().map(|(id, _)| id.clone()).filter(|_| customers.len() as i64 == CUSTOMERS);
+        let (looked_at, differing) = differing_days(provider, span, &days).await?;
+        let mut noted: BTreeMap<ObjectId, Noted> = BTreeMap::new();
+        let mut drifted = BTreeSet::new();
+        for DifferingDay { customer, meter, day, ours, theirs } in differing {
+            let none = || Noted { kind: ObjectKind::Customer, fields: BTreeMap::new(), repaired: false };
+            let field = FieldDrift { ours: ours.into(), theirs: theirs.into() };
+            drifted.insert((customer.clone(), meter.clone()));
+            noted.entry(customer).or_insert_with(none).fields.insert(format!("usage.{meter}.{day}"), field);
+        }
+        let step = Step { looked_at, drifted: drifted.len() as u64, ..Step::default() };
+        let mut tx = SystemTx::begin(&self.system, ACTOR, "compare what customers used with Stripe's totals").await?;
+        if reconcile::lock(&mut tx, &self.scope, run.id, (run.list, after)).await?.is_none() {
+            let present = reconcile::find(&mut tx, &self.scope, run.id).await?;
+            tx.rollback().await?;
+            return Ok(present);
+        }
+        self.move_on(tx, run, (step, &noted), next).await
+    }
+
+    /// Notes what a page came to, and moves the run on: to the next page of its list, or to the next list.
+    async fn move_on(
+        &self,
+        mut tx: SystemTx,
+        run: &ReconcileRun,
+        (step, noted): (Step, &BTreeMap<ObjectId, Noted>),
+        next: Option<ObjectId>,
+    ) -> Result<ReconcileRun, BillingError> {
+        reconcile::note(&mut tx, &self.scope, run.id, noted).await?;
+        let list = if next.is_some() { Some(run.list) } else { run.list.next() };
+        let run =
+            reconcile::advance(&mut tx, &self.scope, run.id, &step, (list, next.as_ref()), self.clock.now()).await?;
         tx.commit().await?;
         Ok(run)
     }
 }
 
-const fn query_of(list: ReconcileList) -> Option<(ObjectKind, Query)> {
+/// Where what a list holds comes from.
+enum Source {
+    Stripe(ObjectKind, Query),
+    Ours,
+    Usage,
+}
+
+const fn source_of(list: ReconcileList) -> Source {
     match list {
-        ReconcileList::Customers => Some((ObjectKind::Customer, Query::Customers { created_from: None })),
-        ReconcileList::Subscriptions => Some((ObjectKind::Subscription, Query::Subscriptions { customer: None })),
-        ReconcileList::Invoices => Some((ObjectKind::Invoice, Query::Invoices { customer: None, status: None })),
-        ReconcileList::Charges => Some((ObjectKind::Charge, Query::Charges)),
-        ReconcileList::Refunds => Some((ObjectKind::Refund, Query::Refunds)),
-        ReconcileList::Disputes => Some((ObjectKind::Dispute, Query::Disputes)),
-        ReconcileList::CreditNotes => Some((ObjectKind::CreditNote, Query::CreditNotes)),
-        ReconcileList::Ours => None,
+        ReconcileList::Customers => Source::Stripe(ObjectKind::Customer, Query::Customers { created_from: None }),
+        ReconcileList::Subscriptions => {
+            Source::Stripe(ObjectKind::Subscription, Query::Subscriptions { customer: None })
+        }
+        ReconcileList::Invoices => {
+            Source::Stripe(ObjectKind::Invoice, Query::Invoices { customer: None, status: None })
+        }
+        ReconcileList::Charges => Source::Stripe(ObjectKind::Charge, Query::Charges),
+        ReconcileList::Refunds => Source::Stripe(ObjectKind::Refund, Query::Refunds),
+        ReconcileList::Disputes => Source::Stripe(ObjectKind::Dispute, Query::Disputes),
+        ReconcileList::CreditNotes => Source::Stripe(ObjectKind::CreditNote, Query::CreditNotes),
+        ReconcileList::Ours => Source::Ours,
+        ReconcileList::Usage => Source::Usage,
     }
 }
 

@@ -46,6 +46,32 @@ pub(crate) async fn tenants_of(
     Ok(rows.into_iter().map(|(object, tenant)| (object, TenantId::from_uuid(tenant))).collect())
 }
 
+/// Up to `limit` customers that are linked, behind `after`, by id.
+pub(crate) async fn customers(
+    connection: &mut PgConnection,
+    scope: &Scope,
+    after: Option<&ObjectId>,
+    limit: i64,
+) -> Result<Vec<(ObjectId, TenantId)>, CoreError> {
+    let rows: Vec<(String, Uuid)> = sqlx::query_as(
+        "select object_id, tenant
+         from saas.billing_directory
+         where account = $1 and livemode = $2 and kind = 'customer' and tenant is not null
+           and ($3::text is null or object_id > $3)
+         order by object_id
+         limit $4",
+    )
+    .bind(&scope.account)
+    .bind(scope.livemode)
+    .bind(after.map(ObjectId::as_str))
+    .bind(limit)
+    .fetch_all(connection)
+    .await
+    .map_err(CoreError::from_database)?;
+    let corrupt = |_| CoreError::Corrupt { table: "saas.billing_directory", column: "object_id" };
+    rows.into_iter().map(|(id, tenant)| Ok((id.try_into().map_err(corrupt)?, TenantId::from_uuid(tenant)))).collect()
+}
+
 /// Locks the row of a customer or a checkout session, made if need be, and tells whether it has been linked meanwhile. Whoever parks a receipt holds
 /// this lock until the receipt is parked; whoever links takes it before looking for parked receipts.
 pub(crate) async fn lock_unlinked(

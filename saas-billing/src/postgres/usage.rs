@@ -1,6 +1,6 @@
 //! `saas.billing_usage`: what is charged at Stripe, row by row.
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, NaiveDate, Utc};
 use saas_core::{CoreError, LeaseToken, TenantId, UsageEventId};
 use sqlx::PgConnection;
 use uuid::Uuid;
@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::{Scope, storable};
 use crate::{
     object::ObjectId,
-    usage::{UsageCursor, UsageForgotten, UsageHealth, UsageItem, UsageProblem, UsageTotal},
+    usage::{DayOfUse, UsageCursor, UsageForgotten, UsageHealth, UsageItem, UsageProblem, UsageTotal},
 };
 
 /// A row in the hands of a worker.
@@ -391,6 +391,41 @@ pub(crate) async fn totals(
         Ok(Span { total, last_level: u64::try_from(last_level).map_err(|_| corrupt("value"))?, last_unsent })
     };
     rows.into_iter().map(span).collect()
+}
+
+/// What these customers used, day by day, in a span of whole days.
+pub(crate) async fn days(
+    connection: &mut PgConnection,
+    scope: &Scope,
+    customers: &[(ObjectId, TenantId)],
+    (from, to): (DateTime<Utc>, DateTime<Utc>),
+) -> Result<Vec<DayOfUse>, CoreError> {
+    let rows: Vec<(String, String, NaiveDate, i64, i64)> = sqlx::query_as(
+        "select customer, meter, (at at time zone 'utc')::date, coalesce(sum(value), 0)::bigint,
+                (array_agg(value order by at desc, id desc))[1]
+         from saas.billing_usage
+         where tenant_id = any($2) and livemode = $1 and at >= $4 and at < $5 and customer = any($3) and state = 'sent'
+         group by 1, 2, 3",
+    )
+    .bind(scope.livemode)
+    .bind(customers.iter().map(|(_, tenant)| tenant.as_uuid()).collect::<Vec<_>>())
+    .bind(customers.iter().map(|(id, _)| id.as_str()).collect::<Vec<_>>())
+    .bind(from)
+    .bind(to)
+    .fetch_all(connection)
+    .await
+    .map_err(CoreError::from_database)?;
+    let corrupt = |column| CoreError::Corrupt { table: "saas.billing_usage", column };
+    let day = |(customer, meter, day, sum, last): (String, String, NaiveDate, i64, i64)| {
+        Ok(DayOfUse {
+            customer: ObjectId::try_from(customer).map_err(|_| corrupt("customer"))?,
+            meter,
+            day,
+            sum: u64::try_from(sum).map_err(|_| corrupt("value"))?,
+            last: u64::try_from(last).map_err(|_| corrupt("value"))?,
+        })
+    };
+    rows.into_iter().map(day).collect()
 }
 
 /// Rows that do not count, behind `after`.

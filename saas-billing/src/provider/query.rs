@@ -79,6 +79,8 @@ pub enum Query {
         from: DateTime<Utc>,
         /// To before this minute.
         to: DateTime<Utc>,
+        /// One total for each day, by Coordinated Universal Time, that has any; the span is of whole days.
+        daily: bool,
     },
     /// The account's webhook endpoints.
     WebhookEndpoints,

@@ -283,10 +283,11 @@ impl Call {
                 form.put_some("lookup_key", lookup_key.as_ref());
             }),
             Query::Meters => Self::get("/v1/billing/meters"),
-            Query::MeterTotals { meter, customer, from, to } => {
+            Query::MeterTotals { meter, customer, from, to, daily } => {
                 Self::get(at("/v1/billing/meters", meter, "/event_summaries")).with(|form| {
                     form.put("customer", customer);
                     form.put("start_time", from.timestamp()).put("end_time", to.timestamp());
+                    form.put_some("value_grouping_window", daily.then_some("day"));
                 })
             }
             Query::WebhookEndpoints => Self::get("/v1/webhook_endpoints"),

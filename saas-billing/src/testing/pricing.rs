@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 
 use super::{
     engine::Engine,
-    world::{Pricing, SimItem, SimLine, SimSubscription, SimTier},
+    world::{Pricing, SimItem, SimLine, SimMeter, SimReading, SimSubscription, SimTier},
 };
 
 impl Pricing {
@@ -54,17 +54,32 @@ impl Engine<'_> {
     /// What a customer used of a meter in a period.
     pub(super) fn used(&self, meter: &str, customer: &str, period: (DateTime<Utc>, DateTime<Utc>)) -> u64 {
         let Some(meter) = self.world.meters.get(meter) else { return 0 };
-        let mine = self.world.readings.iter().filter(|reading| {
-            !reading.cancelled
-                && reading.event_name == meter.event_name
-                && reading.customer == customer
-                && (period.0..period.1).contains(&reading.at)
-        });
+        let mine = self.counting(meter, customer, period);
         match meter.formula.as_str() {
             "count" => mine.count() as u64,
             "last" => mine.max_by_key(|reading| reading.at).map_or(0, |reading| reading.value),
             _ => mine.map(|reading| reading.value).fold(0, u64::saturating_add),
         }
+    }
+
+    /// Whether a reading of this customer counts in the period.
+    pub(super) fn has_used(&self, meter: &str, customer: &str, period: (DateTime<Utc>, DateTime<Utc>)) -> bool {
+        let meter = self.world.meters.get(meter);
+        meter.is_some_and(|meter| self.counting(meter, customer, period).next().is_some())
+    }
+
+    fn counting<'a>(
+        &'a self,
+        meter: &'a SimMeter,
+        customer: &'a str,
+        (from, to): (DateTime<Utc>, DateTime<Utc>),
+    ) -> impl Iterator<Item = &'a SimReading> {
+        self.world.readings.iter().filter(move |reading| {
+            !reading.cancelled
+                && reading.customer == customer
+                && reading.event_name == meter.event_name
+                && (from..to).contains(&reading.at)
+        })
     }
 
     /// The credit for what is no longer used and the charge for what is, from `at` to the end of the period. Metered items

@@ -15,6 +15,7 @@ mod send;
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, TimeDelta, Utc};
+pub(crate) use compare::{DayOfUse, DifferingDay, comparable, differing_days};
 pub use compare::{UsageCursor, UsageTotal};
 pub use report::{UsageReports, UsageTrouble};
 use saas_core::{Actor, MeterKey, Page, PageSize, SystemTx, TenantId, UsageEventId};

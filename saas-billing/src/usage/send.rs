@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// Customers whose rows are under way at once. Stripe takes one call at a time for each customer of a meter.
-const AT_ONCE: usize = 8;
+pub(super) const AT_ONCE: usize = 8;
 /// The pause after Stripe did not take rows.
 const PAUSE: TimeDelta = TimeDelta::seconds(30);
 

@@ -295,7 +295,7 @@ async fn a_run_goes_on_where_it_stood_whoever_calls() {
         dropped = 0;
     }
     let ended =
-        "select looked_at from saas.billing_reconcile where finished_at is not null and list = 'ours' and drifted = 0";
+        "select looked_at from saas.billing_reconcile where finished_at is not null and list = 'usage' and drifted = 0";
     assert_eq!(line.shop.scalar(ended).await, 12, "each object once");
     assert_eq!(
         line.shop.scalar("select count(*) from saas.billing_reconcile_object").await,

@@ -145,6 +145,7 @@ async fn usage_is_charged_with_the_period_after_it_in_tiers() {
         customer,
         from: stripe.now() - TimeDelta::days(10),
         to: stripe.now() + TimeDelta::minutes(1),
+        daily: false,
     };
     let totals = stripe.list(&totals, None, PageLimit::MAX).await.unwrap().objects;
     assert!(totals[0].get().contains("\"aggregated_value\": 130"), "{}", totals[0].get());

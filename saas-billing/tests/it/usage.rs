@@ -3,14 +3,14 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use async_trait::async_trait;
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, TimeDelta, Timelike as _, Utc};
 use saas_billing::{
     BillingError, Fetched, Mode, ObjectId, ObjectSource, PaymentProvider, ProviderError,
     catalog::{OldPrices, PriceList},
     object::ObjectKind,
     provider::{Command, Listed, MeterReading, PageLimit, Query, Reply, SubscriptionChange},
     stripe::StripeApi,
-    testing::{CheckoutRequest, Fault, SimulatorServer},
+    testing::{CheckoutRequest, Fault, SimulatorServer, cut_after},
     usage::{Corrections, UsageItem, UsagePolicy, UsageSent},
 };
 use saas_core::{
@@ -137,6 +137,7 @@ impl Counter {
             customer: customer.clone(),
             from: DateTime::from_timestamp(0, 0).unwrap(),
             to: self.now() + TimeDelta::days(400),
+            daily: false,
         };
         let page = self.stripe.list(&query, None, PageLimit::MAX).await.unwrap();
         let summary: serde_json::Value = serde_json::from_str(page.objects[0].get()).unwrap();
@@ -538,6 +539,82 @@ async fn the_totals_of_a_day_are_compared_for_each_customer() {
     counter.shop.stripe.inject([Fault::Unavailable; 3]);
     let failed = counter.shop.billing.compare_usage(&counter.stripe, &OPERATOR, day, None, all()).await;
     assert!(matches!(failed, Err(BillingError::Provider(why)) if why.is_retryable()));
+}
+
+/// A reconciliation compares what customers used on each day that is over, reports it beside the customer's other fields, and
+/// repairs nothing of it; killed at any await it goes on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_compares_what_customers_used_day_by_day() {
+    let counter = Counter::open().await;
+    let billing = &counter.shop.billing;
+    let stored = MeterKey::from_static("stored");
+    counter.pass(TimeDelta::hours(36) - TimeDelta::seconds(i64::from(counter.now().num_seconds_from_midnight())));
+    let noon = counter.now();
+    for day in 0..3 {
+        counter.accept(&[counter.item(10 + day)]).await;
+        for level in [5 + day, 3] {
+            counter.accept(&[counter.item_of(&counter.acme, &stored, level, counter.now())]).await;
+            counter.send_all().await;
+            counter.pass(TimeDelta::minutes(1));
+        }
+        counter.pass(TimeDelta::days(1) - TimeDelta::minutes(2));
+    }
+    let reconcile = async || {
+        let mut run = billing.start_reconcile(&OPERATOR, 100).await.unwrap();
+        while run.finished_at.is_none() {
+            run = billing.reconcile_step(&counter.stripe).await.unwrap().unwrap();
+        }
+        let report = billing.reconcile_report(&OPERATOR, run.id, None, all()).await.unwrap().items;
+        (run, report)
+    };
+    let (run, report) = reconcile().await;
+    assert_eq!((run.looked_at, run.drifted), (3, 0), "the customer, and two meters: {report:?}");
+
+    // Somebody counts by hand on the second day and today, and takes something back of the third.
+    let foreign = MeterReading {
+        event_name: "calls".to_owned(),
+        customer: counter.customer.clone(),
+        value: 90,
+        at: noon + TimeDelta::days(1),
+        identifier: "by-hand".to_owned(),
+    };
+    counter.stripe.execute(&Command::ReportUsage(foreign), &"by-hand".parse().unwrap()).await.unwrap();
+    let last = "select id from saas.billing_usage where meter = 'stored' order by at desc limit 1";
+    let last: uuid::Uuid = sqlx::query_scalar(last).fetch_one(&mut *counter.shop.owner.lock().await).await.unwrap();
+    let taken = Command::CancelReading { event_name: "stored".to_owned(), identifier: last.to_string() };
+    counter.pass(-TimeDelta::hours(1));
+    counter.stripe.execute(&taken, &"taken-back".parse().unwrap()).await.unwrap();
+    let today = MeterReading {
+        event_name: "calls".to_owned(),
+        customer: counter.customer.clone(),
+        value: 7,
+        at: counter.now(),
+        identifier: "today".to_owned(),
+    };
+    counter.stripe.execute(&Command::ReportUsage(today), &"today".parse().unwrap()).await.unwrap();
+    let mut dropped = 0;
+    let run = billing.start_reconcile(&OPERATOR, 100).await.unwrap();
+    loop {
+        match cut_after(dropped, billing.reconcile_step(&counter.stripe)).await {
+            None => dropped += 1,
+            Some(done) if done.as_ref().unwrap().as_ref().is_none_or(|run| run.finished_at.is_some()) => break,
+            Some(_) => dropped = 0,
+        }
+    }
+    let report = billing.reconcile_report(&OPERATOR, run.id, None, all()).await.unwrap().items;
+    assert_eq!(report.len(), 1, "{report:?}");
+    let (drift, day) = (&report[0], |days| (noon + TimeDelta::days(days)).date_naive());
+    let field = |name: String| drift.fields.get(&name).map(|field| (field.ours.as_u64(), field.theirs.as_u64()));
+    assert_eq!((&drift.object, drift.repaired), (&counter.customer, false));
+    assert_eq!(field(format!("usage.calls.{}", day(1))), Some((Some(11), Some(101))));
+    assert_eq!(field(format!("usage.stored.{}", day(2))), Some((Some(3), Some(7))));
+    assert_eq!(drift.fields.len(), 2, "no day that is not over: {drift:?}");
+    let (again, _) = reconcile().await;
+    assert_eq!((again.looked_at, again.drifted, again.repaired), (3, 2, 0), "it was counted once each");
+    counter.shop.stripe.delete_customer(&counter.customer);
+    let (_, report) = reconcile().await;
+    let fields: Vec<&str> = report.iter().flat_map(|drift| drift.fields.keys()).map(String::as_str).collect();
+    assert_eq!((report.len(), fields.len(), fields.contains(&"whole")), (1, 3, true), "beside its other fields: {fields:?}");
 }
 
 /// A hundred in a call, over sessions that end.

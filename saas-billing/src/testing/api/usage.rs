@@ -1,6 +1,6 @@
 //! Meters, events, test clocks.
 
-use chrono::TimeDelta;
+use chrono::{DateTime, NaiveTime, TimeDelta, Utc};
 use serde_json::{Value, json};
 
 use super::{ApiError, Outcome, REFUSED, Request};
@@ -64,13 +64,29 @@ impl Request<'_, '_> {
         if !self.engine.world.meters.contains_key(id) {
             return Err(ApiError::not_found("billing.meter", id));
         }
-        let total = self.engine.used(id, &customer, (from, to));
-        let summary = json!({
-            "id": format!("mtrusg_of_{id}"), "object": "billing.meter_event_summary", "aggregated_value": total,
-            "start_time": from.timestamp(), "end_time": to.timestamp(), "livemode": self.engine.livemode, "meter": id
-        });
-        let url = format!("/v1/billing/meters/{id}/event_summaries");
-        self.page(&url, vec![(format!("mtrusg_of_{id}"), summary)])
+        let daily = self.params.word("value_grouping_window", &[("day", ())])?.is_some();
+        let is_midnight = |at: DateTime<Utc>| at.time() == NaiveTime::MIN;
+        if daily && !(is_midnight(from) && is_midnight(to)) {
+            // <https://docs.stripe.com/api/billing/meter-event-summary/list>: aligned with days.
+            return Err(ApiError::invalid("timestamp_invalid", "start_time"));
+        }
+        let mut spans = vec![(from, to)];
+        if daily {
+            let days = std::iter::successors(Some(from), |day| Some(*day + TimeDelta::days(1)));
+            spans = days.take_while(|day| *day < to).map(|day| (day, day + TimeDelta::days(1))).collect();
+            spans.retain(|span| self.engine.has_used(id, &customer, *span));
+        }
+        let summary = |(from, to): (DateTime<Utc>, DateTime<Utc>)| {
+            let name = format!("mtrusg_{}_of_{id}", from.timestamp());
+            let summary = json!({
+                "id": name, "object": "billing.meter_event_summary",
+                "aggregated_value": self.engine.used(id, &customer, (from, to)), "start_time": from.timestamp(),
+                "end_time": to.timestamp(), "livemode": self.engine.livemode, "meter": id
+            });
+            (name, summary)
+        };
+        let all = spans.into_iter().map(summary).collect();
+        self.page(&format!("/v1/billing/meters/{id}/event_summaries"), all)
     }
 
     pub(super) fn report_usage(mut self) -> Outcome {
