@@ -75,7 +75,7 @@ impl Engine<'_> {
         (from, to): (DateTime<Utc>, DateTime<Utc>),
     ) -> impl Iterator<Item = &'a SimReading> {
         self.world.readings.iter().filter(move |reading| {
-            !reading.cancelled
+            !reading.void
                 && reading.customer == customer
                 && reading.event_name == meter.event_name
                 && (from..to).contains(&reading.at)

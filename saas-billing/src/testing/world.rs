@@ -98,8 +98,8 @@ pub(super) struct SimReading {
     pub(super) at: DateTime<Utc>,
     pub(super) received: DateTime<Utc>,
     pub(super) identifier: String,
-    /// Taken back.
-    pub(super) cancelled: bool,
+    /// Taken back, or of no meter or customer: it counts nowhere.
+    pub(super) void: bool,
 }
 
 /// A reading that was taken and could not be counted.

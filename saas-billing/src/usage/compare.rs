@@ -144,7 +144,13 @@ pub(crate) async fn differing_days(
         both.dedup();
         let differing = both.into_iter().filter_map(|day| {
             let (ours, theirs) = (of_ours(day), theirs.get(&day).copied().unwrap_or(0));
-            (ours != theirs).then(|| DifferingDay { customer: customer.clone(), meter: name.to_owned(), day, ours, theirs })
+            (ours != theirs).then(|| DifferingDay {
+                customer: customer.clone(),
+                meter: name.to_owned(),
+                day,
+                ours,
+                theirs,
+            })
         });
         Ok::<Vec<DifferingDay>, ProviderError>(differing.collect())
     };

@@ -614,7 +614,11 @@ async fn a_run_compares_what_customers_used_day_by_day() {
     counter.shop.stripe.delete_customer(&counter.customer);
     let (_, report) = reconcile().await;
     let fields: Vec<&str> = report.iter().flat_map(|drift| drift.fields.keys()).map(String::as_str).collect();
-    assert_eq!((report.len(), fields.len(), fields.contains(&"whole")), (1, 3, true), "beside its other fields: {fields:?}");
+    assert_eq!(
+        (report.len(), fields.len(), fields.contains(&"whole")),
+        (1, 3, true),
+        "beside its other fields: {fields:?}"
+    );
 }
 
 /// A hundred in a call, over sessions that end.

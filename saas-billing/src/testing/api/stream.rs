@@ -76,7 +76,7 @@ fn reading(event: &Value, now: DateTime<Utc>) -> Option<SimReading> {
         at: DateTime::parse_from_rfc3339(event["timestamp"].as_str()?).ok()?.to_utc(),
         received: now,
         identifier: text(&event["identifier"])?,
-        cancelled: false,
+        void: false,
     })
 }
 
@@ -88,7 +88,7 @@ impl Engine<'_> {
     }
 
     /// Takes a reading; one that belongs nowhere is told of later and counts nowhere.
-    pub(super) fn count(&mut self, reading: SimReading) {
+    pub(super) fn count(&mut self, mut reading: SimReading) {
         let meter = self.world.meters.values().find(|meter| meter.event_name == reading.event_name);
         let code = match meter {
             None => Some("no_meter"),
@@ -100,6 +100,7 @@ impl Engine<'_> {
         };
         if let Some(code) = code {
             self.misread(&reading, code);
+            reading.void = true;
         }
         self.world.readings.push(reading);
     }

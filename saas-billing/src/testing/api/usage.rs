@@ -109,7 +109,7 @@ impl Request<'_, '_> {
             "identifier": identifier, "livemode": self.engine.livemode, "timestamp": at.timestamp(),
             "payload": {"stripe_customer_id": customer, "value": value.to_string()}
         });
-        let reading = SimReading { event_name, customer, value, at, received: now, identifier, cancelled: false };
+        let reading = SimReading { event_name, customer, value, at, received: now, identifier, void: false };
         self.engine.count(reading);
         Ok(object)
     }
@@ -126,7 +126,7 @@ impl Request<'_, '_> {
         // <https://docs.stripe.com/api/billing/meter-event-adjustment/create>: within 24 hours of Stripe receiving it.
         let reading = self.engine.world.readings.iter_mut().find(is_it);
         let reading = reading.ok_or_else(|| ApiError::no_such("meter_event", &identifier, "cancel[identifier]"))?;
-        reading.cancelled = true;
+        reading.void = true;
         Ok(json!({
             "object": "billing.meter_event_adjustment", "cancel": {"identifier": identifier}, "event_name": event_name,
             "livemode": live, "status": "pending", "type": "cancel"
