@@ -41,6 +41,8 @@ impl Shared for Receipts {
 
     const ITEMS: usize = 64;
     const BYTES: usize = 4 * 1024 * 1024;
+    /// One statement on its own.
+    const IN_PLACE: bool = true;
 
     fn bytes(receipt: &NewReceipt) -> usize {
         receipt.body.as_column().len()

@@ -149,6 +149,66 @@ async fn a_caller_who_goes_away_or_is_not_polled_holds_up_nobody() {
     assert_eq!(asleep.await.unwrap(), 4);
 }
 
+/// Like an airport, and a caller alone flies itself.
+#[derive(Debug)]
+struct Strip(Airport);
+
+impl Shared for Strip {
+    type Key = &'static str;
+    type Item = u32;
+    type Answer = u32;
+
+    const ITEMS: usize = 4;
+    const BYTES: usize = 100;
+    const IN_PLACE: bool = true;
+
+    fn bytes(item: &u32) -> usize {
+        Airport::bytes(item)
+    }
+
+    async fn alone(&self, key: &&'static str, item: &u32) -> Result<u32, CoreError> {
+        self.0.alone(key, item).await
+    }
+
+    async fn together(&self, key: &&'static str, items: &[&u32]) -> Result<Vec<u32>, CoreError> {
+        self.0.together(key, items).await
+    }
+}
+
+#[tokio::test]
+async fn one_who_flies_in_place_is_answered_dropped_or_left_asleep_and_holds_up_nobody() {
+    let airport = Airport { clearance: Semaphore::new(0), flights: Mutex::default() };
+    let group = Arc::new(Group::new(Strip(airport), PATIENCE, 10));
+    group.work.0.clearance.add_permits(2);
+    for item in [1, 2] {
+        // Nothing but this future: no other task has to run for it.
+        assert_eq!(group.join(&"acme", item).now_or_never().unwrap().unwrap(), item * 2);
+    }
+    assert!(group.queues().is_empty(), "nothing is kept of a key that is idle");
+    let mut asleep = Box::pin(group.join(&"acme", 3));
+    assert!((&mut asleep).now_or_never().is_none());
+    // Those who come beside it do not wait for it: the next flies at once, in a task, and the rest share.
+    let mut rest: Vec<_> = (4..7).map(|item| Box::pin(group.join(&"acme", item))).collect();
+    assert!(rest.iter_mut().all(|one| one.now_or_never().is_none()));
+    drop(asleep);
+    assert!(group.queues().contains_key("acme"), "others still fly");
+    group.work.0.clearance.add_permits(10);
+    let answers: Vec<u32> = join_all(rest).await.into_iter().map(Result::unwrap).collect();
+    assert_eq!(answers, [8, 10, 12]);
+    // After a burst the next comes in a task, and the one behind it in place again.
+    assert_eq!(group.join(&"acme", 7).await.unwrap(), 14);
+    assert_eq!(group.join(&"acme", 8).now_or_never().unwrap().unwrap(), 16);
+    assert_eq!(group.work.0.flights.lock().unwrap().iter().map(|(_, items)| items.len()).sum::<usize>(), 7);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flight_in_place_that_does_not_end_is_an_unknown_outcome() {
+    let airport = Airport { clearance: Semaphore::new(0), flights: Mutex::default() };
+    let group = Arc::new(Group::new(Strip(airport), PATIENCE, 10));
+    assert_eq!(group.join(&"acme", 1).await.unwrap_err().code(), "outcome_unknown");
+    assert!(group.queues().is_empty());
+}
+
 #[tokio::test]
 async fn keys_fly_beside_each_other() {
     let group = group(10);
