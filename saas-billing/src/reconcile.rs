@@ -27,10 +27,11 @@ use crate::{
         usage,
     },
     provider::{PageLimit, PaymentProvider, Query},
+    settle::bound_costs,
     usage::{DifferingDay, comparable, differing_days},
 };
 
-/// Customers whose usage is compared in one step: each of them costs a call for each meter that it used.
+/// Customers that are looked at in one step where Stripe has no list. The usage of one costs a call for each meter that it used.
 const CUSTOMERS: i64 = 50;
 
 /// A run, as far as it has come.
@@ -203,18 +204,19 @@ impl Billing {
         Ok(Page::from_rows(drifts, size, |last: &Drift| last.object.clone()))
     }
 
-    /// What is stored as current and was in none of Stripe's lists.
+    /// What is stored as current of a page of customers' tenants, and was in none of Stripe's lists.
     async fn unmet(
         &self,
         run: &ReconcileRun,
         after: Option<&ObjectId>,
     ) -> Result<(Vec<Met>, Option<ObjectId>), BillingError> {
-        let limit = PageLimit::MAX.get();
         let mut tx = SystemTx::begin(&self.system, ACTOR, "list what Stripe did not").await?;
-        let unmet = reconcile::unmet(&mut tx, &self.scope, run.id, after, i64::from(limit)).await?;
+        bound_costs(&mut tx).await?;
+        let customers = directory::customers(&mut tx, &self.scope, after, CUSTOMERS).await?;
+        let unmet = reconcile::unmet(&mut tx, &self.scope, run.id, &customers).await?;
         tx.commit().await?;
-        let next = unmet.last().map(|(_, id)| id.clone()).filter(|_| unmet.len() == usize::from(limit));
-        Ok((unmet.into_iter().map(|(kind, id)| Met { kind, id, theirs: None }).collect(), next))
+        let met = unmet.into_iter().map(|(kind, id)| Met { kind, id, theirs: None }).collect();
+        Ok((met, behind(&customers)))
     }
 
     /// Compares a page and moves the run on, unless somebody else has done so meanwhile.
@@ -279,7 +281,7 @@ impl Billing {
         let customers = directory::customers(&mut tx, &self.scope, after, CUSTOMERS).await?;
         let days = usage::days(&mut tx, &self.scope, &customers, span).await?;
         tx.commit().await?;
-        let next = customers.last().map(|(id, _)| id.clone()).filter(|_| customers.len() as i64 == CUSTOMERS);
+        let next = behind(&customers);
         let (looked_at, differing) = differing_days(provider, span, &days).await?;
         let mut noted: BTreeMap<ObjectId, Noted> = BTreeMap::new();
         let mut drifted = BTreeSet::new();
@@ -314,6 +316,12 @@ impl Billing {
         tx.commit().await?;
         Ok(run)
     }
+}
+
+/// Where the page behind these customers begins, if there can be one.
+fn behind(customers: &[(ObjectId, TenantId)]) -> Option<ObjectId> {
+    let is_full = i64::try_from(customers.len()) == Ok(CUSTOMERS);
+    customers.last().map(|(id, _)| id.clone()).filter(|_| is_full)
 }
 
 /// Where what a list holds comes from.

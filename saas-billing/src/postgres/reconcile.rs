@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
-use saas_core::{CoreError, JobId};
+use saas_core::{CoreError, JobId, TenantId};
 use serde_json::Value;
 use sqlx::{PgConnection, types::Json};
 use uuid::Uuid;
@@ -225,33 +225,26 @@ pub(crate) async fn advance(
     read_run(row).map(|(run, _)| run)
 }
 
-/// Current objects of this account's tenants that a run has not met.
+/// Current objects of these customers' tenants that a run has not met.
 pub(crate) async fn unmet(
     connection: &mut PgConnection,
     scope: &Scope,
     run: Uuid,
-    after: Option<&ObjectId>,
-    limit: i64,
+    customers: &[(ObjectId, TenantId)],
 ) -> Result<Vec<(ObjectKind, ObjectId)>, CoreError> {
     let rows: Vec<(String, String)> = sqlx::query_as(
         "select o.kind, o.object_id
-         from saas.billing_object o -- of every tenant of the account
-         where o.livemode = $2 and o.is_current and o.kind in ('customer', 'subscription', 'invoice')
-           and ($4::text is null or o.object_id > $4)
-           and exists (
-               select from saas.billing_directory d
-               where d.account = $1 and d.livemode = $2 and d.tenant = o.tenant_id and d.kind = 'customer')
+         from saas.billing_object o
+         where o.tenant_id = any($4) and o.livemode = $2 and o.is_current
+           and o.kind in ('customer', 'subscription', 'invoice')
            and not exists (
                select from saas.billing_reconcile_object met
-               where met.account = $1 and met.livemode = $2 and met.run = $3 and met.object_id = o.object_id)
-         order by o.object_id
-         limit $5",
+               where met.account = $1 and met.livemode = $2 and met.run = $3 and met.object_id = o.object_id)",
     )
     .bind(&scope.account)
     .bind(scope.livemode)
     .bind(run)
-    .bind(after.map(ObjectId::as_str))
-    .bind(limit)
+    .bind(customers.iter().map(|(_, tenant)| tenant.as_uuid()).collect::<Vec<_>>())
     .fetch_all(connection)
     .await
     .map_err(CoreError::from_database)?;
