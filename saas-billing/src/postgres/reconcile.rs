@@ -235,11 +235,14 @@ pub(crate) async fn unmet(
     let rows: Vec<(String, String)> = sqlx::query_as(
         "select o.kind, o.object_id
          from saas.billing_object o
-         where o.tenant_id = any($4) and o.livemode = $2 and o.is_current
-           and o.kind in ('customer', 'subscription', 'invoice')
-           and not exists (
-               select from saas.billing_reconcile_object met
-               where met.account = $1 and met.livemode = $2 and met.run = $3 and met.object_id = o.object_id)",
+         left join lateral ( -- one look for each object: a join might read all that the run has met
+             select true as is_met
+             from saas.billing_reconcile_object m
+             where m.account = $1 and m.livemode = $2 and m.run = $3 and m.object_id = o.object_id
+             limit 1
+         ) met on true
+         where o.tenant_id = any($4) and o.livemode = $2 and o.is_current and met.is_met is null
+           and o.kind in ('customer', 'subscription', 'invoice')",
     )
     .bind(&scope.account)
     .bind(scope.livemode)
