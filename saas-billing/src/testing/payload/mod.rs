@@ -233,7 +233,7 @@ pub(super) fn subscription(shape: PayloadShape, sub: &SimSubscription, world: &W
         "id": sub.id, "object": "subscription", "application": null, "application_fee_percent": null,
         "automatic_tax": {"disabled_reason": null, "enabled": sub.automatic_tax, "liability": null},
         "billing_cycle_anchor": sub.anchor.timestamp(), "billing_cycle_anchor_config": null,
-        "billing_mode": {"flexible": null, "type": "classic"}, "billing_thresholds": null,
+        "billing_mode": {"flexible": null, "type": "classic"}, "billing_schedules": [], "billing_thresholds": null,
         "cancel_at": if sub.cancel_at_period_end { Value::from(end) } else { Value::Null },
         "cancel_at_period_end": sub.cancel_at_period_end, "canceled_at": seconds(sub.canceled_at),
         "cancellation_details": {"comment": null, "feedback": null, "reason": sub.canceled_at.map(|_| "cancellation_requested")},
