@@ -12,7 +12,9 @@ use std::{
     collections::{HashMap, VecDeque},
     fmt,
     hash::Hash,
+    pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -37,7 +39,8 @@ pub trait Shared: fmt::Debug + Send + Sync + 'static {
     /// Bytes of one flight, at most, unless a single item has more.
     const BYTES: usize;
     /// Whether a caller with nobody beside it flies itself, which saves two changes of task. For one message that the server ends
-    /// by itself, so that a caller who goes away, or is not polled, holds no lock: a transaction is flown by a task of its own.
+    /// by itself, so that a caller who is not polled holds no lock: a transaction is flown by a task of its own. When the caller
+    /// goes away, a task flies on.
     const IN_PLACE: bool = false;
 
     /// Roughly how much of a message the item takes.
@@ -98,26 +101,23 @@ impl<S: Shared> Group<S> {
     /// - [`Unavailable`](CoreError::Unavailable): too many wait, or there is no tokio runtime; nothing was done.
     /// - [`OutcomeUnknown`](CoreError::OutcomeUnknown): the flight did not end in time.
     pub async fn join(self: &Arc<Self>, key: &S::Key, item: S::Item) -> Result<S::Answer, CoreError> {
-        if let Some(place) = self.place(key) {
-            let answer = tokio::time::timeout(self.patience, self.work.alone(key, &item)).await;
-            drop(place);
-            return answer.unwrap_or_else(|late| Err(CoreError::OutcomeUnknown { cause: Box::new(late) }));
+        if let (true, Ok(runtime)) = (S::IN_PLACE, Handle::try_current())
+            && let Some(place) = self.place(key)
+        {
+            return InPlace { flight: Some(Box::pin(place.fly(item))), runtime }.await;
         }
         let answer = self.enter(key, item)?;
         answer.await.unwrap_or_else(|gone| Err(CoreError::OutcomeUnknown { cause: Box::new(gone) }))
     }
 
-    /// The right to fly in place: where that may be, nothing flies, and the last flight was no burst's.
-    fn place<'a>(&'a self, key: &'a S::Key) -> Option<Place<'a, S>> {
-        if !S::IN_PLACE || Handle::try_current().is_err() {
-            return None;
-        }
+    /// The right to fly in place, where nothing flies and the last flight was no burst's.
+    fn place(self: &Arc<Self>, key: &S::Key) -> Option<Place<S>> {
         let mut queues = self.queues();
         let queue = queues.entry(key.clone()).or_insert_with(Queue::new);
         if queue.flying || queue.last > 1 || std::mem::replace(&mut queue.in_place, true) {
             return None;
         }
-        Some(Place { group: self, key })
+        Some(Place { group: Arc::clone(self), key: key.clone() })
     }
 
     /// A place among those who wait, and a flight for them unless there is one.
@@ -172,18 +172,52 @@ impl<S: Shared> Queue<S> {
 }
 
 /// The right of a caller to fly itself.
-struct Place<'a, S: Shared> {
-    group: &'a Group<S>,
-    key: &'a S::Key,
+struct Place<S: Shared> {
+    group: Arc<Group<S>>,
+    key: S::Key,
 }
 
-impl<S: Shared> Drop for Place<'_, S> {
+impl<S: Shared> Place<S> {
+    async fn fly(self, item: S::Item) -> Result<S::Answer, CoreError> {
+        let flight = self.group.work.alone(&self.key, &item);
+        let answer = tokio::time::timeout(self.group.patience, flight).await;
+        answer.unwrap_or_else(|late| Err(CoreError::OutcomeUnknown { cause: Box::new(late) }))
+    }
+}
+
+impl<S: Shared> Drop for Place<S> {
     fn drop(&mut self) {
         let mut queues = self.group.queues();
-        let Some(queue) = queues.get_mut(self.key) else { return };
+        let Some(queue) = queues.get_mut(&self.key) else { return };
         queue.in_place = false;
         if !queue.flying && queue.last <= 1 {
-            queues.remove(self.key);
+            queues.remove(&self.key);
+        }
+    }
+}
+
+/// A flight that its caller polls. When the caller goes away, a task flies on: a connection that was left in the middle of an
+/// answer would be the next one's.
+struct InPlace<T: Send + 'static> {
+    flight: Option<Pin<Box<dyn Future<Output = T> + Send>>>,
+    runtime: Handle,
+}
+
+impl<T: Send + 'static> Future for InPlace<T> {
+    type Output = T;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<T> {
+        let Some(flight) = &mut self.flight else { return Poll::Pending };
+        let answer = std::task::ready!(flight.as_mut().poll(context));
+        self.flight = None;
+        Poll::Ready(answer)
+    }
+}
+
+impl<T: Send + 'static> Drop for InPlace<T> {
+    fn drop(&mut self) {
+        if let Some(flight) = self.flight.take() {
+            drop(self.runtime.spawn(flight));
         }
     }
 }

@@ -3,7 +3,7 @@
 use futures_util::future::join_all;
 use saas_billing::{
     Accepted, Billing, BillingConfig, BillingError, Mode, SigningSecrets, Stuck, WebhookProcessor,
-    testing::PayloadShape,
+    testing::{PayloadShape, cut_after},
 };
 use saas_core::{ErrorKind, PageSize, PlanCatalog};
 
@@ -40,6 +40,32 @@ async fn fifty_deliveries_of_one_event_at_once_have_one_receipt_and_one_effect()
     let audited = "select count(*) from saas.audit where detail ->> 'type' = 'customer.subscription.updated' and action = 'billing.changed'";
     assert_eq!(shop.scalar(audited).await, 1);
     assert_eq!(shop.scalar("select revision from saas.tenant").await, before, "seats are no entitlement");
+}
+
+/// Stripe hangs up whenever it likes: what is on its way is stored all the same, and the connection answers whoever comes next
+/// about that one's own delivery.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_delivery_whose_caller_goes_away_is_stored_and_takes_nobodys_answer() {
+    let shop = Shop::open().await;
+    let process = async |name: &str| {
+        let body = event(name, "cus_1");
+        shop.billing.process(body.as_bytes(), &shop.stripe.sign(body.as_bytes())).await.unwrap()
+    };
+    // An answer that lies there already costs no wait, so how many get away is not the same each time.
+    let (mut gone, mut number) = (0, 0);
+    while gone < 10 {
+        assert!(number < 1_000, "only {gone} went away");
+        number += 1;
+        let (left, next) = (format!("evt_left_{number}"), format!("evt_next_{number}"));
+        match cut_after(number % 4, process(&left)).await {
+            Some(answer) => assert_eq!(answer, Accepted::Stored),
+            None => gone += 1,
+        }
+        assert_eq!(process(&next).await, Accepted::Stored);
+        assert_eq!(process(&next).await, Accepted::Duplicate);
+        assert!(matches!(process(&left).await, Accepted::Stored | Accepted::Duplicate));
+    }
+    assert_eq!(shop.scalar(RECEIPTS).await, i64::from(2 * number), "each once");
 }
 
 // W2
