@@ -167,20 +167,27 @@ impl Year {
         let _ = self.shop.billing.read_usage_reports(&self.stripe, 10).await.unwrap();
     }
 
-    /// A day's calls of a tenant; now and then, some of them are taken back.
+    /// A day's calls of a tenant; now and then, some of them are taken back, or some of days ago, which Stripe takes no more.
     async fn call(&mut self, at: usize) {
-        let units = if self.rng.u32(..10) == 0 { -self.rng.i64(1..5) } else { self.rng.i64(1..50) };
         let now = self.shop.database.clock().now();
-        let item = UsageItem {
+        let tenant = self.residents[at].ctx.tenant();
+        let called = now - TimeDelta::seconds(self.rng.i64(0..3_600));
+        let item = |units| UsageItem {
             id: UsageEventId::mint_at(now),
-            tenant: self.residents[at].ctx.tenant(),
+            tenant,
             meter: METER,
             amount: units,
             units,
-            at: now - TimeDelta::seconds(self.rng.i64(0..3_600)),
+            at: called,
             window_start: DateTime::UNIX_EPOCH,
         };
-        self.billing().accept_usage(&self.usage, &[item]).await.unwrap();
+        let units = self.rng.i64(5..50);
+        let items = match self.rng.u32(..20) {
+            0..3 => vec![item(units), item(-self.rng.i64(1..5))],
+            3 => vec![item(-self.rng.i64(1..5))],
+            _ => vec![item(units)],
+        };
+        self.billing().accept_usage(&self.usage, &items).await.unwrap();
     }
 
     /// What one customer does, if anything.
@@ -429,7 +436,11 @@ async fn every_unit_is_counted_once(year: &Year) {
         sum += ours;
     }
     let rows = year.shop.scalar("select count(*) from saas.billing_usage").await;
-    println!("{sum} calls counted, of {rows} rows; {:?}", year.billing().usage_health().await.unwrap());
+    let taken_back = "select count(*) from saas.billing_usage where state = 'cancelled'";
+    let taken_back = year.shop.scalar(taken_back).await;
+    let health = year.billing().usage_health().await.unwrap();
+    println!("{sum} calls counted, of {rows} rows, {taken_back} taken back; {health:?}");
+    assert!(taken_back > 0, "corrections met what they take back");
     assert!(sum > i64::try_from(year.residents.len()).unwrap());
     assert_eq!(
         year.shop.scalar("select count(*) from saas.billing_usage where state in ('pending', 'waiting')").await,
