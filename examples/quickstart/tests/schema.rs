@@ -27,7 +27,6 @@ const ACROSS_TENANTS: &[&str] = &[
     "from saas.tenant_overview", // the operators' list of customers
     "where livemode = $1 and ($2::uuid is null or tenant_id > $2)", // all tenants, page by page, to derive them anew
     "from saas.billing_object where object_id", // an object whose owner is not known yet
-    "from saas.billing_object o -- of every tenant of the account", // what is stored and Stripe does not list
     "where mode <> 'pooled' and ($1::uuid is null or tenant_id > $1)", // all places of tenants, page by page, to migrate them
     "from saas.placement -- of whoever it is",                         // whose a place is, before it is removed
     "select cluster from saas.placement where mode = 'pooled'", // the clusters whose shared tables serve somebody
