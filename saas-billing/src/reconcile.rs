@@ -276,7 +276,8 @@ impl Billing {
         run: &ReconcileRun,
         after: Option<&ObjectId>,
     ) -> Result<ReconcileRun, BillingError> {
-        let span = comparable(run.started_at);
+        // As of now: a run that was left for days would ask for days that are forgotten here.
+        let span = comparable(self.clock.now());
         let mut tx = SystemTx::begin(&self.system, ACTOR, "add up what customers used day by day").await?;
         let customers = directory::customers(&mut tx, &self.scope, after, CUSTOMERS).await?;
         let days = usage::days(&mut tx, &self.scope, &customers, span).await?;

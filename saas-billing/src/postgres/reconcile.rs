@@ -165,7 +165,8 @@ pub(crate) async fn note(
          select $1, $2, $3, object_id, kind, fields, repaired
          from unnest($4::text[], $5::text[], $6::jsonb[], $7::boolean[]) as page (object_id, kind, fields, repaired)
          on conflict (account, livemode, run, object_id) do update
-         set fields = coalesce(met.fields || excluded.fields, excluded.fields, met.fields), repaired = met.repaired or excluded.repaired",
+         set fields = coalesce(met.fields || excluded.fields, excluded.fields, met.fields),
+             repaired = met.repaired or excluded.repaired",
     )
     .bind(&scope.account)
     .bind(scope.livemode)
