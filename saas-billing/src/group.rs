@@ -53,8 +53,10 @@ impl Shared for Receipts {
     }
 
     async fn together(&self, (): &(), receipts: &[&NewReceipt]) -> Result<Vec<bool>, CoreError> {
-        let mut stored: HashSet<Key> = receipt::store_many(&self.pool, receipts).await?.into_iter().collect();
-        // Of two with one key, the first is new.
+        // Of two with one key the first is stored, and the other one compared with it.
+        let mut keys = HashSet::new();
+        let firsts: Vec<&NewReceipt> = receipts.iter().copied().filter(|receipt| keys.insert(receipt.key())).collect();
+        let mut stored: HashSet<Key> = receipt::store_many(&self.pool, &firsts).await?.into_iter().collect();
         Ok(receipts.iter().map(|receipt| stored.remove(&receipt.key())).collect())
     }
 }

@@ -200,6 +200,21 @@ async fn one_id_with_another_body_is_an_alarm_and_never_applied() {
     assert_eq!((health.pending, health.conflicts), (1, 14));
 }
 
+// W25
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_bodies_in_one_burst_the_one_that_was_accepted_is_kept_and_the_other_an_alarm() {
+    let shop = Shop::open().await;
+    let bodies: Vec<String> = (0..60).map(|n| event("evt_fixture", &format!("cus_{}", n % 2))).collect();
+    let answers = join_all(bodies.iter().map(|body| shop.receive_body(body.as_bytes()))).await;
+    let of = |wanted: Accepted| answers.iter().zip(&bodies).filter(move |(answer, _)| **answer == wanted);
+    let stored: Vec<&String> = of(Accepted::Stored).map(|(_, body)| body).collect();
+    assert_eq!(stored.len(), 1);
+    assert_eq!(shop.billing.receipt_body(&OPERATOR, "evt_fixture").await.unwrap(), stored[0].as_bytes());
+    assert!(of(Accepted::Duplicate).all(|(_, body)| body == stored[0]));
+    assert!(of(Accepted::Conflict).all(|(_, body)| body != stored[0]));
+    assert_eq!((of(Accepted::Duplicate).count(), of(Accepted::Conflict).count()), (29, 30));
+}
+
 // W21
 #[tokio::test]
 async fn a_poison_event_is_answered_well_every_time() {
