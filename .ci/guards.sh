@@ -50,13 +50,13 @@ fails a_connection_that_was_left_bound_or_with_an_open_cursor_is_not_handed_out_
 
 guard asking before COMMIT
 file  saas-core/src/db/guard.rs
-edit  s/with_nonce("select ", nonce, "; commit and chain")/with_nonce("commit and chain; select ", nonce, "")/
+edit  s/with_nonce(nonce, "; commit and chain")/["commit and chain; ", \&with_nonce(nonce, "; select 1")].concat()/
 test  --package saas-core --test database -- cancel::dropping transactions::a_co transactions::dropped_copies
 fails a_commit_after_a_swallowed_error_is_an_error
 
 guard nonce of the commit's answer
 file  saas-core/src/db/guard.rs
-edit  s/if !answers(row.first(), nonce) {/if false {/
+edit  s/let Some(echo) = .*/let Some(echo) = Some(0_usize) else {/;s/if done.len() < echo + 2/if false/
 test  --package saas-core --test database -- cancel::dropping transactions::a_co transactions::dropped_copies
 fails a_commit_does_not_take_the_answer_of_a_dropped_copy_for_its_own
 
@@ -236,7 +236,7 @@ fails usage::usage_of_a_tenant_without_a_customer_waits_for_one_and_what_is_not_
 
 guard what came in last, taken beside the longest due
 file  saas-billing/src/postgres/receipt.rs
-edit  s/let newest = (limit \/ 4).min(NEWEST);/let newest = 0 * NEWEST;/
+edit  s/((limit \/ 4).min(NEWEST), limit \/ 2)/(0 * NEWEST, limit \/ 2)/
 test  --package saas-billing --all-features --test it together
 fails together::what_has_just_come_in_does_not_wait_behind_a_flood_and_the_flood_goes_on
 

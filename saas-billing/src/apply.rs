@@ -59,8 +59,9 @@ impl Applied {
 }
 
 impl Billing {
-    /// Applies up to `limit` receipts that are due: the longest due, and to a quarter, 25 at most, the latest, which do not
-    /// wait for a backlog. Those of one customer share a transaction; what fails in one, or was tried before, is tried in one of its own.
+    /// Applies up to `limit` receipts that are due: the longest due, to a quarter, 25 at most, the latest, which do not wait for
+    /// a backlog, and to a half what else is due of the same customers. Those of one customer share a transaction; what fails in
+    /// one, or was tried before, is tried in one of its own.
     ///
     /// Any number of workers may call this at once, on any number of machines. One that dies in the middle loses nothing:
     /// its receipts come again when the lease ends, and a transaction that was not committed has had no effect.

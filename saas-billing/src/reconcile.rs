@@ -27,7 +27,7 @@ use crate::{
         usage,
     },
     provider::{PageLimit, PaymentProvider, Query},
-    settle::bound_costs,
+    settle::BOUNDS,
     usage::{DifferingDay, comparable, differing_days},
 };
 
@@ -210,8 +210,7 @@ impl Billing {
         run: &ReconcileRun,
         after: Option<&ObjectId>,
     ) -> Result<(Vec<Met>, Option<ObjectId>), BillingError> {
-        let mut tx = SystemTx::begin(&self.system, ACTOR, "list what Stripe did not").await?;
-        bound_costs(&mut tx).await?;
+        let mut tx = SystemTx::begin_with(&self.system, ACTOR, "list what Stripe did not", BOUNDS).await?;
         let customers = directory::customers(&mut tx, &self.scope, after, CUSTOMERS).await?;
         let unmet = reconcile::unmet(&mut tx, &self.scope, run.id, &customers).await?;
         tx.commit().await?;

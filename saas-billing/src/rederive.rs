@@ -4,7 +4,7 @@
 //! are the caller's to load and store.
 
 use chrono::{DateTime, Utc};
-use saas_core::{Actor, CoreError, PageSize, SystemTx, TenantContext, TenantId, audit, revision, subscription, tenant};
+use saas_core::{Actor, CoreError, PageSize, SystemTx, TenantContext, TenantId, audit, subscription, tenant};
 use serde_json::{Value, json};
 use sqlx::PgConnection;
 
@@ -13,7 +13,12 @@ use crate::{
     derive::Derived,
     dunning::{DunningException, DunningTerms, Held},
     error::BillingError,
-    postgres::{dunning, fetch, object, state},
+    postgres::{
+        dunning::{self, Head},
+        fetch, object, recorded,
+        revenue::Paying,
+        state,
+    },
 };
 
 /// What was stored about a tenant before and after.
@@ -107,14 +112,15 @@ impl Billing {
         if !change.is_recorded {
             // The same objects can mean something else: under another dunning policy, say.
             let stored = change.stored.clone();
-            let (was, held) = (self.held_with(&stored, former), self.held(connection, tenant, &stored).await?);
+            let known = recorded::load(connection, tenant, self.scope.livemode).await?;
+            let (was, held) = (self.held_with(&stored, former), self.held_with(&stored, known.exception.as_ref()));
             let source = self.scope.plan_record();
             let recorded = subscription::recorded_in(connection, tenant, source, DateTime::<Utc>::MAX_UTC).await?;
             if recorded.and_then(|recorded| recorded.assignment) != stored.on_record(&held.terms, self.default_plan()) {
-                self.follow(connection, tenant, (&was, &held), (now, now)).await?;
+                self.follow(connection, tenant, (&was, &held), (known.paying, known.dunning), (now, now)).await?;
                 self.record(connection, &mut change, &held.terms).await?;
             } else {
-                self.write_dunning(connection, tenant, &held, now).await?;
+                self.write_dunning(connection, tenant, &held, known.dunning, now).await?;
             }
         }
         if change.is_change() {
@@ -146,10 +152,10 @@ impl Billing {
         }
         if change.is_change() {
             state::store(connection, tenant, livemode, &change.stored, now).await?;
-            let exception = dunning::exception(connection, tenant, livemode).await?;
-            let was = self.held_with(&change.previous, exception.as_ref());
-            let held = self.held_with(&change.stored, exception.as_ref());
-            self.follow(connection, tenant, (&was, &held), (at, now)).await?;
+            let known = recorded::load(connection, tenant, livemode).await?;
+            let was = self.held_with(&change.previous, known.exception.as_ref());
+            let held = self.held_with(&change.stored, known.exception.as_ref());
+            self.follow(connection, tenant, (&was, &held), (known.paying, known.dunning), (at, now)).await?;
             if !change.stored.answers_like(&change.previous) {
                 let terms = held.terms;
                 self.record(connection, &mut change, &terms).await?;
@@ -164,11 +170,12 @@ impl Billing {
         connection: &mut PgConnection,
         tenant: TenantId,
         (was, held): (&Held<'_>, &Held<'_>),
+        (paying, dunning): (Vec<Paying>, Option<Head>),
         (at, now): (DateTime<Utc>, DateTime<Utc>),
     ) -> Result<(), CoreError> {
-        let paying = self.record_revenue(connection, tenant, (was, held), (at, now)).await?;
+        let paying = self.record_revenue(connection, tenant, (was, held), paying, (at, now)).await?;
         state::show(connection, tenant, held, &paying).await?;
-        self.write_dunning(connection, tenant, held, now).await
+        self.write_dunning(connection, tenant, held, dunning, now).await
     }
 
     /// Raises the revision, and records what the gate answers from it on. The tenant's row is locked.
@@ -179,9 +186,8 @@ impl Billing {
         terms: &DunningTerms,
     ) -> Result<(), CoreError> {
         let (tenant, source) = (change.tenant, self.scope.plan_record());
-        let revision = revision::bump_in(connection, tenant).await?;
         let assignment = change.stored.on_record(terms, self.default_plan());
-        subscription::record_in(connection, tenant, source, revision, assignment.as_ref(), self.clock.now()).await?;
+        subscription::record_next_in(connection, tenant, source, assignment.as_ref(), self.clock.now()).await?;
         change.is_recorded = true;
         Ok(())
     }

@@ -242,15 +242,19 @@ fn entries(heard: Vec<Heard>, mut facts: Vec<(ObjectId, Fact)>, change: &Change)
 /// Bounds what a merging transaction can cost the others: who holds a tenant's lock for long must not hold up the worker for
 /// all. And has its statements find rows by their keys, whatever the planner knew when it made their plans: one that goes
 /// through a whole table is from when that was empty.
-pub(crate) async fn bound_costs(connection: &mut PgConnection) -> Result<(), CoreError> {
-    sqlx::query(
-        "select set_config('lock_timeout', '500ms', true), set_config('enable_seqscan', 'off', true),
-                set_config('plan_cache_mode', 'force_generic_plan', true)",
-    )
-    .execute(connection)
-    .await
-    .map(drop)
-    .map_err(CoreError::from_database)
+pub(crate) const BOUNDS: &[(&str, &str)] =
+    &[("lock_timeout", "500ms"), ("enable_seqscan", "off"), ("plan_cache_mode", "force_generic_plan")];
+
+/// Sets the [`BOUNDS`] in a transaction that began without them.
+async fn bound_costs(connection: &mut PgConnection) -> Result<(), CoreError> {
+    let (names, values): (Vec<&str>, Vec<&str>) = BOUNDS.iter().copied().unzip();
+    sqlx::query("select set_config(name, value, true) from unnest($1::text[], $2::text[]) as bound (name, value)")
+        .bind(names)
+        .bind(values)
+        .execute(connection)
+        .await
+        .map(drop)
+        .map_err(CoreError::from_database)
 }
 
 /// The name of a fact in the audit log.

@@ -18,7 +18,7 @@ use crate::{
         directory,
         receipt::{self, Claimed, Ending, State},
     },
-    settle::{Report, Settled, bound_costs},
+    settle::{BOUNDS, Report, Settled},
     sitting::Sitting,
 };
 
@@ -95,8 +95,8 @@ impl Billing {
     /// Merges receipts in one transaction with their ends. Says of each whether it was; of none, when a lease was lost.
     async fn merge_company(&self, company: &[Member], lease: LeaseToken) -> Result<Vec<bool>, BillingError> {
         let now = self.clock.now();
-        let mut tx = SystemTx::begin(&self.system, ACTOR, "apply webhook receipts of one customer").await?;
-        bound_costs(&mut tx).await?;
+        let reason = "apply webhook receipts of one customer";
+        let mut tx = SystemTx::begin_with(&self.system, ACTOR, reason, BOUNDS).await?;
         let snapshots = company.iter().map(|member| &member.snapshot);
         let mut sitting = Sitting::of_many(&mut tx, &self.scope, snapshots).await?;
         let (mut merged, mut done) = (Vec::with_capacity(company.len()), Vec::new());
@@ -139,8 +139,8 @@ impl Billing {
         let waiting = company.iter().zip(&waits).filter(|(_, waits)| **waits);
         let events: Vec<&str> = waiting.map(|(member, _)| member.claimed.event_id.as_str()).collect();
         let now = self.clock.now();
-        let mut tx = SystemTx::begin(&self.system, ACTOR, "park webhook receipts of one customer").await?;
-        bound_costs(&mut tx).await?;
+        let reason = "park webhook receipts of one customer";
+        let mut tx = SystemTx::begin_with(&self.system, ACTOR, reason, BOUNDS).await?;
         let unlinked = !events.is_empty()
             && directory::lock_unlinked(&mut tx, &self.scope, (ObjectKind::Customer, customer)).await?.is_none();
         let ending = Ending { reason: Some(UNLINKED), waits_for: Some(customer.as_str()), tenant: None };

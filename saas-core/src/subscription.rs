@@ -10,7 +10,7 @@ use std::fmt;
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 #[cfg(feature = "postgres")]
-pub use record::{PlanRecord, record_in, recorded_in};
+pub use record::{PlanRecord, record_in, record_next_in, recorded_in};
 use serde::{Deserialize, Serialize};
 
 use crate::{AddOnKey, CoreError, PlanKey, TenantContext};

@@ -18,7 +18,7 @@ use crate::{
     billing::ACTOR,
     derive::{Derived, FetchRequest},
     object::{InvoiceStatus, ObjectKind},
-    postgres::{dunning, fetch, state},
+    postgres::{dunning, fetch, recorded, state},
     provider::{Fetched, ObjectSource},
     subscription::{InvoiceSummary, read_invoice},
 };
@@ -87,7 +87,8 @@ impl Billing {
         let held = self.held(&mut tx, tenant, &derived).await?;
         let (known, agenda) = self.agenda(&mut tx, tenant, &held, now).await?;
         if held.terms.standing(derived.unpaid_since, derived.suspended_since, now).access(now) != known.access() {
-            let paying = self.record_revenue(&mut tx, tenant, (&held, &held), (now, now)).await?;
+            let states = recorded::load(&mut tx, tenant, self.scope.livemode).await?.paying;
+            let paying = self.record_revenue(&mut tx, tenant, (&held, &held), states, (now, now)).await?;
             state::show(&mut tx, tenant, &held, &paying).await?;
         }
         self.keep(&mut tx, tenant, (&held, &known), agenda.next_at, now).await?;

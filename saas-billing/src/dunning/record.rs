@@ -57,16 +57,16 @@ impl<'a> Held<'a> {
 }
 
 impl Billing {
-    /// Brings the record of a tenant's dunning up to what was derived. The tenant's row is locked.
+    /// Brings the record of a tenant's dunning, `head`, up to what was derived. The tenant's row is locked.
     pub(crate) async fn write_dunning(
         &self,
         connection: &mut PgConnection,
         tenant: TenantId,
         held: &Held<'_>,
+        head: Option<Head>,
         now: DateTime<Utc>,
     ) -> Result<(), CoreError> {
         let livemode = self.scope.livemode;
-        let head = dunning::head(connection, tenant, livemode).await?;
         if head.is_none() && !held.owes() {
             return Ok(());
         }

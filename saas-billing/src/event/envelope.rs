@@ -9,6 +9,8 @@ use serde::{
 };
 use serde_json::value::RawValue;
 
+#[cfg(feature = "postgres")]
+use crate::object::Reference;
 use crate::object::{ObjectId, Text, Unreadable};
 
 /// An event without its object read. Borrows the object's bytes from the body.
@@ -126,6 +128,25 @@ impl Envelope<'_> {
 }
 
 impl Content<'_> {
+    /// The customer whose object it shows, where that is easily seen.
+    #[cfg(feature = "postgres")]
+    pub(crate) fn customer(&self) -> Option<ObjectId> {
+        #[derive(Deserialize)]
+        struct Owned<'a> {
+            #[serde(borrow)]
+            id: Option<Text<'a>>,
+            #[serde(borrow)]
+            object: Option<Text<'a>>,
+            #[serde(borrow)]
+            customer: Option<Reference<'a>>,
+        }
+        let Self::Snapshot { object, .. } = self else { return None };
+        let owned: Owned<'_> = serde_json::from_str(object.get()).ok()?;
+        let is_customer = owned.object.is_some_and(|object| object.as_str() == "customer");
+        let customer = if is_customer { owned.id? } else { owned.customer?.0 };
+        customer.id("customer").ok()
+    }
+
     fn says_the_same(&self, other: &Content<'_>) -> bool {
         let value = |json: &RawValue| serde_json::from_str::<serde_json::Value>(json.get()).ok();
         match (self, other) {

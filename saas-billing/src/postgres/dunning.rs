@@ -46,7 +46,7 @@ pub(crate) async fn head(
     tenant: TenantId,
     livemode: bool,
 ) -> Result<Option<Head>, CoreError> {
-    let row: Option<(String, Option<DateTime<Utc>>, Option<Uuid>)> = sqlx::query_as(
+    let row: Option<HeadRow> = sqlx::query_as(
         "select access, next_at, job
          from saas.dunning
          where tenant_id = $1 and livemode = $2",
@@ -56,8 +56,13 @@ pub(crate) async fn head(
     .fetch_optional(connection)
     .await
     .map_err(CoreError::from_database)?;
-    row.map(|(access, next_at, job)| Ok(Head { access: level(&access)?, wake: next_at.zip(job.map(JobId::from_uuid)) }))
-        .transpose()
+    row.map(read_head).transpose()
+}
+
+pub(crate) type HeadRow = (String, Option<DateTime<Utc>>, Option<Uuid>);
+
+pub(crate) fn read_head((access, next_at, job): HeadRow) -> Result<Head, CoreError> {
+    Ok(Head { access: level(&access)?, wake: next_at.zip(job.map(JobId::from_uuid)) })
 }
 
 pub(crate) async fn store_head(

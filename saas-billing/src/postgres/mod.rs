@@ -18,6 +18,7 @@ pub(crate) mod price;
 pub(crate) mod purge;
 pub(crate) mod receipt;
 pub(crate) mod reconcile;
+pub(crate) mod recorded;
 pub(crate) mod request;
 pub(crate) mod revenue;
 pub(crate) mod seat;

@@ -7,6 +7,7 @@ use saas_core::{CoreError, LeaseToken, TenantId};
 use sqlx::{PgConnection, PgPool};
 
 use super::{Scope, body::Packed, storable};
+use crate::object::ObjectId;
 
 /// A receipt to be stored.
 pub(crate) struct NewReceipt {
@@ -15,6 +16,8 @@ pub(crate) struct NewReceipt {
     pub(crate) event_type: String,
     pub(crate) created: Option<DateTime<Utc>>,
     pub(crate) api_version: Option<String>,
+    /// Whose receipts it is taken with.
+    pub(crate) customer: Option<ObjectId>,
     pub(crate) body: Packed,
     pub(crate) state: State,
     pub(crate) reason: Option<String>,
@@ -74,8 +77,8 @@ pub(crate) async fn store(pool: &PgPool, new: &NewReceipt) -> Result<bool, CoreE
     let stored = sqlx::query(
         "insert into saas.billing_receipt
             (account, livemode, event_id, event_type, created_at, api_version, body, state, reason, quarantined_by, due_at,
-             received_at)
-         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $11)
+             received_at, customer)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $11, $12)
          on conflict do nothing",
     )
     .bind(&new.scope.account)
@@ -89,6 +92,7 @@ pub(crate) async fn store(pool: &PgPool, new: &NewReceipt) -> Result<bool, CoreE
     .bind(new.reason.as_deref())
     .bind(new.quarantined_by.as_deref())
     .bind(new.received_at)
+    .bind(new.customer.as_ref().map(ObjectId::as_str))
     .execute(pool)
     .await
     .map_err(CoreError::from_database)?;
@@ -100,12 +104,13 @@ pub(crate) async fn store_many(pool: &PgPool, new: &[&NewReceipt]) -> Result<Vec
     sqlx::query_as(
         "insert into saas.billing_receipt
             (account, livemode, event_id, event_type, created_at, api_version, body, state, reason, quarantined_by, due_at,
-             received_at)
-         select account, livemode, event_id, event_type, created_at, api_version, body, state, reason, quarantined_by, at, at
+             received_at, customer)
+         select account, livemode, event_id, event_type, created_at, api_version, body, state, reason, quarantined_by, at, at,
+                customer
          from unnest($1::text[], $2::boolean[], $3::text[], $4::text[], $5::timestamptz[], $6::text[], $7::bytea[],
-                     $8::text[], $9::text[], $10::text[], $11::timestamptz[])
+                     $8::text[], $9::text[], $10::text[], $11::timestamptz[], $12::text[])
               as new (account, livemode, event_id, event_type, created_at, api_version, body, state, reason,
-                      quarantined_by, at)
+                      quarantined_by, at, customer)
          order by account, livemode, event_id  -- two inserts that overlap take their keys in one order
          on conflict do nothing
          returning account, livemode, event_id",
@@ -121,6 +126,7 @@ pub(crate) async fn store_many(pool: &PgPool, new: &[&NewReceipt]) -> Result<Vec
     .bind(column(new, |receipt| receipt.reason.as_deref()))
     .bind(column(new, |receipt| receipt.quarantined_by.as_deref()))
     .bind(column(new, |receipt| receipt.received_at))
+    .bind(column(new, |receipt| receipt.customer.as_ref().map(ObjectId::as_str)))
     .fetch_all(pool)
     .await
     .map_err(CoreError::from_database)
@@ -168,14 +174,17 @@ pub(crate) struct Claimed {
     pub(crate) is_suspect: bool,
 }
 
-/// How many of those that became due last are taken at once. The end of a backlog is not a good place to find the receipts of
-/// one customer together.
+/// How many of those that became due last are taken at once: enough for what has just come in.
 const NEWEST: i64 = 25;
+
+/// How many more of one customer are taken: as many as go into one transaction.
+const FELLOWS: i64 = 64;
 
 /// Takes up to `limit` due receipts until `until`, or until they are finished. Being taken is no try yet.
 ///
 /// A quarter of them, and no more than [`NEWEST`], are those that became due last: behind a backlog, or behind one tenant's
-/// flood, what has just come in does not wait for all of it. The rest are the longest due, so that nothing waits for ever.
+/// flood, what has just come in does not wait for all of it. The others are the longest due, so that nothing waits for ever; up
+/// to a half of all are what else is due of the same customers, so that one transaction does for them.
 pub(crate) async fn claim(
     connection: &mut PgConnection,
     scope: &Scope,
@@ -183,24 +192,39 @@ pub(crate) async fn claim(
     lease: LeaseToken,
     (now, until): (DateTime<Utc>, DateTime<Utc>),
 ) -> Result<Vec<Claimed>, CoreError> {
-    let newest = (limit / 4).min(NEWEST);
+    let (newest, fellows) = ((limit / 4).min(NEWEST), limit / 2);
     let rows: Vec<(String, Vec<u8>, bool)> = sqlx::query_as(
         "with oldest as (
-            select account, livemode, event_id, lease is not null as was_taken
+            select account, livemode, event_id, lease is not null as was_taken, customer
             from saas.billing_receipt
             where state = 'pending' and due_at <= $3 and account = $1 and livemode = $2
             order by due_at
             limit $4
             for update skip locked
          ), newest as (
-            select account, livemode, event_id, lease is not null as was_taken
+            select account, livemode, event_id, lease is not null as was_taken, customer
             from saas.billing_receipt
             where state = 'pending' and due_at <= $3 and account = $1 and livemode = $2
             order by due_at desc
             limit $7
             for update skip locked
-         ), due as (
+         ), ends as (
             select * from oldest union select * from newest
+         ), fellows as (
+            select fellow.*
+            from (select distinct customer from ends where customer is not null) as taken
+            cross join lateral (
+                select account, livemode, event_id, lease is not null as was_taken, customer
+                from saas.billing_receipt
+                where account = $1 and livemode = $2 and customer = taken.customer and finished_at is null and due_at <= $3
+                  and event_id not in (select event_id from ends)
+                order by due_at
+                limit $9
+                for update skip locked
+            ) as fellow
+            limit $8
+         ), due as (
+            select * from ends union all select * from fellows
          )
          update saas.billing_receipt as receipt
          set lease = $5, due_at = $6
@@ -211,10 +235,12 @@ pub(crate) async fn claim(
     .bind(&scope.account)
     .bind(scope.livemode)
     .bind(now)
-    .bind(limit - newest)
+    .bind(limit - newest - fellows)
     .bind(lease.as_uuid())
     .bind(until)
     .bind(newest)
+    .bind(fellows)
+    .bind(FELLOWS)
     .fetch_all(connection)
     .await
     .map_err(CoreError::from_database)?;

@@ -33,25 +33,11 @@ pub(crate) struct Change {
     pub(crate) after: i64,
 }
 
-pub(crate) async fn load(
-    connection: &mut PgConnection,
-    tenant: TenantId,
-    livemode: bool,
-) -> Result<Vec<Paying>, CoreError> {
-    let rows: Vec<(String, i64, bool, i64, DateTime<Utc>)> = sqlx::query_as(
-        "select currency, mrr_minor, ever_paid, changes, at
-         from saas.revenue_state
-         where tenant_id = $1 and livemode = $2",
-    )
-    .bind(tenant.as_uuid())
-    .bind(livemode)
-    .fetch_all(connection)
-    .await
-    .map_err(CoreError::from_database)?;
-    let read = |(currency, minor, ever, changes, at): (String, i64, bool, i64, DateTime<Utc>)| {
-        Ok(Paying { currency: currency.parse().map_err(|_| CORRUPT)?, minor, ever, changes, at })
-    };
-    rows.into_iter().map(read).collect()
+/// Currency, minor units per month, whether it ever paid, how many changes, up to when.
+pub(crate) type PayingRow = (String, i64, bool, i64, DateTime<Utc>);
+
+pub(crate) fn read((currency, minor, ever, changes, at): PayingRow) -> Result<Paying, CoreError> {
+    Ok(Paying { currency: currency.parse().map_err(|_| CORRUPT)?, minor, ever, changes, at })
 }
 
 /// Stores what a tenant pays now, how it came to that, and when time alone will change it.

@@ -15,6 +15,7 @@ use crate::{
     money::Currency,
     object::{InvoiceStatus, Subscription},
     postgres::{
+        recorded,
         revenue::{self, Arrears, Change, Paying},
         state,
     },
@@ -30,16 +31,16 @@ struct Tally {
 
 impl Billing {
     /// Records the change from `previous` to `stored`, which happened at `at`, and what time alone has changed since the
-    /// last record. Answers what the tenant pays at `now`.
+    /// last record, `states`. Answers what the tenant pays at `now`.
     pub(crate) async fn record_revenue(
         &self,
         connection: &mut PgConnection,
         tenant: TenantId,
         (previous, stored): (&Held<'_>, &Held<'_>),
+        states: Vec<Paying>,
         (at, now): (DateTime<Utc>, DateTime<Utc>),
     ) -> Result<BTreeMap<Currency, i64>, CoreError> {
         let livemode = self.scope.livemode;
-        let states = revenue::load(connection, tenant, livemode).await?;
         let paying = stored.derived.revenue_at(&stored.terms, now);
         if states.is_empty() && paying.is_empty() {
             return Ok(paying);
@@ -101,8 +102,9 @@ impl Billing {
         tenant::lock_in(&mut tx, tenant).await?;
         let now = self.clock.now();
         let derived = state::find(&mut tx, tenant, self.scope.livemode).await?.unwrap_or_default();
-        let held = self.held(&mut tx, tenant, &derived).await?;
-        let paying = self.record_revenue(&mut tx, tenant, (&held, &held), (now, now)).await?;
+        let recorded = recorded::load(&mut tx, tenant, self.scope.livemode).await?;
+        let held = self.held_with(&derived, recorded.exception.as_ref());
+        let paying = self.record_revenue(&mut tx, tenant, (&held, &held), recorded.paying, (now, now)).await?;
         state::show(&mut tx, tenant, &held, &paying).await?;
         tx.commit().await
     }

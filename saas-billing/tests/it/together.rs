@@ -163,3 +163,65 @@ async fn what_has_just_come_in_does_not_wait_behind_a_flood_and_the_flood_goes_o
                                        order by received_at limit 6) as first where state = 'applied'";
     assert_eq!(shop.scalar(oldest).await, 6, "the longest due are not passed over");
 }
+
+#[tokio::test]
+async fn a_step_takes_what_else_is_due_of_the_same_customers() {
+    let shop = Shop::open().await;
+    let mut shops = Vec::new();
+    for slug in ["one", "other"] {
+        shops.push(shop.buyer(slug).await);
+    }
+    shop.deliver_all().await;
+    for seats in 2..12 {
+        for (_, purchase) in &shops {
+            shop.stripe.advance(TimeDelta::seconds(10));
+            shop.stripe.update_quantity(&purchase.subscription, seats);
+        }
+    }
+    for event in shop.stripe.deliveries() {
+        shop.database.clock().advance(TimeDelta::milliseconds(1));
+        let _ = shop.receive(&event).await;
+    }
+    // One that is due longest, one of the latest, and two more of one of their customers: the two take turns.
+    let most = "select max(count) from (select count(*) from saas.billing_receipt
+                where state = 'applied' and event_type = 'customer.subscription.updated' group by tenant) as of_tenant";
+    let before = shop.scalar(most).await;
+    let step = shop.billing.apply_pending(4).await.unwrap();
+    assert_eq!((step.applied, shop.scalar(most).await - before), (4, 3), "{step:?}");
+    let step = shop.billing.apply_pending(40).await.unwrap();
+    assert_eq!(step.applied, 16, "the rest, each once: {step:?}");
+    for (ctx, _) in &shops {
+        assert_eq!(shop.billing.derived(ctx).await.unwrap().seats, Some(11));
+    }
+}
+
+#[tokio::test]
+async fn a_step_reads_what_it_takes_and_nothing_else_also_before_the_table_has_been_analyzed() {
+    let shop = Shop::open().await;
+    // A backlog of 40,000 receipts of 4,000 customers, of each one in every tenth of it.
+    let fill = "
+        insert into saas.billing_receipt
+            (account, livemode, event_id, event_type, customer, body, state, due_at, received_at)
+        select '', false, 'evt_' || n, 'invoice.paid', 'cus_' || n % 4000, '\\x00', 'pending', at, at
+        from (select n, timestamptz '2025-01-01' + n * interval '1 second' as at from generate_series(1, 40000) as n) as each";
+    sqlx::raw_sql(fill).execute(&mut *shop.owner.lock().await).await.unwrap();
+    // The very statement.
+    let source = include_str!("../../src/postgres/receipt.rs");
+    let sql = source.split_once("\"with oldest as (").unwrap().1.split_once("\",").unwrap().0;
+    let values = ["''", "false", "now()", "25", "gen_random_uuid()", "now()", "25", "50", "64"];
+    let sql = (1..)
+        .zip(values)
+        .fold(format!("with oldest as ({sql}"), |sql, (place, value)| sql.replace(&format!("${place}"), value));
+    let mut owner = shop.owner.lock().await;
+    sqlx::raw_sql("begin").execute(&mut *owner).await.unwrap();
+    let explain = format!("explain (analyze, buffers, format json, timing off) {sql}");
+    // A statement of ours with values of ours.
+    let plan: serde_json::Value =
+        sqlx::query_scalar(sqlx::AssertSqlSafe(explain)).fetch_one(&mut *owner).await.unwrap();
+    sqlx::raw_sql("rollback").execute(&mut *owner).await.unwrap();
+    let plan = &plan[0]["Plan"];
+    let blocks = plan["Shared Hit Blocks"].as_i64().unwrap() + plan["Shared Read Blocks"].as_i64().unwrap();
+    assert_eq!(plan["Actual Rows"], 100, "{plan}");
+    assert!(plan.to_string().contains("billing_receipt_customer"), "{plan}");
+    assert!(blocks < 5_000, "{blocks} blocks for a hundred of 40,000 receipts");
+}

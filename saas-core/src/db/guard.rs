@@ -65,16 +65,18 @@ impl Guard {
     /// PostgreSQL answers a `COMMIT` of a failed transaction with success and the tag `ROLLBACK`, which the driver does
     /// not show: a caller that swallowed an error would believe that its writes are stored. The `select` in front fails
     /// in that state, and the `COMMIT` is then not run; its nonce shows that the answer is this question's. `and chain`
-    /// leaves an empty transaction for the rollback at the release, so that all of it costs one round trip.
+    /// leaves an empty transaction for the driver to end, which knows of none that was ended otherwise. The check that the
+    /// release would make rides along, in that empty transaction: all of it costs one round trip.
     pub(super) async fn commit(mut self) -> Result<(), CoreError> {
         self.suspect = true;
         self.expect_open()?;
         let nonce = next_nonce();
-        let row = sqlx::raw_sql(with_nonce("select ", nonce, "; commit and chain"))
-            .fetch_all(self.connection_mut())
-            .await
-            .map_err(CoreError::from_commit)?;
-        if !answers(row.first(), nonce) {
+        let mut message = with_nonce(nonce, "; commit and chain");
+        if matches!((self.sessions, &self.served), (Sessions::Own, None)) {
+            message = format!("{message}; {}", check(0));
+        }
+        let answered = self.ask_once(message, nonce, 0).await.map_err(CoreError::from_commit)?;
+        if answered.is_none() {
             return Err(CoreError::OutcomeUnknown { cause: "the connection answered another question".into() });
         }
         self.suspect = false;
@@ -210,16 +212,20 @@ impl Drop for Guard {
         let Some(mut connection) = self.connection.take() else { return };
         let runtime = tokio::runtime::Handle::try_current();
         match (self.suspect, runtime) {
-            (false, Ok(_)) if self.proven => drop(connection),
+            (false, Ok(_)) if self.proven => end(&mut connection),
             (false, Ok(runtime)) => {
-                // Ends the transaction, or the empty one after a commit. Queued: sent with the next question.
-                PgTransactionManager::start_rollback(&mut connection);
                 let (sessions, served) = (self.sessions, self.served.take());
                 runtime.spawn(Release { connection, clean: false, sessions, served }.go());
             }
             (true, _) | (_, Err(_)) => connection.close_on_drop(),
         }
     }
+}
+
+/// Ends the driver's transaction, if it knows of one. Queued: sent with the next question, which is the pool's own when it
+/// takes the connection back.
+fn end(connection: &mut PgConnection) {
+    PgTransactionManager::start_rollback(connection);
 }
 
 /// A connection on its way home: closed unless it proves clean, also when the runtime drops the task.
@@ -252,25 +258,29 @@ impl Drop for Release {
 /// role, without cursors, answering this question, and with room for another schema. Locks of the session are given up.
 ///
 /// Over the simple protocol: only there do `transaction_timestamp()` and `statement_timestamp()` agree exactly when no
-/// transaction is open. Settings that a statement without `local` made stay; those are the application's own affair.
+/// transaction is open, or one that the same message began. Settings that a statement without `local` made stay; those are the
+/// application's own affair.
 async fn is_clean(connection: &mut PgConnection, sessions: Sessions, served: Option<&Served>) -> bool {
     let nonce = next_nonce();
+    // What is open ends in the same message, and leaves an empty transaction for the driver to end.
+    let ended = if PgTransactionManager::get_transaction_depth(connection) == 0 { "" } else { "rollback and chain; " };
     let row = match (sessions, served) {
         (Sessions::Own, None) => {
-            let checked = ask(connection, check(nonce)).await;
+            let checked = ask(connection, format!("{ended}{}", check(nonce))).await;
             match checked {
                 Err(error) if is_not_prepared(&error) => {
                     let prepare = format!("prepare {CHECK} (bigint) as select $1{IS_CLEAN}");
-                    ask(connection, format!("{prepare}; {}", check(nonce))).await
+                    ask(connection, format!("{ended}{prepare}; {}", check(nonce))).await
                 }
                 checked => checked,
             }
         }
         (Sessions::Own, Some(served)) => {
-            ask(connection, with_nonce("select ", nonce, &format!("{IS_CLEAN}, {}", served.count())).0).await
+            ask(connection, format!("{ended}{}, {}", with_nonce(nonce, IS_CLEAN), served.count())).await
         }
-        (Sessions::Shared, _) => ask(connection, with_nonce("select ", nonce, IS_CLEAN).0).await,
+        (Sessions::Shared, _) => ask(connection, format!("{ended}{}", with_nonce(nonce, IS_CLEAN))).await,
     };
+    end(connection);
     row.is_ok_and(|row| {
         answers(Some(&row), nonce)
             && is_proven(Some(&row))
@@ -332,9 +342,9 @@ fn next_nonce() -> u64 {
     NONCE.fetch_add(1, Ordering::Relaxed)
 }
 
-#[expect(clippy::disallowed_types, reason = "literals of this module, a number, and a schema's mark")]
-fn with_nonce(before: &'static str, nonce: u64, after: &str) -> sqlx::AssertSqlSafe<String> {
-    sqlx::AssertSqlSafe(format!("{before}{nonce}::bigint{after}"))
+/// Asks for the number, and for what follows.
+fn with_nonce(nonce: u64, rest: &str) -> String {
+    ["select ", &nonce.to_string(), "::bigint", rest].concat()
 }
 
 fn answers(row: Option<&PgRow>, nonce: u64) -> bool {

@@ -136,13 +136,31 @@ impl SystemTx {
     /// # Errors
     /// [`Unavailable`](CoreError::Unavailable) when no connection can be had.
     pub async fn begin(pool: &SystemPool, actor: Actor, reason: &'static str) -> Result<Self, CoreError> {
+        Self::begin_with(pool, actor, reason, &[]).await
+    }
+
+    /// As [`begin`](Self::begin), with settings of PostgreSQL that hold until its end, such as `("lock_timeout", "500ms")`, in
+    /// the same round trip.
+    ///
+    /// # Errors
+    /// Those of [`begin`](Self::begin), and [`Statement`](CoreError::Statement) for a setting that PostgreSQL refuses.
+    pub async fn begin_with(
+        pool: &SystemPool,
+        actor: Actor,
+        reason: &'static str,
+        settings: &'static [(&'static str, &'static str)],
+    ) -> Result<Self, CoreError> {
         tracing::debug!(target: "saas.db.system", %actor, reason, "system transaction");
         // The system's policies ask for this setting: outside such a transaction its login sees no tenant's rows.
-        let begin = match pool.sessions {
-            Sessions::Own => "begin; set local saas.system = 'on'",
-            Sessions::Shared => "begin; deallocate all; set local saas.system = 'on'",
+        let mut begin = match pool.sessions {
+            Sessions::Own => "begin; set local saas.system = 'on'".to_owned(),
+            Sessions::Shared => "begin; deallocate all; set local saas.system = 'on'".to_owned(),
         };
-        let guard = Guard::begin(pool.pool(), pool.sessions, begin).await?;
+        for (name, value) in settings {
+            begin.push_str(&format!("; set local {name} = '{}'", value.replace('\'', "''")));
+        }
+        // Settings of the program itself.
+        let guard = Guard::begin(pool.pool(), pool.sessions, sqlx::AssertSqlSafe(begin)).await?;
         Ok(Self { guard, actor })
     }
 

@@ -1,11 +1,11 @@
 //! Tenants, revisions, the audit log and the timeline.
 
 use saas_core::{
-    Actor, Clock, EmailAddress, PageSize, Revision, SystemTx, TenantContext, TenantTx,
+    Actor, Clock, EmailAddress, PageSize, Revision, SystemTx, TenantContext, TenantId, TenantTx,
     audit::{self, Entry},
     mail::{self, Mail},
     overview::{self, Filter},
-    revision,
+    revision, subscription,
     tenant::{self, NewTenant},
     timeline,
 };
@@ -40,6 +40,40 @@ async fn another_tenants_revision_can_be_neither_read_nor_raised() {
     assert_eq!(revision::bump_in(&mut tx, fixture.b.tenant()).await.unwrap_err().code(), "not_found");
     assert_eq!(revision::current_in(&mut tx, fixture.b.tenant()).await.unwrap_err().code(), "not_found");
     assert_eq!(tenant::lock_in(&mut tx, fixture.b.tenant()).await.unwrap_err().code(), "not_found");
+}
+
+#[tokio::test]
+async fn what_a_source_of_plans_answers_is_recorded_from_the_revision_that_it_makes() {
+    let fixture = Fixture::start().await;
+    let (now, tenant) = (fixture.db.clock().now(), fixture.a.tenant());
+    let mut tx = SystemTx::begin(fixture.db.system(), Actor::system("test"), "record").await.unwrap();
+    tenant::lock_in(&mut tx, tenant).await.unwrap();
+    let made = subscription::record_next_in(&mut tx, tenant, "own", None, now).await.unwrap();
+    assert_eq!((made, revision::current_in(&mut tx, tenant).await.unwrap()), (Revision::new(2), Revision::new(2)));
+    let recorded = subscription::recorded_in(&mut tx, tenant, "own", now).await.unwrap().unwrap();
+    assert_eq!((recorded.revision, recorded.at, recorded.assignment), (made, now, None));
+    let nobody = TenantId::from_uuid(uuid::Uuid::nil());
+    let refused = subscription::record_next_in(&mut tx, nobody, "own", None, now).await.unwrap_err();
+    assert_eq!(refused.code(), "not_found");
+    tx.commit().await.unwrap();
+}
+
+#[tokio::test]
+async fn settings_that_a_transaction_begins_with_end_with_it() {
+    let fixture = Fixture::start().await;
+    let (pool, actor) = (fixture.db.system(), Actor::system("test"));
+    let bounded: &[(&str, &str)] = &[("lock_timeout", "500ms"), ("application_name", "it's bounded")];
+    let ask = "select current_setting('lock_timeout') || ', ' || current_setting('application_name')";
+    let mut tx = SystemTx::begin_with(pool, actor.clone(), "ask", bounded).await.unwrap();
+    let within: String = sqlx::query_scalar(ask).fetch_one(&mut *tx).await.unwrap();
+    assert_eq!(within, "500ms, it's bounded");
+    tx.commit().await.unwrap();
+    let mut tx = SystemTx::begin(pool, actor.clone(), "ask").await.unwrap();
+    let after: String = sqlx::query_scalar(ask).fetch_one(&mut *tx).await.unwrap();
+    assert!(!after.contains("500ms") && !after.contains("bounded"), "{after}");
+    tx.rollback().await.unwrap();
+    let unknown = SystemTx::begin_with(pool, actor, "ask", &[("no_such_setting", "1")]).await.unwrap_err();
+    assert_eq!(unknown.code(), "statement");
 }
 
 #[tokio::test]
