@@ -262,6 +262,10 @@ impl Drop for Release {
 /// application's own affair.
 async fn is_clean(connection: &mut PgConnection, sessions: Sessions, served: Option<&Served>) -> bool {
     let nonce = next_nonce();
+    // A rollback would take back what the session remembers of the schemas that it has served.
+    if served.is_some() {
+        end(connection);
+    }
     // What is open ends in the same message, and leaves an empty transaction for the driver to end.
     let ended = if PgTransactionManager::get_transaction_depth(connection) == 0 { "" } else { "rollback and chain; " };
     let row = match (sessions, served) {
@@ -275,10 +279,10 @@ async fn is_clean(connection: &mut PgConnection, sessions: Sessions, served: Opt
                 checked => checked,
             }
         }
-        (Sessions::Own, Some(served)) => {
-            ask(connection, format!("{ended}{}, {}", with_nonce(nonce, IS_CLEAN), served.count())).await
+        (Sessions::Own | Sessions::Shared, Some(served)) => {
+            ask(connection, format!("{}, {}", with_nonce(nonce, IS_CLEAN), served.count())).await
         }
-        (Sessions::Shared, _) => ask(connection, format!("{ended}{}", with_nonce(nonce, IS_CLEAN))).await,
+        (Sessions::Shared, None) => ask(connection, format!("{ended}{}", with_nonce(nonce, IS_CLEAN))).await,
     };
     end(connection);
     row.is_ok_and(|row| {
