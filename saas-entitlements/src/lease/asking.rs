@@ -43,7 +43,7 @@ impl Inner {
                 }
             };
             let cell = self.cell(tenant, meter, rule.cost, now);
-            let mut state = cell.state.lock().await;
+            let mut state = cell.state().lock().await;
             if state.retired {
                 continue;
             }
@@ -76,14 +76,14 @@ impl Inner {
 
     /// Tops up what is held before it is used up, while somebody uses it that quickly.
     pub(super) async fn top_up(&self, cell: &Cell) {
-        let mut state = cell.state.lock().await;
+        let mut state = cell.state().lock().await;
         let now = self.entitlements.core.clock.now();
         if self.is_closed() || self.must_end(cell, &state, now).await {
             return;
         }
         let Some(rule) = state.held.as_ref().map(|held| Arc::clone(&held.rule)) else { return };
         match self.borrow(cell, &mut state, &rule, (0, &mut 0), now).await {
-            Ok(Borrowed::Outdated { revision }) => self.entitlements.hear(cell.ctx.tenant(), revision),
+            Ok(Borrowed::Outdated { revision }) => self.entitlements.hear(cell.ctx().tenant(), revision),
             // Nobody waits for it: whoever uses the last of it asks again.
             Ok(Borrowed::Lent { .. } | Borrowed::Refused { .. } | Borrowed::Fenced) | Err(_) => {}
         }
@@ -134,7 +134,7 @@ impl Inner {
             want: if lends { state.size.saturating_mul(rule.cost) } else { 0 },
             life: self.options.life,
         };
-        match self.store.borrow(&cell.ctx, &ask, now).await {
+        match self.store.borrow(cell.ctx(), &ask, now).await {
             Ok(lent @ Borrowed::Lent { units, used, relimited }) => {
                 match &mut state.held {
                     Some(held) => {
@@ -201,7 +201,7 @@ impl Inner {
     }
 
     pub(super) async fn report(&self, cell: &Arc<Cell>) -> Result<(), EntitlementsError> {
-        let mut guard = cell.state.lock().await;
+        let mut guard = cell.state().lock().await;
         let state = &mut *guard;
         let now = self.entitlements.core.clock.now();
         if state.held.is_some() && self.must_end(cell, state, now).await {
@@ -224,7 +224,7 @@ impl Inner {
         let asked = Instant::now();
         held.reports += 1;
         let report = Report { lease: held.lease, number: held.reports, spent, ending: false, life: self.options.life };
-        match self.store.report(&cell.ctx, &report, now).await? {
+        match self.store.report(cell.ctx(), &report, now).await? {
             Reported::Kept { wanted, used } => {
                 (held.since, held.reported) = (asked, spent);
                 let rule = Arc::clone(&held.rule);
@@ -254,7 +254,7 @@ impl Inner {
         {
             return true;
         }
-        let snapshot = self.entitlements.snapshot(cell.ctx.tenant()).await;
+        let snapshot = self.entitlements.snapshot(cell.ctx().tenant()).await;
         match way_of(&snapshot, cell.meter(), 1, now) {
             Ok(Way::Lent(rule)) => rule != *held.rule,
             Ok(Way::Direct(_) | Way::Denied(_)) => true,
@@ -279,7 +279,7 @@ pub(super) async fn send(
     ending: &Ending,
     now: DateTime<Utc>,
 ) -> Result<(), EntitlementsError> {
-    match store.report(&cell.ctx, &ending.report, now).await? {
+    match store.report(cell.ctx(), &ending.report, now).await? {
         Reported::Settled { used } | Reported::Kept { used, .. } if used >= ending.due_from => {
             announce(store, cell, &ending.rule, now).await
         }
@@ -298,7 +298,7 @@ async fn announce(
         return Ok(());
     }
     let key = IdempotencyKey::try_from(LeaseToken::mint_at(now).to_string())?;
-    store.announce(&cell.ctx, &rule.draw(0, key, now), now).await.map(drop)
+    store.announce(cell.ctx(), &rule.draw(0, key, now), now).await.map(drop)
 }
 
 /// Counts one by one what cannot be lent.

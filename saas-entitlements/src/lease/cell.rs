@@ -13,19 +13,11 @@ use tokio::sync::Mutex;
 
 use super::{Report, rule::Rule};
 
-/// Units to be spent, and where they come from.
-#[derive(Debug)]
-pub(super) struct Cell {
-    purse: Purse,
-    pub(super) ctx: RequestContext,
-    /// Held while the store is asked: one refill at a time.
-    pub(super) state: Mutex<State>,
-}
-
-/// All that a use from memory looks at, in one cache line.
+/// Units to be spent, and where they come from. All that a use from memory looks at is in one cache line, and those of other
+/// tenants lie close to it: the rest is elsewhere.
 #[derive(Debug)]
 #[repr(align(64))]
-struct Purse {
+pub(super) struct Cell {
     budget: AtomicU64,
     /// Units of the counter per unit of the meter; of the catalogue, so it does not change.
     cost: u64,
@@ -34,6 +26,15 @@ struct Purse {
     /// Below so much more is borrowed ahead; 0 for never.
     low: AtomicU64,
     meter: MeterKey,
+    rest: Box<Rest>,
+}
+
+const _: () = assert!(size_of::<Cell>() == 64, "a cell is one cache line");
+
+#[derive(Debug)]
+struct Rest {
+    ctx: RequestContext,
+    state: Mutex<State>,
 }
 
 /// What became of a use from memory.
@@ -146,25 +147,34 @@ impl State {
 impl Cell {
     pub(super) fn new(ctx: RequestContext, meter: MeterKey, cost: u64, most: u64, size: u64) -> Self {
         let state = State { held: None, endings: Vec::new(), told: None, size, idle: 0, retired: false };
-        let purse = Purse { budget: AtomicU64::new(0), cost, most, low: AtomicU64::new(0), meter };
-        Self { purse, ctx, state: Mutex::new(state) }
+        let rest = Box::new(Rest { ctx, state: Mutex::new(state) });
+        Self { budget: AtomicU64::new(0), cost, most, low: AtomicU64::new(0), meter, rest }
+    }
+
+    pub(super) fn ctx(&self) -> &RequestContext {
+        &self.rest.ctx
+    }
+
+    /// Held while the store is asked: one refill at a time.
+    pub(super) fn state(&self) -> &Mutex<State> {
+        &self.rest.state
     }
 
     pub(super) const fn meter(&self) -> &MeterKey {
-        &self.purse.meter
+        &self.meter
     }
 
     /// Keys of one constant are the same text in memory, which spares looking at it.
     #[inline]
     fn is_of(&self, meter: &MeterKey) -> bool {
-        std::ptr::eq(self.purse.meter.as_str(), meter.as_str()) || self.purse.meter == *meter
+        std::ptr::eq(self.meter.as_str(), meter.as_str()) || self.meter == *meter
     }
 
     /// Spends units for `amount` uses, if there are enough.
     #[inline]
     pub(super) fn take(&self, amount: u64) -> Taken {
         // 0 wraps around to more than any bound.
-        let Purse { budget, cost, most, low, .. } = &self.purse;
+        let Self { budget, cost, most, low, .. } = self;
         if amount.wrapping_sub(1) >= *most {
             return Taken::Not;
         }
@@ -177,7 +187,7 @@ impl Cell {
 
     /// Spends units of the counter, if there are enough.
     pub(super) fn take_units(&self, units: u64) -> bool {
-        Self::spend(&self.purse.budget, units).is_some()
+        Self::spend(&self.budget, units).is_some()
     }
 
     #[inline]
@@ -195,27 +205,27 @@ impl Cell {
 
     /// Makes freshly lent units spendable.
     pub(super) fn add(&self, units: u64) {
-        self.purse.budget.fetch_add(units, Ordering::Relaxed);
+        self.budget.fetch_add(units, Ordering::Relaxed);
     }
 
     /// Has it said when less than so much is left.
     pub(super) fn watch(&self, low: u64) {
-        self.purse.low.store(low, Ordering::Relaxed);
+        self.low.store(low, Ordering::Relaxed);
     }
 
     /// Stops watching; whether it was watched.
     pub(super) fn unwatch(&self) -> bool {
-        self.purse.low.swap(0, Ordering::Relaxed) > 0
+        self.low.swap(0, Ordering::Relaxed) > 0
     }
 
     /// Takes all that is left.
     pub(super) fn take_rest(&self) -> u64 {
-        self.purse.budget.swap(0, Ordering::Relaxed)
+        self.budget.swap(0, Ordering::Relaxed)
     }
 
     /// Spent of a lease so far.
     pub(super) fn spent(&self, held: &Held) -> u64 {
-        held.lent.saturating_sub(self.purse.budget.load(Ordering::Relaxed))
+        held.lent.saturating_sub(self.budget.load(Ordering::Relaxed))
     }
 
     /// Stops the spending of what is held; its last report is owed to the store from here on.

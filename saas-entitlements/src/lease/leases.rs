@@ -308,9 +308,9 @@ impl Inner {
 
     pub(super) fn forget(&self, cell: &Cell) {
         let _writing = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        let shard = self.shard(cell.ctx.tenant());
+        let shard = self.shard(cell.ctx().tenant());
         let mut shrunk = Map::clone(&shard.load());
-        let tenant_number = number(cell.ctx.tenant());
+        let tenant_number = number(cell.ctx().tenant());
         match shrunk.get(&tenant_number).and_then(|cells| cells.without(cell.meter())) {
             Some(left) => drop(shrunk.insert(tenant_number, left)),
             None => drop(shrunk.remove(&tenant_number)),
@@ -329,7 +329,7 @@ impl Drop for Inner {
             .iter()
             .flat_map(|shard| shard.load().values().flat_map(Cells::iter).cloned().collect::<Vec<_>>())
         {
-            let Ok(mut state) = cell.state.try_lock() else { continue };
+            let Ok(mut state) = cell.state().try_lock() else { continue };
             cell.end(&mut state, self.options.life);
             let owed = std::mem::take(&mut state.endings);
             drop(state);
