@@ -117,7 +117,8 @@ impl Billing {
             let source = self.scope.plan_record();
             let recorded = subscription::recorded_in(connection, tenant, source, DateTime::<Utc>::MAX_UTC).await?;
             if recorded.and_then(|recorded| recorded.assignment) != stored.on_record(&held.terms, self.default_plan()) {
-                self.follow(connection, tenant, (&was, &held), (known.paying, known.dunning), (now, now)).await?;
+                self.follow(connection, tenant, (&was, &held), false, (known.paying, known.dunning), (now, now))
+                    .await?;
                 self.record(connection, &mut change, &held.terms).await?;
             } else {
                 self.write_dunning(connection, tenant, &held, known.dunning, now).await?;
@@ -151,11 +152,10 @@ impl Billing {
             }
         }
         if change.is_change() {
-            state::store(connection, tenant, livemode, &change.stored, now).await?;
             let known = recorded::load(connection, tenant, livemode).await?;
             let was = self.held_with(&change.previous, known.exception.as_ref());
             let held = self.held_with(&change.stored, known.exception.as_ref());
-            self.follow(connection, tenant, (&was, &held), (known.paying, known.dunning), (at, now)).await?;
+            self.follow(connection, tenant, (&was, &held), true, (known.paying, known.dunning), (at, now)).await?;
             if !change.stored.answers_like(&change.previous) {
                 let terms = held.terms;
                 self.record(connection, &mut change, &terms).await?;
@@ -164,17 +164,19 @@ impl Billing {
         Ok(change)
     }
 
-    /// Writes what follows from a change of what a tenant has, or of its terms: revenue, the operators' list, dunning.
+    /// Writes what follows from a change of what a tenant has, or of its terms: revenue, the operators' list, dunning; and what
+    /// it has, where that `is_new`.
     async fn follow(
         &self,
         connection: &mut PgConnection,
         tenant: TenantId,
         (was, held): (&Held<'_>, &Held<'_>),
+        is_new: bool,
         (paying, dunning): (Vec<Paying>, Option<Head>),
         (at, now): (DateTime<Utc>, DateTime<Utc>),
     ) -> Result<(), CoreError> {
         let paying = self.record_revenue(connection, tenant, (was, held), paying, (at, now)).await?;
-        state::show(connection, tenant, held, &paying).await?;
+        state::show(connection, (tenant, self.scope.livemode), held, &paying, is_new, now).await?;
         self.write_dunning(connection, tenant, held, dunning, now).await
     }
 

@@ -191,13 +191,12 @@ impl Billing {
         now: DateTime<Utc>,
     ) -> Result<Vec<(ObjectId, Fact)>, CoreError> {
         let livemode = self.scope.livemode;
-        object::store(connection, tenant, livemode, changed, now).await?;
         let told = |object: &AnyMerged| {
             let id = object.id().clone();
             object.facts().into_iter().map(move |fact| (id.clone(), fact))
         };
         let facts: Vec<(ObjectId, Fact)> = changed.iter().flat_map(told).collect();
-        let facts = object::record_facts(connection, tenant, livemode, &facts, now).await?;
+        let facts = object::store(connection, (tenant, livemode), changed, &facts, now).await?;
         for (id, fact) in &facts {
             let is_settled = || changed.iter().any(|object| object.id() == id && object.is_settled_invoice());
             // A failed payment that has been made good meanwhile is on record and not announced.

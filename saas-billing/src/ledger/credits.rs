@@ -110,7 +110,7 @@ impl Billing {
         let (key, payment) = (grant.key.as_str(), grant.payment.as_ref().map(ObjectId::as_str));
         let draft = above_zero(grant.amount, Cause::CreditsGranted, now)?;
         // Whoever holds the end of the chain sees all that was written before.
-        ledger::lock_end(tx, self.chain(tenant)).await?;
+        ledger::lock_end(tx, self.chain(tenant), &[]).await?;
         if let Some(known) = ledger::find_request(tx, self.chain(tenant), (Some(key), None)).await? {
             let same = known.is(Cause::CreditsGranted, grant.amount.minor(), grant.amount.currency());
             return if same && known.payment.as_deref() == payment {
@@ -122,7 +122,7 @@ impl Billing {
         let request = Request { actor: ctx.actor(), key: Some(key), reverses: None };
         let subject = format!("grant:{key}");
         let booking = Booking { subject: &subject, payment, drafts: vec![draft] };
-        let sequence = self.append(tx, tenant, vec![booking], &request, now).await?;
+        let sequence = self.append(tx, tenant, vec![booking], &request, now).await?.last;
         self.revoke_credits(tx, tenant, payment.as_slice(), now).await?;
         let detail = json!({"amount": grant.amount, "payment": grant.payment});
         let entry = audit::Entry::new("ledger.credits_granted", &subject).with_detail(detail);
@@ -163,7 +163,7 @@ impl Billing {
         let (now, tenant) = (self.clock.now(), ctx.tenant());
         let draft = above_zero(amount, Cause::CreditsBurnt, now)?;
         let chain = self.chain(tenant);
-        ledger::lock_end(tx, chain).await?;
+        ledger::lock_end(tx, chain, &[]).await?;
         if let Some(known) = ledger::find_request(tx, chain, (Some(key.as_str()), None)).await? {
             // Of a burn the tenant has less.
             let less = amount.checked_neg().map_err(out_of_range)?;
@@ -181,7 +181,7 @@ impl Billing {
         let request = Request { actor: ctx.actor(), key: Some(key.as_str()), reverses: None };
         let subject = format!("burn:{}", key.as_str());
         let booking = Booking { subject: &subject, payment: None, drafts: vec![draft] };
-        let sequence = self.append(tx, tenant, vec![booking], &request, now).await?;
+        let sequence = self.append(tx, tenant, vec![booking], &request, now).await?.last;
         Ok(Burn::Burnt { left: after, sequence })
     }
 
@@ -193,7 +193,7 @@ impl Billing {
         let (now, tenant) = (self.clock.now(), ctx.tenant());
         let mut tx = SystemTx::begin(&self.system, ctx.actor().clone(), "take an entry back").await?;
         let chain = self.chain(tenant);
-        ledger::lock_end(&mut tx, chain).await?;
+        ledger::lock_end(&mut tx, chain, &[]).await?;
         let known = ledger::find_request(&mut tx, chain, (None, Some(sequence))).await?;
         let Some(known) = known.filter(|known| matches!(known.cause, Cause::CreditsGranted | Cause::CreditsBurnt))
         else {
@@ -211,7 +211,7 @@ impl Billing {
         let request = Request { actor: ctx.actor(), key: Some(&key), reverses: Some(sequence) };
         let payment = known.payment.as_deref();
         let booking = Booking { subject: &known.subject, payment, drafts };
-        let reversal = self.append(&mut tx, tenant, vec![booking], &request, now).await?;
+        let reversal = self.append(&mut tx, tenant, vec![booking], &request, now).await?.last;
         self.revoke_credits(&mut tx, tenant, payment.as_slice(), now).await?;
         let entry = audit::Entry::new("ledger.reversed", &known.subject).with_detail(json!({"sequence": sequence}));
         audit::record_for(&mut tx, ctx, entry, now).await?;

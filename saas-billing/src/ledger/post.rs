@@ -14,7 +14,7 @@ use crate::{
     money::{Money, Ratio, Rounding},
     object::ObjectId,
     postgres::{
-        ledger::{self, Chain},
+        ledger::{self, Chain, End},
         object,
     },
 };
@@ -32,6 +32,14 @@ pub(super) struct Booking<'a> {
     /// The payment that it belongs to.
     pub(super) payment: Option<&'a str>,
     pub(super) drafts: Vec<Draft>,
+}
+
+/// What was added.
+pub(super) struct Appended<'a> {
+    /// The place of the last transaction.
+    pub(super) last: i64,
+    /// The payments that it was about, if credits hang on any of them.
+    payments: Vec<&'a str>,
 }
 
 impl Billing {
@@ -78,24 +86,24 @@ impl Billing {
         if bookings.is_empty() {
             return Ok(());
         }
-        let payments: BTreeSet<&str> = bookings.iter().filter_map(|booking| booking.payment).collect();
-        let payments: Vec<&str> = payments.into_iter().collect();
         let request = Request { actor: &ACTOR, key: None, reverses: None };
-        self.append(connection, tenant, bookings, &request, now).await?;
-        self.revoke_credits(connection, tenant, &payments, now).await
+        let appended = self.append(connection, tenant, bookings, &request, now).await?;
+        self.revoke_credits(connection, tenant, &appended.payments, now).await
     }
 
-    /// Adds transactions to the tenant's chain; answers the place of the last.
-    pub(super) async fn append(
+    /// Adds transactions to the tenant's chain.
+    pub(super) async fn append<'a>(
         &self,
         connection: &mut PgConnection,
         tenant: TenantId,
-        bookings: Vec<Booking<'_>>,
+        bookings: Vec<Booking<'a>>,
         request: &Request<'_>,
         now: DateTime<Utc>,
-    ) -> Result<i64, CoreError> {
+    ) -> Result<Appended<'a>, CoreError> {
         let chain = self.chain(tenant);
-        let (mut sequence, end) = ledger::lock_end(connection, chain).await?;
+        let payments: BTreeSet<&str> = bookings.iter().filter_map(|booking| booking.payment).collect();
+        let payments: Vec<&str> = payments.into_iter().collect();
+        let End { mut sequence, hash, has_grants } = ledger::lock_end(connection, chain, &payments).await?;
         let mut records = Vec::new();
         for Booking { subject, payment, drafts } in bookings {
             for mut draft in drafts {
@@ -116,8 +124,8 @@ impl Billing {
                 });
             }
         }
-        ledger::append(connection, chain, end, &records).await?;
-        Ok(sequence)
+        ledger::append(connection, chain, hash, &records).await?;
+        Ok(Appended { last: sequence, payments: if has_grants { payments } else { Vec::new() } })
     }
 
     /// Takes prepaid credits back in the proportion in which their payment was: each grant's share rounded up, so that no

@@ -63,24 +63,37 @@ pub(crate) async fn written(
     Ok(written)
 }
 
+/// Where a chain ends.
+pub(crate) struct End {
+    pub(crate) sequence: i64,
+    pub(crate) hash: Hash,
+    /// Whether credits were granted for any of the payments that were asked about.
+    pub(crate) has_grants: bool,
+}
+
 /// Where the chain ends, held until the end of the transaction: nobody else adds to it meanwhile.
 pub(crate) async fn lock_end(
     connection: &mut PgConnection,
     (tenant, livemode): Chain,
-) -> Result<(i64, Hash), CoreError> {
-    let (sequence, hash): (i64, Vec<u8>) = sqlx::query_as(
+    payments: &[&str],
+) -> Result<End, CoreError> {
+    let (sequence, hash, has_grants): (i64, Vec<u8>, bool) = sqlx::query_as(
         "insert into saas.ledger_head as head (tenant_id, livemode, sequence, hash)
          values ($1, $2, 0, $3)
          on conflict (tenant_id, livemode) do update set sequence = head.sequence
-         returning sequence, hash",
+         returning sequence, hash, exists (
+             select from saas.ledger_transaction t
+             where t.tenant_id = $1 and t.livemode = $2 and t.payment = any($4) and t.cause = 'credits.granted')",
     )
     .bind(tenant.as_uuid())
     .bind(livemode)
     .bind(GENESIS.as_slice())
+    .bind(payments)
     .fetch_one(connection)
     .await
     .map_err(CoreError::from_database)?;
-    Ok((sequence, hash.try_into().map_err(|_| CoreError::Corrupt { table: "saas.ledger_head", column: "hash" })?))
+    let hash = hash.try_into().map_err(|_| CoreError::Corrupt { table: "saas.ledger_head", column: "hash" })?;
+    Ok(End { sequence, hash, has_grants })
 }
 
 /// Adds records, which follow each other, to the end of a chain whose end is held.

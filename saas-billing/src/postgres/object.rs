@@ -133,24 +133,32 @@ fn read((kind, merged): (String, Value)) -> Result<AnyMerged, CoreError> {
     AnyMerged::from_stored(kind, merged).ok_or(CORRUPT)
 }
 
-/// Stores what is known about these objects.
+/// Stores what is known about these objects, and records facts, each of one of them. Returns the facts that are new.
 pub(crate) async fn store(
     connection: &mut PgConnection,
-    tenant: TenantId,
-    livemode: bool,
+    (tenant, livemode): (TenantId, bool),
     objects: &[AnyMerged],
+    facts: &[(ObjectId, Fact)],
     now: DateTime<Utc>,
-) -> Result<(), CoreError> {
+) -> Result<Vec<(ObjectId, Fact)>, CoreError> {
     let merged: Result<Vec<Value>, _> = objects.iter().map(AnyMerged::to_stored).collect();
-    sqlx::query(
-        "insert into saas.billing_object
-            (tenant_id, livemode, object_id, kind, status, is_current, is_past, merged, updated_at)
-         select $1, $2, object_id, kind, status, is_current, is_past, merged, $9
-         from unnest($3::text[], $4::text[], $5::text[], $6::boolean[], $7::boolean[], $8::jsonb[])
-              as known (object_id, kind, status, is_current, is_past, merged)
-         on conflict (tenant_id, livemode, object_id) do update
-         set status = excluded.status, is_current = excluded.is_current, is_past = excluded.is_past,
-             merged = excluded.merged, updated_at = excluded.updated_at",
+    let names: Vec<String> = facts.iter().map(|(_, fact)| fact.to_string()).collect();
+    let new: Vec<(String, String)> = sqlx::query_as(
+        "with stored as (
+            insert into saas.billing_object
+                (tenant_id, livemode, object_id, kind, status, is_current, is_past, merged, updated_at)
+            select $1, $2, object_id, kind, status, is_current, is_past, merged, $9
+            from unnest($3::text[], $4::text[], $5::text[], $6::boolean[], $7::boolean[], $8::jsonb[])
+                 as known (object_id, kind, status, is_current, is_past, merged)
+            on conflict (tenant_id, livemode, object_id) do update
+            set status = excluded.status, is_current = excluded.is_current, is_past = excluded.is_past,
+                merged = excluded.merged, updated_at = excluded.updated_at
+         )
+         insert into saas.billing_effect (tenant_id, livemode, object_id, fact, at)
+         select $1, $2, object_id, fact, $9
+         from unnest($10::text[], $11::text[]) as told (object_id, fact)
+         on conflict do nothing
+         returning object_id, fact",
     )
     .bind(tenant.as_uuid())
     .bind(livemode)
@@ -161,36 +169,8 @@ pub(crate) async fn store(
     .bind(objects.iter().map(AnyMerged::is_past).collect::<Vec<_>>())
     .bind(merged.map_err(|_| CORRUPT)?)
     .bind(now)
-    .execute(connection)
-    .await
-    .map(drop)
-    .map_err(CoreError::from_database)
-}
-
-/// Records facts, each of an object, and returns those that were not recorded before.
-pub(crate) async fn record_facts(
-    connection: &mut PgConnection,
-    tenant: TenantId,
-    livemode: bool,
-    facts: &[(ObjectId, Fact)],
-    now: DateTime<Utc>,
-) -> Result<Vec<(ObjectId, Fact)>, CoreError> {
-    if facts.is_empty() {
-        return Ok(Vec::new());
-    }
-    let names: Vec<String> = facts.iter().map(|(_, fact)| fact.to_string()).collect();
-    let new: Vec<(String, String)> = sqlx::query_as(
-        "insert into saas.billing_effect (tenant_id, livemode, object_id, fact, at)
-         select $1, $2, object_id, fact, $5
-         from unnest($3::text[], $4::text[]) as told (object_id, fact)
-         on conflict do nothing
-         returning object_id, fact",
-    )
-    .bind(tenant.as_uuid())
-    .bind(livemode)
     .bind(facts.iter().map(|(id, _)| id.as_str()).collect::<Vec<_>>())
     .bind(&names)
-    .bind(now)
     .fetch_all(connection)
     .await
     .map_err(CoreError::from_database)?;

@@ -84,42 +84,15 @@ pub(crate) async fn tenants(
     Ok(tenants.into_iter().map(TenantId::from_uuid).collect())
 }
 
-/// Stores what was derived.
-pub(crate) async fn store(
-    connection: &mut PgConnection,
-    tenant: TenantId,
-    livemode: bool,
-    derived: &Derived,
-    now: DateTime<Utc>,
-) -> Result<(), CoreError> {
-    sqlx::query(
-        "insert into saas.billing_state
-            (tenant_id, livemode, derived, plan, unpaid_since, has_alerts, updated_at)
-         values ($1, $2, $3, $4, $5, $6, $7)
-         on conflict (tenant_id, livemode) do update
-         set derived = excluded.derived, plan = excluded.plan, unpaid_since = excluded.unpaid_since,
-             has_alerts = excluded.has_alerts, updated_at = excluded.updated_at",
-    )
-    .bind(tenant.as_uuid())
-    .bind(livemode)
-    .bind(serde_json::to_value(derived).map_err(|_| CORRUPT)?)
-    .bind(derived.plan.as_ref().map(|plan| plan.plan.as_str()))
-    .bind(derived.unpaid_since)
-    .bind(!derived.alerts.is_empty())
-    .bind(now)
-    .execute(connection)
-    .await
-    .map(drop)
-    .map_err(CoreError::from_database)
-}
-
-/// Writes billing's columns of the operators' list. It has room for one currency: that of the subscription which decides, or
-/// the first in which anything is paid.
+/// Writes billing's columns of the operators' list, and with `is_new` stores what was derived. The list has room for one
+/// currency: that of the subscription which decides, or the first in which anything is paid.
 pub(crate) async fn show(
     connection: &mut PgConnection,
-    tenant: TenantId,
+    (tenant, livemode): (TenantId, bool),
     held: &Held<'_>,
     paying: &BTreeMap<Currency, i64>,
+    is_new: bool,
+    now: DateTime<Utc>,
 ) -> Result<(), CoreError> {
     let Held { derived, terms } = held;
     let mut spans = derived.revenue.spans().iter();
@@ -128,8 +101,17 @@ pub(crate) async fn show(
     let paid = |currency: &Currency| paying.get(currency).is_some_and(|minor| *minor > 0);
     let currency = deciding.filter(paid).or_else(|| paying.keys().copied().find(paid));
     let (grace_until, suspended_from) = terms.instants(derived.unpaid_since, derived.suspended_since);
+    let stored = is_new.then(|| serde_json::to_value(derived)).transpose().map_err(|_| CORRUPT)?;
     sqlx::query(
-        "update saas.tenant_overview
+        "with stored as (
+            insert into saas.billing_state (tenant_id, livemode, derived, plan, unpaid_since, has_alerts, updated_at)
+            select $1, $7, $8, $2, $9, $10, $11
+            where $8::jsonb is not null
+            on conflict (tenant_id, livemode) do update
+            set derived = excluded.derived, plan = excluded.plan, unpaid_since = excluded.unpaid_since,
+                has_alerts = excluded.has_alerts, updated_at = excluded.updated_at
+         )
+         update saas.tenant_overview
          set plan = $2, grace_until = $3, suspended_from = $4, mrr_minor = $5, currency = $6
          where tenant_id = $1",
     )
@@ -139,6 +121,11 @@ pub(crate) async fn show(
     .bind(suspended_from)
     .bind(currency.and_then(|currency| paying.get(&currency).copied()).unwrap_or(0))
     .bind(currency.map(String::from))
+    .bind(livemode)
+    .bind(stored)
+    .bind(derived.unpaid_since)
+    .bind(!derived.alerts.is_empty())
+    .bind(now)
     .execute(connection)
     .await
     .map(drop)
