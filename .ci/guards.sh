@@ -336,6 +336,18 @@ edit  s/where l.unrecorded > 0$/where false/
 test  --package saas-entitlements --test suite -- leasing::whoever_takes leasing::what_a_lost
 fails whoever_takes_several_counters_waits_for_nobody_who_waits_for_it
 
+guard usage that the classic mode would never charge
+file  saas-billing/src/subscription/goal.rs
+edit  s/subscription.billing_mode != Some(BillingMode::Flexible)/false/
+test  --package saas-billing --all-features --test it hybrid
+fails nothing_that_was_used_is_lost_by_a_change_that_stripe_would_not_charge_for_it
+
+guard what was asked beside what is sold by the time of a repeat
+file  saas-billing/src/subscription/goal.rs
+edit  s/edit.usage = None;/let _ = edit;/
+test  --package saas-billing --all-features --test it hybrid
+fails a_repeat_is_the_same_change_whatever_is_sold_by_then
+
 guard a preview that outlives a schedule that is over
 file  saas-billing/src/subscription/goal.rs
 edit  s/\.filter(|schedule| schedule\.following()\.is_some())//

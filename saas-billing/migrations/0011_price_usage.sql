@@ -7,6 +7,9 @@ create table saas.billing_price (
     -- The entry of the file's `prices`, which plans and add-ons name.
     name         text not null,
     currency     text not null,
+    -- What it is charged for, and how often; null where nobody knows.
+    per          text check (per in ('flat', 'seat', 'usage')),
+    every        text check (every in ('day', 'week', 'month', 'year')),
     -- What is sold under the name in this currency now.
     is_current   boolean not null,
     recorded_at  timestamptz not null,

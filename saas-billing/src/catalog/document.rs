@@ -57,7 +57,7 @@ pub enum Per {
 }
 
 impl Per {
-    pub(super) const fn as_str(self) -> &'static str {
+    pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Flat => "flat",
             Self::Seat => "seat",

@@ -127,6 +127,8 @@ pub struct KnownPrice {
     pub currency: Currency,
     /// What it is charged for, where that is known.
     pub per: Option<Per>,
+    /// How often, where it is once in an interval.
+    pub interval: Option<Interval>,
     /// Whether it is what is sold under the name now.
     pub is_current: bool,
 }
@@ -150,15 +152,19 @@ impl FoundPrice {
         };
         let is_metered = recurring.is_some_and(|recurring| recurring.usage_type.as_deref() == Some("metered"));
         let meter = recurring.and_then(|recurring| recurring.meter.as_deref());
-        let every = recurring.filter(|recurring| recurring.interval_count == 1).map(|r| r.interval.clone());
         Terms {
             product: self.product.clone(),
             currency: self.currency,
             // What we never write compares as different.
             by: by.filter(|_| self.transform_quantity.is_none()),
-            every,
+            every: self.every(),
             meter: meter.map(|id| meter_name(id).unwrap_or_else(|| id.to_owned())).filter(|_| is_metered),
         }
+    }
+
+    fn every(&self) -> Option<Interval> {
+        let recurring = self.recurring.as_ref().filter(|recurring| recurring.interval_count == 1);
+        recurring.map(|recurring| recurring.interval.clone())
     }
 
     /// What remembers that it was made for an entry of the file.
@@ -170,7 +176,8 @@ impl FoundPrice {
             Some("usage") => Some(Per::Usage),
             _ => None,
         };
-        Some(KnownPrice { id: self.id.clone(), name, currency: self.currency, per, is_current })
+        let (id, currency, interval) = (self.id.clone(), self.currency, self.every());
+        Some(KnownPrice { id, name, currency, per, interval, is_current })
     }
 }
 

@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use proptest::prelude::*;
 
 use super::*;
-use crate::object::{Collection, Invoice, InvoiceStatus, Subscription, SubscriptionStatus};
+use crate::object::{BillingMode, Collection, Invoice, InvoiceStatus, Subscription, SubscriptionStatus};
 use crate::testing::orders;
 
 fn at(seconds: i64) -> DateTime<Utc> {
@@ -30,6 +30,7 @@ fn subscription(status: &str, field: i64) -> Subscription {
         discounts: Vec::new(),
         pending: None,
         schedule: None,
+        billing_mode: Some(BillingMode::Flexible),
     }
 }
 

@@ -33,6 +33,16 @@ open_enum! {
 }
 
 open_enum! {
+    /// How changes are charged (<https://docs.stripe.com/billing/subscriptions/billing-mode/compare>).
+    BillingMode {
+        /// As ever: a usage price that goes is not charged for what was used of it.
+        Classic = "classic",
+        /// The usual one since API version 2025-09-30.
+        Flexible = "flexible",
+    }
+}
+
+open_enum! {
     /// What happens to invoices while collection is paused.
     PauseBehavior {
         /// They stay drafts.
@@ -149,6 +159,9 @@ pub struct Subscription {
     /// The schedule that it is under, `sub_sched_…`.
     #[serde(default)]
     pub schedule: Option<ObjectId>,
+    /// How changes are charged; before API version 2025-06-30 nobody says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub billing_mode: Option<BillingMode>,
 }
 
 /// A change that is made when it is paid and dropped when it is not
@@ -194,6 +207,14 @@ struct Wire<'a> {
     pending_update: Option<WirePending<'a>>,
     #[serde(borrow)]
     schedule: Option<Reference<'a>>,
+    #[serde(borrow)]
+    billing_mode: Option<WireBillingMode<'a>>,
+}
+
+#[derive(Deserialize)]
+struct WireBillingMode<'a> {
+    #[serde(borrow, rename = "type")]
+    kind: Option<Text<'a>>,
 }
 
 #[derive(Deserialize)]
@@ -312,6 +333,12 @@ impl Subscription {
             discounts: discounts(wire.discounts, wire.discount)?,
             pending: wire.pending_update.map(WirePending::read).transpose()?,
             schedule: reference("subscription.schedule", wire.schedule)?,
+            billing_mode: wire
+                .billing_mode
+                .and_then(|mode| mode.kind)
+                .map(|word| word.word("subscription.billing_mode"))
+                .transpose()?
+                .map(BillingMode::from),
         })
     }
 }

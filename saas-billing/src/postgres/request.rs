@@ -8,7 +8,6 @@ use uuid::Uuid;
 
 use super::{Scope, storable};
 use crate::{
-    merge::ContentHash,
     object::ObjectId,
     subscription::{Change, Goal},
 };
@@ -92,7 +91,7 @@ pub(crate) async fn insert(
     .bind(scope.livemode)
     .bind(new.id.as_uuid())
     .bind(new.key.as_str())
-    .bind(ContentHash::of(new.goal).as_str())
+    .bind(new.goal.fingerprint().as_str())
     .bind(new.goal.what())
     .bind(serde_json::to_vec(new.goal).map_err(corrupt)?)
     .bind(new.object.as_str())

@@ -393,6 +393,16 @@ pub struct Phase {
     pub end: Option<DateTime<Utc>>,
     /// What is charged for, and how many; `None` for metered prices.
     pub items: Vec<(ObjectId, Option<u64>)>,
+    /// What is charged for when it begins: [`NextInvoice`](Proration::NextInvoice) for what was used at a usage price that goes.
+    #[serde(default = "Phase::usual")]
+    pub proration: Proration,
+}
+
+impl Phase {
+    /// Requests that were recorded before phases said it.
+    const fn usual() -> Proration {
+        Proration::None
+    }
 }
 
 /// A product, as it is made or said anew.

@@ -266,8 +266,9 @@ pub async fn a_schedule_plans_and_lets_go(fixture: Fixture) {
             start: instant(&present["start_date"]),
             end: instant(&present["end_date"]),
             items: vec![(large, Some(2))],
+            proration: Proration::None,
         },
-        Phase { start: None, end: None, items: vec![(small, Some(2))] },
+        Phase { start: None, end: None, items: vec![(small, Some(2))], proration: Proration::None },
     ];
     let planned = json(&fixture.done(Command::PlanPhases { schedule: schedule.clone(), phases }, "plan").await.object);
     assert_eq!(planned["phases"].as_array().unwrap().len(), 2);

@@ -102,20 +102,26 @@ impl Call {
         Self::get(at("/v2/core/events", id, ""))
     }
 
-    /// The request of a command.
-    pub(crate) fn of(command: &Command) -> Self {
+    /// The request of a command, in a version of the API.
+    pub(crate) fn of(command: &Command, version: &str) -> Self {
         match command {
             Command::CreateCustomer(new) => Self::post("/v1/customers").with(|form| customer(form, new)),
             Command::UpdateCustomer(update) => {
                 Self::post(at("/v1/customers", &update.customer, "")).with(|form| details(form, update))
             }
-            Command::OpenCheckout(new) => Self::post("/v1/checkout/sessions").with(|form| checkout(form, new)),
+            Command::OpenCheckout(new) => Self::post("/v1/checkout/sessions").with(|form| {
+                checkout(form, new);
+                flexible(form, "subscription_data[billing_mode][type]", version);
+            }),
             Command::ExpireCheckout(session) => Self::post(at("/v1/checkout/sessions", session, "/expire")),
             Command::OpenPortal(new) => Self::post("/v1/billing_portal/sessions").with(|form| {
                 form.put("customer", &new.customer).put("return_url", &new.back);
                 form.put_some("configuration", new.configuration.as_ref());
             }),
-            Command::CreateSubscription(new) => Self::post("/v1/subscriptions").with(|form| subscription(form, new)),
+            Command::CreateSubscription(new) => Self::post("/v1/subscriptions").with(|form| {
+                subscription(form, new);
+                flexible(form, "billing_mode[type]", version);
+            }),
             Command::ChangeSubscription(change) => {
                 Self::post(at("/v1/subscriptions", &change.subscription, "")).with(|form| {
                     items(form, "items", &change.items);
@@ -353,6 +359,15 @@ fn checkout(form: &mut Form, new: &NewCheckout) {
     form.put_map("metadata", &new.metadata).put_map("subscription_data[metadata]", &new.metadata);
 }
 
+/// Asks for the flexible billing mode, where there is one: in the classic one, what was used at a usage price that goes is never
+/// charged. It is the usual one since version 2025-09-30.
+fn flexible(form: &mut Form, name: &'static str, version: &str) {
+    // Versions begin with their date.
+    if version >= "2025-06-30" {
+        form.put(name, "flexible");
+    }
+}
+
 fn subscription(form: &mut Form, new: &NewSubscription) {
     form.put("customer", &new.customer);
     priced(form, "items", &new.items);
@@ -429,7 +444,7 @@ fn plan_phase(form: &mut Form, n: usize, phase: &Phase) {
     form.put_some(format!("phases[{n}][start_date]"), phase.start.map(|at| at.timestamp()));
     form.put_some(format!("phases[{n}][end_date]"), phase.end.map(|at| at.timestamp()));
     priced(form, &format!("phases[{n}][items]"), &phase.items);
-    form.put(format!("phases[{n}][proration_behavior]"), "none");
+    form.put(format!("phases[{n}][proration_behavior]"), proration(phase.proration));
 }
 
 fn price(form: &mut Form, new: &NewPrice) {
@@ -504,7 +519,7 @@ mod tests {
             proration_date: chrono::DateTime::from_timestamp(1_800_000_000, 0),
             on_failed_payment: OnFailedPayment::Wait,
         };
-        let call = Call::of(&Command::ChangeSubscription(change.clone()));
+        let call = Call::of(&Command::ChangeSubscription(change.clone()), "");
         assert_eq!((call.verb, call.path.as_str()), (Verb::Post, "/v1/subscriptions/sub_1"));
         let expected = [
             "items[0][id]=si_1",
@@ -522,6 +537,23 @@ mod tests {
     }
 
     #[test]
+    fn the_flexible_billing_mode_is_asked_for_where_there_is_one() {
+        let new = NewSubscription {
+            customer: id("cus_1"),
+            items: vec![(id("price_1"), None)],
+            trial_days: None,
+            on_failed_payment: OnFailedPayment::Owe,
+            metadata: Default::default(),
+        };
+        let asks = |version| {
+            let call = Call::of(&Command::CreateSubscription(new.clone()), version);
+            names(&call).contains(&"billing_mode[type]=flexible".to_owned())
+        };
+        let versions = [crate::stripe::API_VERSION, "2025-06-30.basil", "2025-05-28.basil", "2020-08-27"];
+        assert_eq!(versions.map(asks), [true, true, false, false]);
+    }
+
+    #[test]
     fn an_id_cannot_leave_its_place_in_the_path() {
         let call = Call::fetch(ObjectKind::Customer, &id("cus_1/../../v1/accounts?x=1#"), "");
         assert_eq!(call.target(), "/v1/customers/cus_1%2F..%2F..%2Fv1%2Faccounts%3Fx%3D1%23");
@@ -529,7 +561,8 @@ mod tests {
 
     #[test]
     fn parameters_of_reads_and_deletions_stand_in_the_address() {
-        let deletion = Call::of(&Command::CancelSubscription { subscription: id("sub_1"), when: Cancellation::Now });
+        let deletion =
+            Call::of(&Command::CancelSubscription { subscription: id("sub_1"), when: Cancellation::Now }, "");
         assert_eq!(deletion.target(), "/v1/subscriptions/sub_1?invoice_now=false&prorate=false");
         assert_eq!(deletion.body(), "");
         let after = id("cus_9");

@@ -197,7 +197,7 @@ impl Inner {
     }
 
     async fn write(&self, command: &Command, key: &IdempotencyKey) -> Result<Reply, ProviderError> {
-        let done = self.call(&Call::of(command), Some(key), read::named(command), true).await?;
+        let done = self.call(&Call::of(command, &self.version), Some(key), read::named(command), true).await?;
         Ok(reply(done))
     }
 }

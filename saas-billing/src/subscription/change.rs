@@ -3,16 +3,15 @@
 use std::cmp::Ordering;
 
 use chrono::{DateTime, Utc};
-use saas_core::{IdempotencyKey, PlanCatalog, TenantContext};
+use saas_core::{IdempotencyKey, InvalidInput, PlanCatalog, SystemTx, TenantContext, plan::PlanVersion};
 
 use super::{Change, Goal, drive::About, edit::Edit, preview::Preview};
 use crate::{
-    billing::Billing,
+    billing::{ACTOR, Billing},
     derive::plan_item,
     error::BillingError,
-    merge::ContentHash,
     object::{ObjectId, Subscription},
-    postgres::request::Requested,
+    postgres::{price, request::Requested},
     provider::{OnFailedPayment, PaymentProvider, Proration},
 };
 
@@ -129,7 +128,7 @@ impl PlanChange {
 
     /// Whether a request on record is this change.
     pub(crate) fn is_of(&self, when: When, request: &Requested) -> bool {
-        request.fingerprint == ContentHash::of(&self.goal(when)).as_str()
+        request.fingerprint == self.goal(when).fingerprint().as_str()
     }
 
     pub(super) fn goal(&self, when: When) -> Goal {
@@ -180,15 +179,35 @@ impl Billing {
         key: &IdempotencyKey,
     ) -> Result<Change, BillingError> {
         change.edit.check(&self.catalog())?;
-        let when = match change.when {
+        // A repeat asks for what was asked then, whatever is sold or of higher rank by now.
+        let known = self.known_request(ctx, key).await?;
+        let change = &if known.is_some() { change.clone() } else { self.with_usage(change).await? };
+        let when = match change.when.or(known.and_then(|known| When::asked(&known.what))) {
             Some(when) => when,
-            // A repeat asks for what was asked then, whatever is of higher rank by now.
-            None => match self.known_request(ctx, key).await?.and_then(|known| When::asked(&known.what)) {
-                Some(when) => when,
-                None => change.when_for(&self.subscription_of(provider, ctx).await?.subscription, &self.catalog()),
-            },
+            None => change.when_for(&self.subscription_of(provider, ctx).await?.subscription, &self.catalog()),
         };
         self.request(provider, ctx, (&change.goal(when), About::Subscription), key).await
+    }
+
+    /// The change with the usage prices of the plan that it changes to: those that are sold in the currency of its price, and
+    /// charged as often.
+    pub(super) async fn with_usage(&self, change: &PlanChange) -> Result<PlanChange, BillingError> {
+        let (mut change, catalog) = (change.clone(), self.catalog());
+        let Some(price) = &change.edit.price else { return Ok(change) };
+        let version = catalog.plan_for_price(price.as_str());
+        let version = version.and_then(|plan| catalog.version(&plan.plan, Some(plan.version)));
+        let names: Vec<&str> = version.into_iter().flat_map(PlanVersion::prices).collect();
+        let mut tx = SystemTx::begin(&self.system, ACTOR, "look up the usage prices of a plan").await?;
+        let found = price::usage_beside(&mut tx, &self.scope, (price, &names)).await?;
+        tx.commit().await?;
+        let Some(found) = found else { return Ok(change) };
+        if let (Some(other), false) = (found.first(), found.iter().any(|usage| usage.fits)) {
+            let why = format!("is charged at other times than the usage price {:?} of its plan", other.name);
+            let remedy = "sell the usage at this interval, too, or by an add-on of its own";
+            return Err(InvalidInput::new(format!("the price {price}"), why, remedy).into());
+        }
+        change.edit.usage = Some(found.into_iter().filter(|usage| usage.fits).map(|usage| usage.id).collect());
+        Ok(change)
     }
 
     /// Withdraws a change that is scheduled or waits for its payment. The invoice of the latter is voided.

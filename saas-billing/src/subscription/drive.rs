@@ -18,7 +18,7 @@ use crate::{
     derive::AnyMerged,
     error::BillingError,
     event::{AnySnapshot, read_fetched},
-    merge::{ContentHash, Origin},
+    merge::Origin,
     object::{ObjectId, ObjectKind, Subscription},
     postgres::{
         command, object,
@@ -88,7 +88,7 @@ impl Billing {
         tenant::lock_in(&mut tx, tenant).await?;
         if let Some(known) = request::find_by_key(&mut tx, (tenant, &self.scope, key)).await? {
             tx.commit().await?;
-            if known.fingerprint != ContentHash::of(goal).as_str() {
+            if known.fingerprint != goal.fingerprint().as_str() {
                 return Err(CoreError::KeyReused { key: key.as_str().to_owned() }.into());
             }
             return Ok(Claim::Known(Box::new(known)));
@@ -177,6 +177,10 @@ impl Billing {
                 continue;
             }
             match (next, refused) {
+                // What was refused since it was so already may have been made so by its own first try.
+                (Ok(Next::Stop(Change::Already)), Some(_)) => {
+                    self.conclude_request(tenant, &request, &Change::Made).await?;
+                }
                 (Ok(Next::Stop(change)), _) => self.conclude_request(tenant, &request, &change).await?,
                 (Ok(Next::Do(what, command)), _) if !request.steps.iter().any(|step| step == what) => {
                     self.ask_step(tenant, &request, what, command).await?;

@@ -22,6 +22,10 @@ pub(crate) struct Edit {
     /// More than that are as good: who buys one for himself takes nobody else's away.
     #[serde(default)]
     pub(crate) at_least: bool,
+    /// The usage prices of the plan that is changed to, in whose place those of the present plan go; `None`: they stay as they
+    /// are. Looked up when the change is asked for, so that a repeat of it is the same whatever is sold by then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) usage: Option<Vec<ObjectId>>,
     /// How many of each add-on's price; none of it for 0.
     pub(crate) addons: Vec<(ObjectId, u64)>,
 }
@@ -75,7 +79,16 @@ impl Edit {
     /// What has to be changed of the items; empty when all is so.
     pub(super) fn changes(&self, subscription: &Subscription, catalog: &PlanCatalog) -> Vec<ItemChange> {
         let mut changes = Vec::new();
+        let usage = self.price.as_ref().and_then(|price| Some((price, self.usage.as_ref()?)));
+        let is_usage = usage.is_some_and(|(price, usage)| usage.contains(price));
         match plan_item(subscription, catalog) {
+            // What is charged by usage has its own rule.
+            Some(item) if is_usage && item.price.metered => {}
+            Some(item) if is_usage => changes.push(ItemChange::Remove { item: item.id.clone() }),
+            Some(item) if usage.is_some() && item.price.metered => {
+                let add = |price| ItemChange::Add { price, quantity: self.quantity };
+                changes.extend(self.price.clone().map(add));
+            }
             Some(item) => {
                 let price = self.price.clone().filter(|price| *price != item.price.id);
                 let quantity = self.quantity.filter(|quantity| match item.quantity {
@@ -88,10 +101,14 @@ impl Edit {
                     changes.push(ItemChange::Set { item: item.id.clone(), price, quantity });
                 }
             }
+            None if is_usage => {}
             None => {
                 let add = |price| ItemChange::Add { price, quantity: self.quantity };
                 changes.extend(self.price.clone().map(add));
             }
+        }
+        if let Some((_, usage)) = usage {
+            changes.extend(exchanged(subscription, catalog, usage));
         }
         for (price, quantity) in &self.addons {
             let item = subscription.items.iter().find(|item| item.price.id == *price);
@@ -130,4 +147,22 @@ impl Edit {
         }
         items.into_iter().map(|(_, price, quantity)| (price, quantity)).chain(added).collect()
     }
+}
+
+/// The changes that leave these of the usage prices of plans, and no others.
+fn exchanged(subscription: &Subscription, catalog: &PlanCatalog, wanted: &[ObjectId]) -> Vec<ItemChange> {
+    let of_plan = |price: &ObjectId| catalog.plan_for_price(price.as_str()).is_some();
+    let present = subscription.items.iter().filter(|item| item.price.metered && of_plan(&item.price.id));
+    let (stay, go): (Vec<_>, Vec<_>) = present.partition(|item| wanted.contains(&item.price.id));
+    let mut go = go.into_iter().map(|item| item.id.clone());
+    let missing = wanted.iter().filter(|price| !stay.iter().any(|item| item.price.id == **price));
+    let mut changes: Vec<ItemChange> = missing
+        .cloned()
+        .map(|price| match go.next() {
+            Some(item) => ItemChange::Set { item, price: Some(price), quantity: None },
+            None => ItemChange::Add { price, quantity: None },
+        })
+        .collect();
+    changes.extend(go.map(|item| ItemChange::Remove { item }));
+    changes
 }

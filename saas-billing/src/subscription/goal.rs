@@ -11,7 +11,7 @@ use super::{Change, edit::Edit, schedule::Schedule};
 use crate::{
     error::BillingError,
     merge::ContentHash,
-    object::{ObjectId, Pause, PauseBehavior, Subscription, SubscriptionStatus},
+    object::{BillingMode, ObjectId, Pause, PauseBehavior, Subscription, SubscriptionStatus},
     provider::{
         Cancellation, Command, CustomerUpdate, ItemChange, OnFailedPayment, Phase, Proration, SubscriptionChange,
     },
@@ -58,6 +58,15 @@ impl Goal {
             | Self::Pause { .. }
             | Self::Running => serde_json::to_value(self).unwrap_or_default(),
         }
+    }
+
+    /// What tells whether a repeat under the same key asks for the same: nothing that was looked up meanwhile.
+    pub(crate) fn fingerprint(&self) -> ContentHash {
+        let mut asked = self.clone();
+        if let Self::ItemsNow { edit, .. } | Self::ItemsNext { edit, .. } = &mut asked {
+            edit.usage = None;
+        }
+        ContentHash::of(&asked)
     }
 
     /// A word for people.
@@ -127,6 +136,9 @@ pub(crate) fn next(goal: &Goal, seen: &Seen, catalog: &PlanCatalog, done: &[Stri
             may_change(seen)?;
             edit.may_be_sold(subscription, catalog)?;
             is_on(basis.as_deref(), seen)?;
+            if drops_usage(subscription, &changes) {
+                charges_usage(subscription, *proration)?;
+            }
             if let Some(schedule) = &seen.schedule {
                 if schedule.following().is_none() {
                     return Ok(Next::Do("release_schedule", Command::ReleaseSchedule(schedule.id.clone())));
@@ -219,7 +231,8 @@ fn next_period(
     {
         return Ok(Next::Stop(Change::Scheduled { at: schedule.present_end() }));
     }
-    if edit.changes(subscription, catalog).is_empty() {
+    let changes = edit.changes(subscription, catalog);
+    if changes.is_empty() {
         return Ok(match &seen.schedule {
             // As it is now is what is wanted then: what was scheduled otherwise is let go.
             Some(schedule) => Next::Do("release_schedule", Command::ReleaseSchedule(schedule.id.clone())),
@@ -245,21 +258,26 @@ fn next_period(
             CHANGE_ITEMS,
             Command::ChangeSubscription(SubscriptionChange {
                 subscription: subscription.id.clone(),
-                items: edit.changes(subscription, catalog),
+                items: changes,
                 proration: Proration::None,
                 proration_date: None,
                 on_failed_payment: OnFailedPayment::Wait,
             }),
         ));
     }
+    if drops_usage(subscription, &changes) {
+        charges_usage(subscription, Proration::NextInvoice)?;
+    }
     let Some(schedule) = &seen.schedule else {
         return Ok(Next::Do("attach_schedule", Command::AttachSchedule(subscription.id.clone())));
     };
     let present = subscription.items.iter().map(|item| (item.price.id.clone(), item.quantity)).collect();
     let (start, end) = schedule.present;
+    // Where both periods meet there is nothing else to prorate.
+    let proration = if drops_usage(subscription, &changes) { Proration::NextInvoice } else { Proration::None };
     let phases = vec![
-        Phase { start: Some(start), end: Some(end), items: present },
-        Phase { start: None, end: None, items: target },
+        Phase { start: Some(start), end: Some(end), items: present, proration: Proration::None },
+        Phase { start: None, end: None, items: target, proration },
     ];
     Ok(Next::Do("plan_phases", Command::PlanPhases { schedule: schedule.id.clone(), phases }))
 }
@@ -317,6 +335,38 @@ fn may_change(seen: &Seen) -> Result<(), BillingError> {
             Err(forbids(what, "it has ended for good", "let the tenant subscribe anew, by a checkout"))
         }
     }
+}
+
+/// Whether a usage price goes.
+fn drops_usage(subscription: &Subscription, changes: &[ItemChange]) -> bool {
+    let metered = |id: &ObjectId| subscription.items.iter().any(|item| item.id == *id && item.price.metered);
+    changes.iter().any(|change| match change {
+        ItemChange::Remove { item } | ItemChange::Set { item, price: Some(_), .. } => metered(item),
+        ItemChange::Set { price: None, .. } | ItemChange::Add { .. } => false,
+    })
+}
+
+/// Refuses to let a usage price go where Stripe would never charge what was used at it
+/// (<https://docs.stripe.com/billing/subscriptions/usage-based/manage-billing-setup>).
+fn charges_usage(subscription: &Subscription, proration: Proration) -> Result<(), BillingError> {
+    if subscription.status == SubscriptionStatus::Trialing {
+        return Ok(());
+    }
+    if subscription.billing_mode != Some(BillingMode::Flexible) {
+        return Err(forbids(
+            "the change",
+            "it takes a usage price away, and in the classic billing mode Stripe never charges what was used at it",
+            "migrate the subscription to Stripe's flexible billing mode first",
+        ));
+    }
+    if proration == Proration::None {
+        return Err(forbids(
+            "the change",
+            "it takes a usage price away, and without proration Stripe never charges what was used at it",
+            "let it be prorated, or hold from the next period on",
+        ));
+    }
+    Ok(())
 }
 
 fn is_live(what: &'static str, subscription: &Subscription) -> Result<(), BillingError> {

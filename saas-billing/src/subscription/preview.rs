@@ -15,7 +15,7 @@ use crate::{
     billing::Billing,
     error::BillingError,
     money::{Currency, Money},
-    object::{ObjectId, Period, SubscriptionStatus},
+    object::{ObjectId, Period, SubscriptionItem, SubscriptionStatus},
     provider::{PaymentProvider, Proration, ProviderError, Reply},
 };
 
@@ -36,6 +36,8 @@ pub struct Preview {
     pub lines: Vec<PreviewLine>,
     /// Whether those are all; the total counts them all in any case.
     pub all_lines: bool,
+    /// Usage prices that go with the next period: what is used at them until then comes on top of the lines.
+    pub usage: Vec<ObjectId>,
     /// What the lines come to, with taxes and discounts. Below zero, it becomes credit.
     pub total: Money,
     /// What is to be paid of it, after credit.
@@ -147,6 +149,7 @@ impl Billing {
     ) -> Result<Preview, BillingError> {
         let catalog = &self.catalog();
         change.edit.check(catalog)?;
+        let change = &self.with_usage(change).await?;
         let seen = self.subscription_of(provider, ctx).await?;
         let when = change.when_for(&seen.subscription, catalog);
         if let Next::Stop(_) = goal::next(&change.goal(when), &seen, catalog, &[])? {
@@ -159,11 +162,21 @@ impl Billing {
             (Some(limits), Some(plan)) => Some(limits.report(ctx, plan).await?),
             (Some(_) | None, Some(_) | None) => None,
         };
+        let goes =
+            |item: &&SubscriptionItem| item.price.metered && !target.iter().any(|(price, _)| *price == item.price.id);
+        let usage = seen.subscription.items.iter().filter(|_| when == When::AtPeriodEnd).filter(goes);
+        let usage = usage.map(|item| item.price.id.clone()).collect();
         let (proration, proration_date) = self.proration(change, when, &seen);
         let asked = change_of(&change.edit, &seen.subscription, catalog, proration, proration_date);
         let mut bill = Bill::read(&provider.preview(&asked).await?)?;
         let periods = seen.subscription.items.iter().filter_map(|item| item.period);
         let from = periods.map(|period| period.end).max().filter(|_| when == When::AtPeriodEnd);
+        // Stripe's preview has what comes begin now, and so counts usage from now on.
+        let comes = |price: &ObjectId| !seen.subscription.items.iter().any(|item| item.price.id == *price);
+        let coming: Vec<&ObjectId> = change.edit.usage.iter().flatten().filter(|price| comes(price)).collect();
+        if from.is_some() {
+            bill.lines.retain(|line| line.price.as_ref().is_none_or(|price| !coming.contains(&price)));
+        }
         for line in bill.lines.iter_mut().filter(|line| !line.proration) {
             line.period = line.period.filter(|period| from.is_none_or(|from| period.start >= from));
         }
@@ -174,6 +187,7 @@ impl Billing {
             from,
             lines: bill.lines,
             all_lines: bill.all,
+            usage,
             total: bill.total,
             due: bill.due,
             proration_date,

@@ -152,7 +152,9 @@ impl StripeSimulator {
         let changed = self.act(|engine| {
             let known = engine.world.prices.contains_key(price);
             let mut items = engine.world.subscriptions.get(subscription.as_str()).filter(|_| known)?.items.clone();
-            price.clone_into(&mut items.first_mut()?.price);
+            let first = items.first_mut()?;
+            price.clone_into(&mut first.price);
+            first.since = engine.now;
             let (how, now) = (if prorate { Prorate::Now } else { Prorate::Never }, engine.now);
             engine.change(subscription.as_str(), items, how, Failing::Owe, now).ok()
         });
@@ -174,7 +176,7 @@ impl StripeSimulator {
             let start = sub.period.1;
             let end = engine.one_period(&items, start);
             let schedule = engine.attach_schedule(subscription.as_str())?;
-            engine.world.schedules.get_mut(&schedule)?.phases.push(SimPhase { start, end, items });
+            engine.world.schedules.get_mut(&schedule)?.phases.push(SimPhase { start, end, items, prorate: true });
             engine.announce_schedule("subscription_schedule.updated", &schedule);
             Some(())
         });

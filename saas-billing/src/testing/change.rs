@@ -4,6 +4,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 
 use super::{
     engine::{Engine, later},
+    pricing::rest,
     world::{SimInvoice, SimItem, SimLine, SimPending, SimPhase, SimSchedule, SimSubscription},
 };
 use crate::object::ObjectKind;
@@ -94,6 +95,7 @@ impl Engine<'_> {
             return Err(Unmade::Declined);
         }
         let waits = bill.at_once && !pays && failing == Failing::Wait;
+        let after = self.charged(sub, after, prorate, at, bill.restarts);
         // Another change takes the place of one that waits.
         let former = self.world.subscriptions.get_mut(id).and_then(|sub| sub.pending.take());
         if let Some(former) = former {
@@ -120,6 +122,27 @@ impl Engine<'_> {
         self.finalize(&invoice);
         self.charge(&invoice);
         Ok(())
+    }
+
+    /// The items with what a change charges for them. What it does not charge for was charged before, or never.
+    fn charged(
+        &self,
+        sub: &SimSubscription,
+        mut after: Vec<SimItem>,
+        prorate: Prorate,
+        at: DateTime<Utc>,
+        restarts: Option<(DateTime<Utc>, DateTime<Utc>)>,
+    ) -> Vec<SimItem> {
+        let prorates = prorate != Prorate::Never && sub.status != "trialing";
+        for item in &mut after {
+            let Some(whole) = self.whole(sub, item) else { continue };
+            if let Some(period) = restarts {
+                item.charged = Some((whole, period));
+            } else if prorates && !sub.items.contains(item) {
+                item.charged = Some((rest(whole, sub.period, at), (at, sub.period.1)));
+            }
+        }
+        after
     }
 
     fn put_items(&mut self, id: &str, items: Vec<SimItem>, restarts: Option<(DateTime<Utc>, DateTime<Utc>)>) {
@@ -234,7 +257,7 @@ impl Engine<'_> {
             customer: sub.customer.clone(),
             subscription: subscription.to_owned(),
             status: "active",
-            phases: vec![SimPhase { start: sub.period.0, end: sub.period.1, items }],
+            phases: vec![SimPhase { start: sub.period.0, end: sub.period.1, items, prorate: false }],
             at: 0,
         };
         sub.schedule = Some(id.clone());
@@ -266,11 +289,16 @@ impl Engine<'_> {
             Some(next) => {
                 schedule.at += 1;
                 let items = self.items_of(id, &next.items);
-                let restarts = self
-                    .world
-                    .subscriptions
-                    .get(id)
-                    .and_then(|sub| self.bill_of_change(sub, &items, Prorate::Never, now).restarts);
+                let Some(sub) = self.world.subscriptions.get(id) else { return };
+                let restarts = self.bill_of_change(sub, &items, Prorate::Never, now).restarts;
+                let mut used = Vec::new();
+                if sub.flexible && next.prorate {
+                    let gone = sub.items.iter().filter(|old| !items.iter().any(|item| item.price == old.price));
+                    used.extend(gone.filter_map(|old| self.used_so_far(sub, old)));
+                }
+                if let Some(sub) = self.world.subscriptions.get_mut(id) {
+                    sub.carried.extend(used);
+                }
                 // A period that ends at this instant is renewed by the subscription's own step, at the new prices.
                 let ends = self.world.subscriptions.get(id).map(|sub| sub.period.1).filter(|end| *end <= now);
                 let is_other_interval = restarts.is_some();
@@ -285,18 +313,21 @@ impl Engine<'_> {
         }
     }
 
-    /// Items of these prices, keeping the ids of items that stay; each id once.
+    /// Items of these prices, keeping the items that stay and the ids of those that go; each id once.
     pub(super) fn items_of(&mut self, id: &str, prices: &[(String, Option<u64>)]) -> Vec<SimItem> {
         let mut free = self.world.subscriptions.get(id).map(|sub| sub.items.clone()).unwrap_or_default();
         let stay = |(price, _): &(String, Option<u64>)| {
             let at = free.iter().position(|item| item.price == *price)?;
-            Some(free.remove(at).id)
+            Some(free.remove(at))
         };
-        let staying: Vec<Option<String>> = prices.iter().map(stay).collect();
+        let staying: Vec<Option<SimItem>> = prices.iter().map(stay).collect();
         let mut free = free.into_iter();
-        let item = |((price, quantity), id): (&(String, Option<u64>), Option<String>)| {
-            let id = id.or_else(|| free.next().map(|item| item.id)).unwrap_or_else(|| self.world.mint("si"));
-            SimItem { id, price: price.clone(), quantity: *quantity }
+        let item = |((price, quantity), stays): (&(String, Option<u64>), Option<SimItem>)| {
+            if let Some(item) = stays {
+                return SimItem { quantity: *quantity, ..item };
+            }
+            let id = free.next().map_or_else(|| self.world.mint("si"), |item| item.id);
+            SimItem { id, price: price.clone(), quantity: *quantity, since: self.now, charged: None }
         };
         prices.iter().zip(staying).map(item).collect()
     }

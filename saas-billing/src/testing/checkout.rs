@@ -3,6 +3,7 @@
 use chrono::{DateTime, TimeDelta, Utc};
 
 use super::{
+    PayloadShape,
     coupon::Wanted,
     engine::{Engine, later},
     world::{Metadata, SimCustomer, SimItem, SimSession, SimSubscription},
@@ -89,8 +90,8 @@ pub struct Purchase {
     pub customer: ObjectId,
     /// `sub_…`
     pub subscription: ObjectId,
-    /// `in_…`
-    pub invoice: ObjectId,
+    /// `in_…`; `None` where there was nothing to charge for yet, but what will be used.
+    pub invoice: Option<ObjectId>,
 }
 
 /// Makes an open session.
@@ -106,6 +107,7 @@ pub(super) fn open(engine: &mut Engine<'_>, request: CheckoutRequest) -> ObjectI
         client_reference_id: request.client_reference_id,
         lines: vec![(request.price, Some(request.quantity))],
         trial_days: request.trial_days,
+        flexible: engine.shape == PayloadShape::Current,
         discount: engine.wanted(request.coupon.as_deref(), None),
         takes_codes: true,
         automatic_tax: request.automatic_tax,
@@ -151,24 +153,26 @@ pub(super) struct Beginning {
     pub(super) customer: String,
     pub(super) lines: Vec<(String, Option<u64>)>,
     pub(super) trial_days: u32,
+    pub(super) flexible: bool,
     pub(super) discount: Option<Wanted>,
     pub(super) automatic_tax: bool,
     pub(super) metadata: Metadata,
 }
 
 /// Makes a subscription and its first invoice, and charges that.
-pub(super) fn subscribe(engine: &mut Engine<'_>, beginning: Beginning) -> Option<(String, String)> {
+pub(super) fn subscribe(engine: &mut Engine<'_>, beginning: Beginning) -> Option<(String, Option<String>)> {
     let now: DateTime<Utc> = engine.now;
-    let Beginning { customer, lines, trial_days, discount, automatic_tax, metadata } = beginning;
+    let Beginning { customer, lines, trial_days, flexible, discount, automatic_tax, metadata } = beginning;
     let interval = engine.world.prices.get(&lines.first()?.0)?.interval.clone();
     let trial_end = (trial_days > 0).then(|| now + TimeDelta::days(i64::from(trial_days)));
     let subscription = engine.world.mint("sub");
-    let item = |(price, quantity)| SimItem { id: engine.world.mint("si"), price, quantity };
+    let item = |(price, quantity)| SimItem { id: engine.world.mint("si"), price, quantity, since: now, charged: None };
     let items = lines.into_iter().map(item).collect();
     let sim = SimSubscription {
         id: subscription.clone(),
         customer,
         items,
+        flexible,
         status: if trial_end.is_some() { "trialing" } else { "incomplete" },
         created: now,
         anchor: trial_end.unwrap_or(now),
@@ -197,6 +201,13 @@ pub(super) fn subscribe(engine: &mut Engine<'_>, beginning: Beginning) -> Option
     if trial_end.is_some() {
         // A trial's first invoice is over nothing, and paid by that.
         lines.iter_mut().for_each(|line| line.amount = 0);
+    } else {
+        engine.note_charges(&subscription);
+    }
+    if lines.is_empty() {
+        // Nothing but usage, in the flexible mode: there is nothing to pay yet.
+        engine.set_status(&subscription, "active");
+        return Some((subscription, None));
     }
     let invoice = engine.draft(&subscription, "subscription_create", lines)?;
     engine.finalize(&invoice);
@@ -208,7 +219,7 @@ pub(super) fn subscribe(engine: &mut Engine<'_>, beginning: Beginning) -> Option
         engine.emit("invoice.paid", ObjectKind::Invoice, &invoice);
     }
     engine.emit("customer.subscription.updated", ObjectKind::Subscription, &subscription);
-    Some((subscription, invoice))
+    Some((subscription, Some(invoice)))
 }
 
 /// The buyer pays. Everything happens within one second.
@@ -226,6 +237,7 @@ pub(super) fn complete(engine: &mut Engine<'_>, session_id: &str) -> Option<Purc
         customer: customer.clone(),
         lines: session.lines,
         trial_days: session.trial_days,
+        flexible: session.flexible,
         discount: session.discount,
         automatic_tax: session.automatic_tax,
         metadata: session.metadata,
@@ -237,5 +249,6 @@ pub(super) fn complete(engine: &mut Engine<'_>, session_id: &str) -> Option<Purc
     session.customer = Some(customer.clone());
     session.subscription = Some(subscription.clone());
     engine.emit("checkout.session.completed", ObjectKind::CheckoutSession, session_id);
-    Some(Purchase { customer: object_id(customer), subscription: object_id(subscription), invoice: object_id(invoice) })
+    let invoice = invoice.map(object_id);
+    Some(Purchase { customer: object_id(customer), subscription: object_id(subscription), invoice })
 }

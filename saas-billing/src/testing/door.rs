@@ -87,7 +87,7 @@ impl PaymentProvider for StripeSimulator {
     }
 
     async fn execute(&self, command: &Command, key: &IdempotencyKey) -> Result<Reply, ProviderError> {
-        let outcome = self.call(&Call::of(command), Some(key), read::named(command), true);
+        let outcome = self.call(&Call::of(command, API_VERSION), Some(key), read::named(command), true);
         let reply = |(object, replayed)| Reply { object, as_of: Some(self.now()), replayed };
         interpret(self, command, outcome.map(reply)).await
     }

@@ -144,11 +144,26 @@ impl Engine<'_> {
             }
         } else if !matches!(sub.status, "active" | "past_due" | "unpaid") || sub.period.1 > now {
         } else if sub.cancel_at_period_end {
+            self.bill_usage(id);
             self.end(id);
         } else {
             // An anchor at the end of the period: another interval begins.
             sub.cycle = if sub.anchor == sub.period.1 { 0 } else { sub.cycle + 1 };
             self.renew(id);
+        }
+    }
+
+    /// What was used in the period that ends is charged when there is none after it.
+    fn bill_usage(&mut self, id: &str) {
+        let Some(sub) = self.world.subscriptions.get(id) else { return };
+        let lines: Vec<SimLine> = sub.items.iter().filter_map(|item| self.used_so_far(sub, item)).collect();
+        if lines.is_empty() {
+            return;
+        }
+        let next_step = self.now + TimeDelta::hours(1);
+        let invoice = self.draft(id, "subscription_cycle", lines);
+        if let Some(invoice) = invoice.and_then(|invoice| self.world.invoices.get_mut(&invoice)) {
+            invoice.next_step = Some(next_step);
         }
     }
 
@@ -201,6 +216,7 @@ impl Engine<'_> {
     /// Drafts an invoice for the present period and for what was carried over.
     pub(super) fn bill(&mut self, subscription: &str, reason: &'static str) -> Option<String> {
         let lines = self.lines(subscription)?;
+        self.note_charges(subscription);
         self.draft(subscription, reason, lines)
     }
 
@@ -214,7 +230,18 @@ impl Engine<'_> {
         Some(lines)
     }
 
-    /// What an item costs for a period. Usage is charged for the period before.
+    /// Remembers what the present period has cost: what is given back when an item goes is counted from that.
+    pub(super) fn note_charges(&mut self, subscription: &str) {
+        let Some(sub) = self.world.subscriptions.get(subscription) else { return };
+        let charges: Vec<_> = sub.items.iter().map(|item| Some((self.whole(sub, item)?, sub.period))).collect();
+        let items = self.world.subscriptions.get_mut(subscription).map(|sub| &mut sub.items);
+        for (item, charged) in items.into_iter().flatten().zip(charges) {
+            item.charged = charged;
+        }
+    }
+
+    /// What an item costs for a period. Usage is charged for the period before, since the item was there; in the flexible mode
+    /// there is no line about a time before that.
     pub(super) fn line(
         &self,
         sub: &SimSubscription,
@@ -223,8 +250,9 @@ impl Engine<'_> {
     ) -> Option<SimLine> {
         let price = self.world.prices.get(&item.price)?;
         let quantity = match &price.meter {
+            Some(_) if sub.flexible && item.since >= period.0 => return None,
             Some(meter) => {
-                let from = self.begun_before(sub, period.0, &price.interval);
+                let from = self.begun_before(sub, period.0, &price.interval).max(item.since);
                 Some(self.used(meter, &sub.customer, (from, period.0)))
             }
             None => item.quantity,

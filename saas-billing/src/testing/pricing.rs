@@ -82,29 +82,49 @@ impl Engine<'_> {
         })
     }
 
-    /// The credit for what is no longer used and the charge for what is, from `at` to the end of the period. Metered items
-    /// are charged by their usage and have neither.
+    /// What a whole period of an item costs, less what coupons take off by the hundred; `None` for what is charged by usage.
+    pub(super) fn whole(&self, sub: &SimSubscription, item: &SimItem) -> Option<i64> {
+        let price = self.world.prices.get(&item.price).filter(|price| price.meter.is_none())?;
+        Some(self.less_percentages(&sub.id, price.pricing.amount(item.quantity.unwrap_or(1))))
+    }
+
+    /// The credit for what is no longer used and the charge for what is, from `at` to the end of the period. In the classic
+    /// mode a credit is counted from what the item would cost now, in the flexible one from what was charged for it; and only
+    /// there an item that goes is charged for what was used of its meter
+    /// (<https://docs.stripe.com/billing/subscriptions/billing-mode/compare>).
     pub(super) fn prorations(&self, sub: &SimSubscription, after: &[SimItem], at: DateTime<Utc>) -> Vec<SimLine> {
         let mut lines = Vec::new();
         let period = (at.clamp(sub.period.0, sub.period.1), sub.period.1);
-        let mut line = |item: &SimItem, sign: i64| {
-            let Some(price) = self.world.prices.get(&item.price).filter(|price| price.meter.is_none()) else { return };
-            let whole = self.less_percentages(&sub.id, price.pricing.amount(item.quantity.unwrap_or(1)));
-            lines.push(SimLine {
-                price: price.id.clone(),
-                quantity: item.quantity,
-                amount: sign * rest(whole, sub.period, at),
-                proration: true,
-                period,
-            });
+        let mut line = |item: &SimItem, amount: i64| {
+            let (price, quantity) = (item.price.clone(), item.quantity);
+            lines.push(SimLine { price, quantity, amount, proration: true, period });
         };
-        for old in sub.items.iter().filter(|old| !after.contains(old)) {
-            line(old, -1);
+        let gone = || sub.items.iter().filter(|old| !after.contains(old));
+        for old in gone() {
+            let charged =
+                if sub.flexible { old.charged } else { self.whole(sub, old).map(|whole| (whole, sub.period)) };
+            if let Some((amount, span)) = charged {
+                line(old, -rest(amount, span, at));
+            }
         }
         for new in after.iter().filter(|new| !sub.items.contains(new)) {
-            line(new, 1);
+            if let Some(whole) = self.whole(sub, new) {
+                line(new, rest(whole, sub.period, at));
+            }
+        }
+        if sub.flexible {
+            lines.extend(gone().filter_map(|old| self.used_so_far(sub, old)));
         }
         lines
+    }
+
+    /// What an item is charged for what was used of its meter in the present period up to now, if anything was.
+    pub(super) fn used_so_far(&self, sub: &SimSubscription, item: &SimItem) -> Option<SimLine> {
+        let price = self.world.prices.get(&item.price)?;
+        let period = (sub.period.0.max(item.since), self.now.min(sub.period.1));
+        let used = self.used(price.meter.as_ref()?, &sub.customer, period);
+        let (amount, quantity) = (price.pricing.amount(used), Some(used));
+        (used > 0).then(|| SimLine { price: price.id.clone(), quantity, amount, proration: false, period })
     }
 }
 

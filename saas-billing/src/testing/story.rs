@@ -156,7 +156,7 @@ fn paused_and_resumed(stripe: &StripeSimulator, (small, _): Prices<'_>) -> Told 
 
 fn disputed_and_refunded(stripe: &StripeSimulator, (small, _): Prices<'_>) -> Told {
     let purchase = bought(stripe, CheckoutRequest::new(small))?;
-    stripe.refund(&stripe.charge_of(&purchase.invoice)?, Some(500)).ok()?;
+    stripe.refund(&stripe.charge_of(purchase.invoice.as_ref()?)?, Some(500)).ok()?;
     next_period(stripe);
     let second = latest_invoice(stripe, &purchase.subscription)?;
     let dispute = stripe.dispute(&stripe.charge_of(&second)?).ok()?;
@@ -220,7 +220,7 @@ fn same_second_pairs(stripe: &StripeSimulator, (small, large): Prices<'_>) -> To
 
 fn linked_late(stripe: &StripeSimulator, (small, _): Prices<'_>) -> Told {
     let purchase = bought(stripe, CheckoutRequest::new(small))?;
-    stripe.refund(&stripe.charge_of(&purchase.invoice)?, Some(700)).ok()?;
+    stripe.refund(&stripe.charge_of(purchase.invoice.as_ref()?)?, Some(700)).ok()?;
     Some(())
 }
 
@@ -229,7 +229,7 @@ fn credited_and_written_off(stripe: &StripeSimulator, (small, _): Prices<'_>) ->
     stripe.create_coupon("a_quarter", Coupon::percent(2_500, Lasts::Months(3)));
     let request = CheckoutRequest::new(small).with_coupon("a_quarter").with_automatic_tax();
     let purchase = bought(stripe, request)?;
-    stripe.credit_note(&purchase.invoice, 400, NoteOutcome::Balance).ok()?;
+    stripe.credit_note(purchase.invoice.as_ref()?, 400, NoteOutcome::Balance).ok()?;
     stripe.fail_next_payment(&purchase.customer);
     next_period(stripe);
     let second = latest_invoice(stripe, &purchase.subscription)?;

@@ -47,6 +47,9 @@ pub(super) struct SimProduct {
     pub(super) features: Vec<(String, String)>,
 }
 
+/// From its first instant to the first that is not of it.
+pub(super) type Span = (DateTime<Utc>, DateTime<Utc>);
+
 /// A tier: last unit, amount per unit, amount for entering it.
 pub(super) type SimTier = (Option<u64>, i64, i64);
 
@@ -144,6 +147,8 @@ pub(super) struct SimSession {
     /// Price and number of units.
     pub(super) lines: Vec<(String, Option<u64>)>,
     pub(super) trial_days: u32,
+    /// The billing mode of the subscription.
+    pub(super) flexible: bool,
     /// What is taken off, once it is paid; a buyer may enter a promotion code.
     pub(super) discount: Option<Wanted>,
     pub(super) takes_codes: bool,
@@ -166,6 +171,10 @@ pub(super) struct SimItem {
     pub(super) id: String,
     pub(super) price: String,
     pub(super) quantity: Option<u64>,
+    /// Since when it is charged by this price: usage of before is not.
+    pub(super) since: DateTime<Utc>,
+    /// What was last charged for it, less what coupons took off, and for which time.
+    pub(super) charged: Option<(i64, Span)>,
 }
 
 /// A change that waits for its payment.
@@ -181,6 +190,8 @@ pub(super) struct SimSubscription {
     pub(super) id: String,
     pub(super) customer: String,
     pub(super) items: Vec<SimItem>,
+    /// Its billing mode: flexible, or classic.
+    pub(super) flexible: bool,
     pub(super) status: &'static str,
     pub(super) created: DateTime<Utc>,
     /// The instant whose day of the month every renewal keeps.
@@ -209,6 +220,8 @@ pub(super) struct SimPhase {
     pub(super) start: DateTime<Utc>,
     pub(super) end: DateTime<Utc>,
     pub(super) items: Vec<(String, Option<u64>)>,
+    /// Whether beginning it charges for what is left uncharged then.
+    pub(super) prorate: bool,
 }
 
 #[derive(Debug, Clone)]

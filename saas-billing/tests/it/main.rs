@@ -17,6 +17,7 @@ mod dunning;
 mod fence;
 mod fetch;
 mod health;
+mod hybrid;
 mod intake;
 mod ledger;
 mod money;

@@ -57,7 +57,7 @@ impl Dashboard {
     }
 
     fn charge(&self) -> String {
-        self.shop.stripe.charge_of(&self.bought.invoice).unwrap().to_string()
+        self.shop.stripe.charge_of(self.bought.invoice.as_ref().unwrap()).unwrap().to_string()
     }
 
     async fn balance(&self, account: Account) -> i64 {
@@ -185,7 +185,7 @@ async fn a_buyer_enters_a_promotion_code_and_what_recurs_is_known_once_its_terms
     assert!(shop.stripe.enter_promotion_code(&session, "SPRING").is_err());
     shop.stripe.enter_promotion_code(&session, "fall").unwrap();
     let bought = shop.stripe.complete_checkout(&session).unwrap();
-    let invoice = shop.stripe.object(ObjectKind::Invoice, &bought.invoice).unwrap();
+    let invoice = shop.stripe.object(ObjectKind::Invoice, bought.invoice.as_ref().unwrap()).unwrap();
     assert_eq!((&invoice["subtotal"], &invoice["total"]), (&2_000.into(), &1_000.into()));
     shop.deliver_all().await;
     while shop.billing.fetch_pending(&*shop.stripe, 10).await.unwrap().done > 0 {}

@@ -238,9 +238,9 @@ async fn a_charge_a_refund_a_dispute_and_a_credit_note_that_no_event_told_of_are
     let line = Line::open().await;
     let (acme, purchase) = line.shop.buyer("acme").await;
     let stripe = &line.shop.stripe;
-    let refunded = stripe.charge_of(&purchase.invoice).unwrap();
+    let refunded = stripe.charge_of(purchase.invoice.as_ref().unwrap()).unwrap();
     stripe.refund(&refunded, Some(300)).unwrap();
-    stripe.credit_note(&purchase.invoice, 100, NoteOutcome::Refund).unwrap();
+    stripe.credit_note(purchase.invoice.as_ref().unwrap(), 100, NoteOutcome::Refund).unwrap();
     stripe.dispute(&refunded).unwrap();
     let mut events = stripe.deliveries();
     let money = ["charge.", "refund.", "credit_note."];

@@ -11,7 +11,7 @@ use saas_billing::{
     object::{Interval, ObjectKind},
     provider::{
         Aggregation, Command, MeterReading, NewCustomer, NewMeter, NewPortal, NewPrice, NewProduct, NewSubscription,
-        OnFailedPayment, PageLimit, Phase, PricedBy, Query, Tier,
+        OnFailedPayment, PageLimit, Phase, PricedBy, Proration, Query, Tier,
     },
     stripe::StripeApi,
     testing::{Chaos, CheckoutRequest, Fault, SimulatorServer, StripeSimulator, WebhookSender},
@@ -73,8 +73,18 @@ async fn a_scheduled_downgrade_comes_with_the_next_period_at_its_price() {
         let schedule = done(stripe.as_ref(), attach, &format!("attach-{round}")).await;
         let start = DateTime::from_timestamp(schedule["phases"][0]["start_date"].as_i64().unwrap(), 0);
         let phases = vec![
-            Phase { start, end: DateTime::from_timestamp(end, 0), items: vec![(old.parse().unwrap(), Some(1))] },
-            Phase { start: None, end: None, items: vec![(price.parse().unwrap(), Some(1))] },
+            Phase {
+                start,
+                end: DateTime::from_timestamp(end, 0),
+                items: vec![(old.parse().unwrap(), Some(1))],
+                proration: Proration::None,
+            },
+            Phase {
+                start: None,
+                end: None,
+                items: vec![(price.parse().unwrap(), Some(1))],
+                proration: Proration::None,
+            },
         ];
         let schedule = schedule["id"].as_str().unwrap().parse().unwrap();
         done(stripe.as_ref(), Command::PlanPhases { schedule, phases }, &format!("plan-{round}")).await;

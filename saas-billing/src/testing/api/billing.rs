@@ -26,6 +26,15 @@ const CREATING: [(&str, Failing); 3] = [
     ("allow_incomplete", Failing::Owe),
 ];
 
+/// A subscription has one item of a price.
+fn once_each(items: &[SimItem]) -> Result<(), ApiError> {
+    let twice = items.iter().enumerate().find(|(n, item)| items.iter().take(*n).any(|other| other.price == item.price));
+    twice.map_or(Ok(()), |(_, item)| {
+        let message = format!("Cannot add multiple subscription items with the same plan: {}", item.price);
+        Err(ApiError::new(400, REFUSED, "", message))
+    })
+}
+
 impl Request<'_, '_> {
     /// A subscription that has not ended.
     fn live(&self, id: &str) -> Result<SimSubscription, ApiError> {
@@ -41,7 +50,7 @@ impl Request<'_, '_> {
         let lines = self.priced("items")?;
         let trial_days = self.params.number("trial_period_days")?.unwrap_or(0);
         let failing = self.params.word("payment_behavior", &CREATING)?.unwrap_or(Failing::Owe);
-        let metadata = self.params.map("metadata");
+        let (metadata, flexible) = (self.params.map("metadata"), self.flexible("billing_mode[type]")?);
         let (discount, automatic_tax) = (self.discount()?, self.params.flag("automatic_tax[enabled]")? == Some(true));
         std::mem::take(&mut self.params).finish()?;
         let payer = self.engine.world.customers.get(&customer);
@@ -49,7 +58,7 @@ impl Request<'_, '_> {
         if !pays && failing == Failing::Refuse {
             return Err(ApiError::declined());
         }
-        let beginning = Beginning { customer, lines, trial_days, discount, automatic_tax, metadata };
+        let beginning = Beginning { customer, lines, trial_days, flexible, discount, automatic_tax, metadata };
         let made = subscribe(self.engine, beginning);
         let (id, _) = made.ok_or_else(|| ApiError::invalid("parameter_invalid_empty", "items"))?;
         self.done(ObjectKind::Subscription, &id)
@@ -98,7 +107,17 @@ impl Request<'_, '_> {
                     if deleted {
                         items.remove(at);
                     } else {
-                        items[at].price = price.unwrap_or_else(|| items[at].price.clone());
+                        let metered = |price: &str| {
+                            self.engine.world.prices.get(price).is_some_and(|price| price.meter.is_some())
+                        };
+                        if let Some(price) = price.filter(|price| *price != items[at].price) {
+                            if metered(&price) {
+                                items[at].quantity = None;
+                            } else if metered(&items[at].price) {
+                                items[at].quantity = Some(1);
+                            }
+                            (items[at].price, items[at].since) = (price, self.engine.now);
+                        }
                         items[at].quantity = quantity.or(items[at].quantity);
                     }
                 }
@@ -106,13 +125,15 @@ impl Request<'_, '_> {
                     let price = price.ok_or_else(|| ApiError::missing(&field("price")))?;
                     let metered = self.engine.world.prices.get(&price).is_some_and(|price| price.meter.is_some());
                     let id = self.engine.world.mint("si");
-                    items.push(SimItem { id, price, quantity: quantity.or((!metered).then_some(1)) });
+                    let (quantity, since) = (quantity.or((!metered).then_some(1)), self.engine.now);
+                    items.push(SimItem { id, price, quantity, since, charged: None });
                 }
             }
         }
         if items.is_empty() {
             return Err(ApiError::new(400, REFUSED, "", "A subscription must have at least one active plan."));
         }
+        once_each(&items)?;
         Ok(items)
     }
 
@@ -166,7 +187,10 @@ impl Request<'_, '_> {
         let invoice_now = self.params.flag("invoice_now")? == Some(true);
         std::mem::take(&mut self.params).finish()?;
         if prorate && sub.status == "active" {
-            let lines = self.engine.prorations(&sub, &[], self.engine.now);
+            let mut lines = self.engine.prorations(&sub, &[], self.engine.now);
+            if invoice_now && !sub.flexible {
+                lines.extend(sub.items.iter().filter_map(|item| self.engine.used_so_far(&sub, item)));
+            }
             if invoice_now && let Some(invoice) = self.engine.draft(id, "subscription_update", lines) {
                 self.engine.finalize(&invoice);
                 self.engine.charge(&invoice);
@@ -233,11 +257,11 @@ impl Request<'_, '_> {
             let start = start.ok_or_else(|| ApiError::missing(&field("start_date")))?;
             let items = self.priced(&field("items"))?;
             let end = self.params.instant(&field("end_date"))?.unwrap_or_else(|| self.engine.one_period(&items, start));
-            let _ = self.params.word(&field("proration_behavior"), &PRORATE)?;
+            let prorate = self.params.word(&field("proration_behavior"), &PRORATE)? != Some(Prorate::Never);
             if end <= start || phases.last().is_some_and(|last| last.end != start) {
                 return Err(ApiError::invalid("parameter_invalid", &field("start_date")));
             }
-            phases.push(SimPhase { start, end, items });
+            phases.push(SimPhase { start, end, items, prorate });
         }
         std::mem::take(&mut self.params).finish()?;
         let present = known.phases.get(known.at).map(|phase| phase.start);

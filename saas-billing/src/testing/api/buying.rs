@@ -6,6 +6,7 @@ use super::{ApiError, Outcome, REFUSED, Request};
 use crate::{
     object::ObjectKind,
     testing::{
+        PayloadShape,
         checkout::new_customer,
         world::{SimPortal, SimSession},
     },
@@ -69,6 +70,17 @@ impl Request<'_, '_> {
             lines.push((price, quantity.or((!metered).then_some(1))));
         }
         if lines.is_empty() { Err(ApiError::missing(name)) } else { Ok(lines) }
+    }
+
+    /// The billing mode that is asked for, since version 2025-06-30; without a word the flexible one since 2025-09-30.
+    pub(super) fn flexible(&mut self, name: &str) -> Result<bool, ApiError> {
+        let since = |date: &str| match self.version.as_str() {
+            "" => self.shape == PayloadShape::Current,
+            version => version >= date,
+        };
+        let (known, usual) = (since("2025-06-30"), since("2025-09-30"));
+        let asked = if known { self.params.word(name, &[("flexible", true), ("classic", false)])? } else { None };
+        Ok(asked.unwrap_or(usual))
     }
 
     pub(super) fn create_customer(mut self) -> Outcome {
@@ -142,6 +154,7 @@ impl Request<'_, '_> {
         let lines = self.priced("line_items")?;
         let (success_url, cancel_url) = (self.params.need("success_url")?, self.params.need("cancel_url")?);
         let trial_days = self.params.number("subscription_data[trial_period_days]")?.unwrap_or(0);
+        let flexible = self.flexible("subscription_data[billing_mode][type]")?;
         let _ = self.params.word("payment_method_collection", &[("always", ()), ("if_required", ())])?;
         let end = "subscription_data[trial_settings][end_behavior][missing_payment_method]";
         let _ = self.params.word(end, &[("cancel", ()), ("create_invoice", ()), ("pause", ())])?;
@@ -172,6 +185,7 @@ impl Request<'_, '_> {
             client_reference_id,
             lines,
             trial_days,
+            flexible,
             discount,
             takes_codes,
             automatic_tax,

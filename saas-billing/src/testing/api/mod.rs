@@ -120,6 +120,8 @@ struct Request<'a, 'w> {
     engine: &'a mut Engine<'w>,
     params: Params,
     shape: PayloadShape,
+    /// The version of the API that is asked for; empty for the present one.
+    version: String,
 }
 
 type Outcome = Result<Value, ApiError>;
@@ -212,7 +214,8 @@ fn execute(engine: &mut Engine<'_>, request: &ApiRequest, fault: Option<Fault>) 
 fn first_generation(engine: &mut Engine<'_>, request: &ApiRequest) -> Outcome {
     params_of(request).and_then(|params| {
         let shape = shape_of(request.version.as_deref(), engine.shape);
-        route(Request { engine, params, shape }, &request.method, &request.path)
+        let version = request.version.clone().unwrap_or_default();
+        route(Request { engine, params, shape, version }, &request.method, &request.path)
     })
 }
 

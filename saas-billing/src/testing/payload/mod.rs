@@ -213,6 +213,13 @@ fn item(sub: &SimSubscription, item: &SimItem, of: &SimPrice, livemode: bool) ->
     object
 }
 
+fn billing_mode(flexible: bool) -> Value {
+    match flexible {
+        true => json!({"flexible": {"proration_discounts": "included"}, "type": "flexible"}),
+        false => json!({"flexible": null, "type": "classic"}),
+    }
+}
+
 pub(super) fn subscription(shape: PayloadShape, sub: &SimSubscription, world: &World, livemode: bool) -> Value {
     let (start, end) = (sub.period.0.timestamp(), sub.period.1.timestamp());
     let render = |one: &SimItem| Some(item(sub, one, world.prices.get(&one.price)?, livemode));
@@ -233,7 +240,7 @@ pub(super) fn subscription(shape: PayloadShape, sub: &SimSubscription, world: &W
         "id": sub.id, "object": "subscription", "application": null, "application_fee_percent": null,
         "automatic_tax": {"disabled_reason": null, "enabled": sub.automatic_tax, "liability": null},
         "billing_cycle_anchor": sub.anchor.timestamp(), "billing_cycle_anchor_config": null,
-        "billing_mode": {"flexible": null, "type": "classic"}, "billing_schedules": [], "billing_thresholds": null,
+        "billing_mode": billing_mode(sub.flexible), "billing_schedules": [], "billing_thresholds": null,
         "cancel_at": if sub.cancel_at_period_end { Value::from(end) } else { Value::Null },
         "cancel_at_period_end": sub.cancel_at_period_end, "canceled_at": seconds(sub.canceled_at),
         "cancellation_details": {"comment": null, "feedback": null, "reason": sub.canceled_at.map(|_| "cancellation_requested")},
