@@ -10,6 +10,7 @@ use super::{
     check::{self, Login},
     guard::Guard,
     migrate::{self, Schema},
+    warm::Warm,
 };
 use crate::{CoreError, TenantContext, TenantId};
 
@@ -51,7 +52,7 @@ pub(crate) enum Sessions {
 /// Shared tables behind row-level security: one pool of the application role for all tenants.
 #[derive(Debug, Clone)]
 pub struct TenantPool {
-    pool: PgPool,
+    pub(super) warm: Warm,
     pub(super) sessions: Sessions,
 }
 
@@ -64,8 +65,9 @@ impl TenantPool {
     /// - [`UnsafeServer`](CoreError::UnsafeServer): a release with known leaks.
     /// - [`NotMigrated`](CoreError::NotMigrated): run [`migrate`](super::migrate()) first.
     pub async fn open(pool: PgPool, schemas: &[&Schema]) -> Result<Self, CoreError> {
-        examine(&pool, Sessions::Own, Login::Tenant, schemas).await?;
-        Ok(Self { pool, sessions: Sessions::Own })
+        let warm = Warm::new(pool);
+        examine(&warm, Sessions::Own, Login::Tenant, schemas).await?;
+        Ok(Self { warm, sessions: Sessions::Own })
     }
 
     /// As [`open`](Self::open), for a pool whose server is behind PgBouncer, or its like, in transaction mode. The pool's
@@ -74,14 +76,15 @@ impl TenantPool {
     /// # Errors
     /// As [`open`](Self::open).
     pub async fn open_behind_pooler(pool: PgPool, schemas: &[&Schema]) -> Result<Self, CoreError> {
-        examine(&pool, Sessions::Shared, Login::Tenant, schemas).await?;
-        Ok(Self { pool, sessions: Sessions::Shared })
+        let warm = Warm::new(pool);
+        examine(&warm, Sessions::Shared, Login::Tenant, schemas).await?;
+        Ok(Self { warm, sessions: Sessions::Shared })
     }
 
     /// The pool, for a listener or for metrics.
     #[must_use]
-    pub const fn pool(&self) -> &PgPool {
-        &self.pool
+    pub fn pool(&self) -> &PgPool {
+        self.warm.pool()
     }
 }
 
@@ -95,7 +98,7 @@ impl SessionBinding for TenantPool {
 /// The pool of the system role, for workers and operators.
 #[derive(Debug, Clone)]
 pub struct SystemPool {
-    pool: PgPool,
+    pub(super) warm: Warm,
     pub(super) sessions: Sessions,
 }
 
@@ -105,8 +108,9 @@ impl SystemPool {
     /// # Errors
     /// As [`TenantPool::open`].
     pub async fn open(pool: PgPool, schemas: &[&Schema]) -> Result<Self, CoreError> {
-        examine(&pool, Sessions::Own, Login::System, schemas).await?;
-        Ok(Self { pool, sessions: Sessions::Own })
+        let warm = Warm::new(pool);
+        examine(&warm, Sessions::Own, Login::System, schemas).await?;
+        Ok(Self { warm, sessions: Sessions::Own })
     }
 
     /// As [`TenantPool::open_behind_pooler`], for [`SystemTx`](super::SystemTx) alone: what runs single statements on
@@ -115,24 +119,25 @@ impl SystemPool {
     /// # Errors
     /// As [`TenantPool::open`].
     pub async fn open_behind_pooler(pool: PgPool, schemas: &[&Schema]) -> Result<Self, CoreError> {
-        examine(&pool, Sessions::Shared, Login::System, schemas).await?;
-        Ok(Self { pool, sessions: Sessions::Shared })
+        let warm = Warm::new(pool);
+        examine(&warm, Sessions::Shared, Login::System, schemas).await?;
+        Ok(Self { warm, sessions: Sessions::Shared })
     }
 
     /// The pool, for a listener or for metrics.
     #[must_use]
-    pub const fn pool(&self) -> &PgPool {
-        &self.pool
+    pub fn pool(&self) -> &PgPool {
+        self.warm.pool()
     }
 }
 
 /// In a transaction, so that a pooler keeps to one session.
-async fn examine(pool: &PgPool, sessions: Sessions, login: Login, schemas: &[&Schema]) -> Result<(), CoreError> {
+async fn examine(warm: &Warm, sessions: Sessions, login: Login, schemas: &[&Schema]) -> Result<(), CoreError> {
     let begin = match sessions {
         Sessions::Own => "begin read only",
         Sessions::Shared => "begin read only; deallocate all",
     };
-    let mut guard = Guard::begin(pool, sessions, begin).await?;
+    let mut guard = Guard::begin(warm, sessions, begin).await?;
     check::login(guard.connection_mut(), login).await?;
     migrate::verify(guard.connection_mut(), schemas).await?;
     guard.rollback().await

@@ -13,8 +13,7 @@ use std::{
 
 use futures_util::TryStreamExt;
 use sqlx::{
-    Either, PgConnection, PgPool, Postgres, Row,
-    pool::PoolConnection,
+    Either, PgConnection, Row,
     postgres::{PgRow, PgTransactionManager},
 };
 use sqlx_core::{sql_str::SqlSafeStr, transaction::TransactionManager};
@@ -25,13 +24,15 @@ use super::{
     once::Part,
     place::{Access, BINDS},
     served::Served,
+    warm::{Taken, Warm},
 };
 use crate::CoreError;
 
 /// One open transaction on one pooled connection.
 pub(crate) struct Guard {
     /// `None` only while the guard is being taken apart.
-    connection: Option<PoolConnection<Postgres>>,
+    taken: Option<Taken>,
+    home: Warm,
     /// An answer is outstanding: what state the connection is in is not known.
     suspect: bool,
     /// It has proven to be clean already, in the last message.
@@ -42,10 +43,9 @@ pub(crate) struct Guard {
 
 impl Guard {
     /// Takes a connection and opens a transaction with `begin`, which may hold several statements, in one round trip.
-    #[expect(clippy::disallowed_methods, reason = "the one place that takes connections")]
-    pub(crate) async fn begin(pool: &PgPool, sessions: Sessions, begin: impl SqlSafeStr) -> Result<Self, CoreError> {
-        let connection = pool.acquire().await.map_err(CoreError::from_database)?;
-        let mut guard = Self { connection: Some(connection), suspect: true, proven: false, sessions, served: None };
+    pub(crate) async fn begin(home: &Warm, sessions: Sessions, begin: impl SqlSafeStr) -> Result<Self, CoreError> {
+        let taken = Some(home.take().await.map_err(CoreError::from_database)?);
+        let mut guard = Self { taken, home: home.clone(), suspect: true, proven: false, sessions, served: None };
         PgTransactionManager::begin(guard.connection_mut(), Some(begin.into_sql_str()))
             .await
             .map_err(CoreError::from_database)?;
@@ -86,7 +86,6 @@ impl Guard {
     /// Runs statements between `begin` and a commit, all in one message, and returns the rows of each. Where the session has not
     /// prepared them yet, that takes a message more; where sessions forget, they are prepared in the same one. `failed` says
     /// what an error means: it may stand in the place of the commit's answer.
-    #[expect(clippy::disallowed_methods, reason = "the one place that takes connections")]
     pub(super) async fn once(
         place: &Place,
         begin: &str,
@@ -95,7 +94,7 @@ impl Guard {
         failed: fn(sqlx::Error) -> CoreError,
     ) -> Result<Vec<Vec<PgRow>>, CoreError> {
         let Some(last) = parts.last() else { return Ok(Vec::new()) };
-        let connection = place.pool.acquire().await.map_err(CoreError::from_database)?;
+        let taken = place.pool.take().await.map_err(CoreError::from_database)?;
         let served = place.served();
         let nonce = next_nonce();
         let prepare = preparing(parts);
@@ -118,8 +117,8 @@ impl Guard {
                 (begin.to_owned(), "commit".to_owned())
             }
         };
-        let mut guard =
-            Self { connection: Some(connection), suspect: true, proven: false, sessions: place.sessions, served };
+        let (taken, home, sessions) = (Some(taken), place.pool.clone(), place.sessions);
+        let mut guard = Self { taken, home, suspect: true, proven: false, sessions, served };
         let answered = guard.ask_once(format!("{first}; {execute}; {end}"), nonce, parts.len()).await;
         let rows = match (answered, prepare.as_slice()) {
             (Err(error), [prepare]) if is_not_prepared(&error) => {
@@ -197,27 +196,30 @@ impl Guard {
 
     #[expect(clippy::expect_used, reason = "the connection is only taken in `drop`")]
     pub(super) fn connection(&self) -> &PgConnection {
-        self.connection.as_ref().expect("a guard has its connection until it is dropped")
+        &self.taken.as_ref().expect("a guard has its connection until it is dropped").connection
     }
 
     #[expect(clippy::expect_used, reason = "the connection is only taken in `drop`")]
     pub(crate) fn connection_mut(&mut self) -> &mut PgConnection {
-        self.connection.as_mut().expect("a guard has its connection until it is dropped")
+        &mut self.taken.as_mut().expect("a guard has its connection until it is dropped").connection
     }
 }
 
 /// Sends the connection home by way of a check, in the background, unless it was made already; or closes a suspect one.
 impl Drop for Guard {
     fn drop(&mut self) {
-        let Some(mut connection) = self.connection.take() else { return };
+        let Some(mut taken) = self.taken.take() else { return };
         let runtime = tokio::runtime::Handle::try_current();
         match (self.suspect, runtime) {
-            (false, Ok(_)) if self.proven => end(&mut connection),
-            (false, Ok(runtime)) => {
-                let (sessions, served) = (self.sessions, self.served.take());
-                runtime.spawn(Release { connection, clean: false, sessions, served }.go());
+            (false, Ok(_)) if self.proven => {
+                end(&mut taken.connection);
+                self.home.give(taken);
             }
-            (true, _) | (_, Err(_)) => connection.close_on_drop(),
+            (false, Ok(runtime)) => {
+                let (home, sessions, served) = (self.home.clone(), self.sessions, self.served.take());
+                runtime.spawn(Release { taken: Some(taken), home, clean: false, sessions, served }.go());
+            }
+            (true, _) | (_, Err(_)) => taken.connection.close_on_drop(),
         }
     }
 }
@@ -230,7 +232,9 @@ fn end(connection: &mut PgConnection) {
 
 /// A connection on its way home: closed unless it proves clean, also when the runtime drops the task.
 struct Release {
-    connection: PoolConnection<Postgres>,
+    /// `None` only once it is on its way.
+    taken: Option<Taken>,
+    home: Warm,
     clean: bool,
     sessions: Sessions,
     served: Option<Served>,
@@ -241,15 +245,20 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 impl Release {
     async fn go(mut self) {
-        let checked = is_clean(&mut self.connection, self.sessions, self.served.as_ref());
+        let Some(taken) = &mut self.taken else { return };
+        let checked = is_clean(&mut taken.connection, self.sessions, self.served.as_ref());
         self.clean = tokio::time::timeout(PATIENCE, checked).await.unwrap_or(false);
     }
 }
 
 impl Drop for Release {
     fn drop(&mut self) {
-        if !self.clean {
-            self.connection.close_on_drop();
+        let Some(mut taken) = self.taken.take() else { return };
+        match self.sessions {
+            _ if !self.clean => taken.connection.close_on_drop(),
+            Sessions::Own => self.home.give(taken),
+            // A pooler keeps its own sessions warm.
+            Sessions::Shared => {}
         }
     }
 }

@@ -13,10 +13,12 @@ mod once;
 mod place;
 mod served;
 mod tx;
+mod warm;
 mod work;
 
 pub(crate) use binding::Sessions;
 pub(crate) use guard::Guard;
+pub(crate) use warm::Warm;
 
 pub use binding::{SessionBinding, SystemPool, TenantPool, pool_options};
 pub use migrate::{Migration, Schema, migrate, pending};

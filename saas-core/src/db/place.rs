@@ -2,15 +2,13 @@
 
 use std::{any::Any, fmt, num::NonZeroU32, str::FromStr, sync::Arc, time::Duration};
 
-use sqlx::PgPool;
-
-use super::{TenantPool, binding::Sessions, served::Served};
+use super::{TenantPool, binding::Sessions, served::Served, warm::Warm};
 use crate::{Actor, InvalidInput, RoleName, TenantContext, TenantId};
 
 /// Where a tenant's rows live. Made only from a pool that was verified.
 #[derive(Clone)]
 pub struct Place {
-    pub(super) pool: PgPool,
+    pub(super) pool: Warm,
     pub(super) sessions: Sessions,
     schema: Option<SchemaName>,
     schemas_per_connection: NonZeroU32,
@@ -54,7 +52,7 @@ impl Place {
     #[must_use]
     pub fn pooled(tenants: &TenantPool) -> Self {
         Self {
-            pool: tenants.pool().clone(),
+            pool: tenants.warm.clone(),
             sessions: tenants.sessions,
             schema: None,
             schemas_per_connection: SCHEMAS_PER_CONNECTION,
@@ -116,7 +114,7 @@ impl Place {
         let is_plain = |place: &Self| place.schema.is_none() && place.generation.is_none();
         is_plain(self)
             && is_plain(other)
-            && std::ptr::eq(self.pool.options(), other.pool.options())
+            && std::ptr::eq(self.pool.pool().options(), other.pool.pool().options())
             && (self.sessions, self.statement_timeout) == (other.sessions, other.statement_timeout)
     }
 

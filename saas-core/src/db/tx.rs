@@ -160,7 +160,7 @@ impl SystemTx {
             begin.push_str(&format!("; set local {name} = '{}'", value.replace('\'', "''")));
         }
         // Settings of the program itself.
-        let guard = Guard::begin(pool.pool(), pool.sessions, sqlx::AssertSqlSafe(begin)).await?;
+        let guard = Guard::begin(&pool.warm, pool.sessions, sqlx::AssertSqlSafe(begin)).await?;
         Ok(Self { guard, actor })
     }
 

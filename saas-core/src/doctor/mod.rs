@@ -10,7 +10,7 @@ use sqlx::PgPool;
 
 use crate::{
     CoreError,
-    db::{Guard, SchemaName, Sessions},
+    db::{Guard, SchemaName, Sessions, Warm},
 };
 
 /// One way around the fence.
@@ -74,7 +74,7 @@ const ONE_SCHEMA: &str = "select set_config('saas.examined_schema', $1, true)";
 
 async fn look_through(pool: &PgPool, schema: Option<&SchemaName>) -> Result<Vec<Finding>, CoreError> {
     // Whose the sessions of this pool are is not known.
-    let mut snapshot = Guard::begin(pool, Sessions::Shared, SNAPSHOT).await?;
+    let mut snapshot = Guard::begin(&Warm::new(pool.clone()), Sessions::Shared, SNAPSHOT).await?;
     let one = schema.map_or("", SchemaName::as_str);
     sqlx::query(ONE_SCHEMA).bind(one).execute(snapshot.connection_mut()).await.map_err(refused)?;
     let accepted: Vec<(String, String)> = sqlx::query_as("select code, object from saas.accepted_finding")

@@ -77,6 +77,10 @@ impl Fixture {
             .unwrap()
     }
 
+    pub(crate) fn a_id(&self) -> String {
+        self.a.tenant().to_string()
+    }
+
     /// The id of the one project of a tenant, read as that tenant.
     pub(crate) async fn project_of(&self, ctx: &RequestContext) -> Uuid {
         let mut tx = self.begin(ctx).await;

@@ -22,3 +22,4 @@ mod rows;
 mod search;
 mod search_hostile;
 mod transactions;
+mod warm;
