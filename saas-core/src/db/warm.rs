@@ -16,6 +16,7 @@ use std::{
 };
 
 use sqlx::{PgPool, Postgres, pool::PoolConnection};
+use tokio::runtime::Handle;
 
 /// How long a connection lies here unused: about twice that at most.
 const MOMENT: Duration = Duration::from_millis(10);
@@ -37,6 +38,8 @@ struct Inner {
 struct Hand {
     /// The latest last.
     lying: Vec<Lying>,
+    /// Where they can be sent home from: whoever drops the pool need not be in a runtime.
+    runtime: Option<Handle>,
     /// Somebody looks after it.
     is_watched: bool,
 }
@@ -64,8 +67,10 @@ impl Warm {
     /// The connection that was used last, or one of the pool's.
     #[expect(clippy::disallowed_methods, reason = "the one place that takes connections")]
     pub(crate) async fn take(&self) -> Result<Taken, sqlx::Error> {
-        if let Some(lying) = self.0.hand().lying.pop() {
-            return Ok(lying.taken);
+        let lying = self.0.hand().lying.pop();
+        match lying {
+            Some(lying) if !self.0.pool.is_closed() => return Ok(lying.taken),
+            Some(_) | None => {}
         }
         Ok(Taken { connection: self.0.pool.acquire().await?, since: Instant::now() })
     }
@@ -78,7 +83,7 @@ impl Warm {
         if pool.num_idle() == 0 || pool.is_closed() || now.duration_since(taken.since) > STREAK {
             return;
         }
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        let Ok(runtime) = Handle::try_current() else { return };
         let mut hand = self.0.hand();
         if hand.lying.len() >= MOST {
             return;
@@ -87,12 +92,21 @@ impl Warm {
         if !std::mem::replace(&mut hand.is_watched, true) {
             runtime.spawn(watch(Watch { inner: Arc::downgrade(&self.0), goes_on: true }));
         }
+        hand.runtime = Some(runtime);
     }
 }
 
 impl Inner {
     fn hand(&self) -> std::sync::MutexGuard<'_, Hand> {
         self.hand.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        let Hand { lying, runtime, .. } = std::mem::take(&mut *self.hand());
+        let _entered = runtime.as_ref().map(Handle::enter);
+        drop(lying);
     }
 }
 
