@@ -250,7 +250,8 @@ impl Engine<'_> {
     ) -> Option<SimLine> {
         let price = self.world.prices.get(&item.price)?;
         let quantity = match &price.meter {
-            Some(_) if sub.flexible && item.since >= period.0 => return None,
+            // Schedules go by whole seconds.
+            Some(_) if sub.flexible && item.since.timestamp() >= period.0.timestamp() => return None,
             Some(meter) => {
                 let from = self.begun_before(sub, period.0, &price.interval).max(item.since);
                 Some(self.used(meter, &sub.customer, (from, period.0)))
