@@ -10,6 +10,7 @@ create table saas.billing_price (
     -- What it is charged for, and how often; null where nobody knows.
     per          text check (per in ('flat', 'seat', 'usage')),
     every        text check (every in ('day', 'week', 'month', 'year')),
+    meter        text,
     -- What is sold under the name in this currency now.
     is_current   boolean not null,
     recorded_at  timestamptz not null,

@@ -129,6 +129,8 @@ pub struct KnownPrice {
     pub per: Option<Per>,
     /// How often, where it is once in an interval.
     pub interval: Option<Interval>,
+    /// The meter whose usage it charges, `mtr_…`.
+    pub meter: Option<String>,
     /// Whether it is what is sold under the name now.
     pub is_current: bool,
 }
@@ -177,7 +179,8 @@ impl FoundPrice {
             _ => None,
         };
         let (id, currency, interval) = (self.id.clone(), self.currency, self.every());
-        Some(KnownPrice { id, name, currency, per, interval, is_current })
+        let meter = self.recurring.as_ref().and_then(|recurring| recurring.meter.clone());
+        Some(KnownPrice { id, name, currency, per, interval, meter, is_current })
     }
 }
 

@@ -34,15 +34,16 @@ pub(crate) async fn put(
     let currencies: Vec<&str> = prices.iter().map(|price| price.currency.as_str()).collect();
     let current: Vec<bool> = prices.iter().map(|price| price.is_current).collect();
     let per: Vec<Option<&str>> = prices.iter().map(|price| price.per.map(Per::as_str)).collect();
+    let meters: Vec<Option<&str>> = prices.iter().map(|price| price.meter.as_deref()).collect();
     let every: Vec<Option<&str>> = prices.iter().map(|price| every(price.interval.as_ref()?)).collect();
     sqlx::query(
         "insert into saas.billing_price as known
-             (account, livemode, price_id, name, currency, is_current, per, every, recorded_at)
-         select $1, $2, new.*, $9
-         from unnest($3::text[], $4::text[], $5::text[], $6::boolean[], $7::text[], $8::text[]) as new
+             (account, livemode, price_id, name, currency, is_current, per, every, meter, recorded_at)
+         select $1, $2, new.*, $10
+         from unnest($3::text[], $4::text[], $5::text[], $6::boolean[], $7::text[], $8::text[], $9::text[]) as new
          on conflict (account, livemode, price_id) do update
          set name = excluded.name, currency = excluded.currency, is_current = excluded.is_current, per = excluded.per,
-             every = excluded.every",
+             every = excluded.every, meter = excluded.meter",
     )
     .bind(&scope.account)
     .bind(scope.livemode)
@@ -52,6 +53,7 @@ pub(crate) async fn put(
     .bind(&current)
     .bind(&per)
     .bind(&every)
+    .bind(&meters)
     .bind(now)
     .execute(connection)
     .await
@@ -90,55 +92,43 @@ pub(crate) async fn current(
     id.map(|id| ObjectId::try_from(id).map_err(corrupt)).transpose()
 }
 
-/// What is sold for usage beside a price.
-#[derive(Debug)]
-pub(crate) struct UsageBeside {
+/// A price that was ever sold under one of some names.
+#[derive(Debug, Clone)]
+pub(crate) struct Sold {
     pub(crate) id: ObjectId,
-    /// The entry of the file.
     pub(crate) name: String,
-    /// Whether it is charged as often.
-    pub(crate) fits: bool,
+    pub(crate) currency: String,
+    /// What it is charged for; `None` where nobody knows.
+    pub(crate) per: Option<String>,
+    pub(crate) every: Option<String>,
+    pub(crate) meter: Option<String>,
 }
 
-/// The usage prices among these entries that are sold in the currency of a price; `None` of a price that nobody has applied.
-pub(crate) async fn usage_beside(
-    connection: &mut PgConnection,
-    scope: &Scope,
-    (price, names): (&ObjectId, &[&str]),
-) -> Result<Option<Vec<UsageBeside>>, CoreError> {
-    let known: Option<bool> = sqlx::query_scalar(
-        "select true
-         from saas.billing_price
-         where account = $1 and livemode = $2 and price_id = $3 and per is not null",
-    )
-    .bind(&scope.account)
-    .bind(scope.livemode)
-    .bind(price.as_str())
-    .fetch_optional(&mut *connection)
-    .await
-    .map_err(CoreError::from_database)?;
-    if known.is_none() {
-        return Ok(None);
+impl Sold {
+    pub(crate) fn is_usage(&self) -> bool {
+        self.per.as_deref() == Some(Per::Usage.as_str())
     }
-    // The price itself, if it is one: also one that is sold no more.
-    let found: Vec<(String, String, bool)> = sqlx::query_as(
-        "select usage.price_id, usage.name, usage.every is not distinct from price.every as fits
-         from saas.billing_price price
-         join saas.billing_price usage on usage.account = price.account and usage.livemode = price.livemode
-             and usage.currency = price.currency and usage.per = 'usage' and usage.name = any ($4)
-             and (usage.price_id = price.price_id or usage.is_current and usage.name <> price.name)
-         where price.account = $1 and price.livemode = $2 and price.price_id = $3
-         order by usage.name",
+}
+
+/// What was ever sold under these names, what is sold now first, then the latest.
+pub(crate) async fn sold(connection: &mut PgConnection, scope: &Scope, names: &[&str]) -> Result<Vec<Sold>, CoreError> {
+    type Row = (String, String, String, Option<String>, Option<String>, Option<String>);
+    let rows: Vec<Row> = sqlx::query_as(
+        "select price_id, name, currency, per, every, meter
+         from saas.billing_price
+         where account = $1 and livemode = $2 and name = any ($3)
+         order by is_current desc, recorded_at desc, price_id",
     )
     .bind(&scope.account)
     .bind(scope.livemode)
-    .bind(price.as_str())
     .bind(names)
     .fetch_all(connection)
     .await
     .map_err(CoreError::from_database)?;
-    let read = |(id, name, fits)| Ok(UsageBeside { id: ObjectId::try_from(id).map_err(corrupt)?, name, fits });
-    found.into_iter().map(read).collect::<Result<_, _>>().map(Some)
+    let read = |(id, name, currency, per, every, meter)| {
+        Ok(Sold { id: ObjectId::try_from(id).map_err(corrupt)?, name, currency, per, every, meter })
+    };
+    rows.into_iter().map(read).collect()
 }
 
 /// An interval that the column can hold.

@@ -1,17 +1,28 @@
 //! Another plan, another number of seats, add-ons: now, or from the next period on.
 
-use std::cmp::Ordering;
+use std::{
+    cmp::Ordering,
+    collections::{BTreeMap, btree_map::Entry},
+};
 
 use chrono::{DateTime, Utc};
 use saas_core::{IdempotencyKey, InvalidInput, PlanCatalog, SystemTx, TenantContext, plan::PlanVersion};
 
-use super::{Change, Goal, drive::About, edit::Edit, preview::Preview};
+use super::{
+    Change, Goal,
+    drive::About,
+    edit::{Edit, UsagePrice},
+    preview::Preview,
+};
 use crate::{
     billing::{ACTOR, Billing},
     derive::plan_item,
     error::BillingError,
     object::{ObjectId, Subscription},
-    postgres::{price, request::Requested},
+    postgres::{
+        price::{self, Sold},
+        request::Requested,
+    },
     provider::{OnFailedPayment, PaymentProvider, Proration},
 };
 
@@ -118,6 +129,7 @@ impl PlanChange {
         self.when = Some(preview.when);
         self.proration_date = preview.proration_date;
         self.basis = Some(preview.basis.clone());
+        self.edit.usage.clone_from(&preview.usage_prices);
         self
     }
 
@@ -158,6 +170,26 @@ fn direction(edit: &Edit, subscription: &Subscription, catalog: &PlanCatalog) ->
     }
 }
 
+/// Of each meter of a plan the price that is charged as often as the plan, in its currency.
+fn usage_beside(plan: &Sold, sold: &[Sold]) -> Result<Vec<UsagePrice>, InvalidInput> {
+    let mut usage: BTreeMap<(&Option<String>, &str), UsagePrice> = BTreeMap::new();
+    let fits = |one: &&Sold| one.is_usage() && one.currency == plan.currency && one.every == plan.every;
+    for one in sold.iter().filter(fits) {
+        match usage.entry((&one.meter, &one.name)) {
+            Entry::Vacant(new) => drop(new.insert(UsagePrice { price: one.id.clone(), former: Vec::new() })),
+            Entry::Occupied(known) => known.into_mut().former.push(one.id.clone()),
+        }
+    }
+    let lacks = |one: &&Sold| one.is_usage() && !usage.keys().any(|(meter, _)| **meter == one.meter);
+    if let Some(other) = sold.iter().find(lacks) {
+        let why =
+            format!("is of a plan whose usage price {:?} is not sold in this currency at this interval", other.name);
+        let remedy = "sell the usage so, too, or by an add-on of its own";
+        return Err(InvalidInput::new(format!("the price {}", plan.id), why, remedy));
+    }
+    Ok(usage.into_values().collect())
+}
+
 impl Billing {
     /// Changes what the tenant's subscription is charged for.
     ///
@@ -181,7 +213,10 @@ impl Billing {
         change.edit.check(&self.catalog())?;
         // A repeat asks for what was asked then, whatever is sold or of higher rank by now.
         let known = self.known_request(ctx, key).await?;
-        let change = &if known.is_some() { change.clone() } else { self.with_usage(change).await? };
+        let change = &match self.with_usage(change).await {
+            Err(BillingError::Invalid(_)) if known.is_some() => change.clone(),
+            looked_up => looked_up?,
+        };
         let when = match change.when.or(known.and_then(|known| When::asked(&known.what))) {
             Some(when) => when,
             None => change.when_for(&self.subscription_of(provider, ctx).await?.subscription, &self.catalog()),
@@ -190,23 +225,27 @@ impl Billing {
     }
 
     /// The change with the usage prices of the plan that it changes to: those that are sold in the currency of its price, and
-    /// charged as often.
+    /// charged as often. Without them, where the catalogue names a price that was never applied.
     pub(super) async fn with_usage(&self, change: &PlanChange) -> Result<PlanChange, BillingError> {
         let (mut change, catalog) = (change.clone(), self.catalog());
-        let Some(price) = &change.edit.price else { return Ok(change) };
+        let Some(price) = change.edit.price.as_ref().filter(|_| change.edit.usage.is_none()) else { return Ok(change) };
         let version = catalog.plan_for_price(price.as_str());
         let version = version.and_then(|plan| catalog.version(&plan.plan, Some(plan.version)));
         let names: Vec<&str> = version.into_iter().flat_map(PlanVersion::prices).collect();
         let mut tx = SystemTx::begin(&self.system, ACTOR, "look up the usage prices of a plan").await?;
-        let found = price::usage_beside(&mut tx, &self.scope, (price, &names)).await?;
+        let sold = price::sold(&mut tx, &self.scope, &names).await?;
         tx.commit().await?;
-        let Some(found) = found else { return Ok(change) };
-        if let (Some(other), false) = (found.first(), found.iter().any(|usage| usage.fits)) {
-            let why = format!("is charged at other times than the usage price {:?} of its plan", other.name);
-            let remedy = "sell the usage at this interval, too, or by an add-on of its own";
+        let Some(wanted) = sold.iter().find(|one| one.id == *price) else { return Ok(change) };
+        let is_known = |name: &&str| sold.iter().any(|one| one.name == **name && one.per.is_some());
+        if !names.iter().all(is_known) {
+            return Ok(change);
+        }
+        if wanted.is_usage() && !sold.iter().all(Sold::is_usage) {
+            let remedy = "pass the price of the plan's fee, which brings it along";
+            let why = "is for the usage of a plan that has a fee, too";
             return Err(InvalidInput::new(format!("the price {price}"), why, remedy).into());
         }
-        change.edit.usage = Some(found.into_iter().filter(|usage| usage.fits).map(|usage| usage.id).collect());
+        change.edit.usage = Some(usage_beside(wanted, &sold)?);
         Ok(change)
     }
 

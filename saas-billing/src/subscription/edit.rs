@@ -25,9 +25,24 @@ pub(crate) struct Edit {
     /// The usage prices of the plan that is changed to, in whose place those of the present plan go; `None`: they stay as they
     /// are. Looked up when the change is asked for, so that a repeat of it is the same whatever is sold by then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) usage: Option<Vec<ObjectId>>,
+    pub(crate) usage: Option<Vec<UsagePrice>>,
     /// How many of each add-on's price; none of it for 0.
     pub(crate) addons: Vec<(ObjectId, u64)>,
+}
+
+/// A usage price of a plan.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct UsagePrice {
+    /// What is sold now.
+    pub(crate) price: ObjectId,
+    /// What was sold in its place before, charged as often: whoever pays one of these goes on paying it.
+    pub(crate) former: Vec<ObjectId>,
+}
+
+impl UsagePrice {
+    fn is(&self, price: &ObjectId) -> bool {
+        self.price == *price || self.former.contains(price)
+    }
 }
 
 impl Edit {
@@ -80,7 +95,7 @@ impl Edit {
     pub(super) fn changes(&self, subscription: &Subscription, catalog: &PlanCatalog) -> Vec<ItemChange> {
         let mut changes = Vec::new();
         let usage = self.price.as_ref().and_then(|price| Some((price, self.usage.as_ref()?)));
-        let is_usage = usage.is_some_and(|(price, usage)| usage.contains(price));
+        let is_usage = usage.is_some_and(|(price, usage)| usage.iter().any(|one| one.is(price)));
         match plan_item(subscription, catalog) {
             // What is charged by usage has its own rule.
             Some(item) if is_usage && item.price.metered => {}
@@ -150,14 +165,15 @@ impl Edit {
 }
 
 /// The changes that leave these of the usage prices of plans, and no others.
-fn exchanged(subscription: &Subscription, catalog: &PlanCatalog, wanted: &[ObjectId]) -> Vec<ItemChange> {
+fn exchanged(subscription: &Subscription, catalog: &PlanCatalog, wanted: &[UsagePrice]) -> Vec<ItemChange> {
+    let is_wanted = |price: &ObjectId| wanted.iter().any(|one| one.is(price));
     let of_plan = |price: &ObjectId| catalog.plan_for_price(price.as_str()).is_some();
-    let present = subscription.items.iter().filter(|item| item.price.metered && of_plan(&item.price.id));
-    let (stay, go): (Vec<_>, Vec<_>) = present.partition(|item| wanted.contains(&item.price.id));
-    let mut go = go.into_iter().map(|item| item.id.clone());
-    let missing = wanted.iter().filter(|price| !stay.iter().any(|item| item.price.id == **price));
+    let metered = subscription.items.iter().filter(|item| item.price.metered);
+    let (stay, others): (Vec<_>, Vec<_>) = metered.partition(|item| is_wanted(&item.price.id));
+    let mut go = others.into_iter().filter(|item| of_plan(&item.price.id)).map(|item| item.id.clone());
+    let missing = wanted.iter().filter(|one| !stay.iter().any(|item| one.is(&item.price.id)));
     let mut changes: Vec<ItemChange> = missing
-        .cloned()
+        .map(|one| one.price.clone())
         .map(|price| match go.next() {
             Some(item) => ItemChange::Set { item, price: Some(price), quantity: None },
             None => ItemChange::Add { price, quantity: None },

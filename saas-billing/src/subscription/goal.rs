@@ -147,6 +147,13 @@ pub(crate) fn next(goal: &Goal, seen: &Seen, catalog: &PlanCatalog, done: &[Stri
             }
             // A trial is charged nothing that could be credited, and no payment can fail.
             let trial = subscription.status == SubscriptionStatus::Trialing;
+            // A change that waits takes no item away
+            // (<https://docs.stripe.com/billing/subscriptions/pending-updates-reference>): it is made at once, or not at all.
+            let removes = changes.iter().any(|change| matches!(change, ItemChange::Remove { .. }));
+            let waits = match on_failed_payment {
+                OnFailedPayment::Wait if removes && !trial => OnFailedPayment::Refuse,
+                asked => *asked,
+            };
             Ok(Next::Do(
                 CHANGE_ITEMS,
                 Command::ChangeSubscription(SubscriptionChange {
@@ -154,7 +161,7 @@ pub(crate) fn next(goal: &Goal, seen: &Seen, catalog: &PlanCatalog, done: &[Stri
                     items: changes,
                     proration: if trial { Proration::None } else { *proration },
                     proration_date: proration_date.filter(|_| !trial),
-                    on_failed_payment: *on_failed_payment,
+                    on_failed_payment: waits,
                 }),
             ))
         }
@@ -351,6 +358,13 @@ fn drops_usage(subscription: &Subscription, changes: &[ItemChange]) -> bool {
 fn charges_usage(subscription: &Subscription, proration: Proration) -> Result<(), BillingError> {
     if subscription.status == SubscriptionStatus::Trialing {
         return Ok(());
+    }
+    if subscription.billing_mode.is_none() {
+        return Err(forbids(
+            "the change",
+            "it takes a usage price away, and this version of Stripe's API does not say whether what was used is charged",
+            "ask for API version 2025-06-30 or later",
+        ));
     }
     if subscription.billing_mode != Some(BillingMode::Flexible) {
         return Err(forbids(

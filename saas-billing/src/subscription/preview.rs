@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     change::{PlanChange, When},
+    edit::UsagePrice,
     goal::{self, Next, Seen, change_of},
 };
 use crate::{
@@ -48,6 +49,9 @@ pub struct Preview {
     pub over_limit: Option<OverLimitReport>,
     #[serde(skip)]
     pub(super) basis: String,
+    /// Those of the plan, as they were looked up for it.
+    #[serde(skip)]
+    pub(super) usage_prices: Option<Vec<UsagePrice>>,
 }
 
 /// A line of the invoice that would follow.
@@ -164,7 +168,8 @@ impl Billing {
         };
         let goes =
             |item: &&SubscriptionItem| item.price.metered && !target.iter().any(|(price, _)| *price == item.price.id);
-        let usage = seen.subscription.items.iter().filter(|_| when == When::AtPeriodEnd).filter(goes);
+        let later = when == When::AtPeriodEnd && seen.subscription.status != SubscriptionStatus::Trialing;
+        let usage = seen.subscription.items.iter().filter(|_| later).filter(goes);
         let usage = usage.map(|item| item.price.id.clone()).collect();
         let (proration, proration_date) = self.proration(change, when, &seen);
         let asked = change_of(&change.edit, &seen.subscription, catalog, proration, proration_date);
@@ -173,9 +178,13 @@ impl Billing {
         let from = periods.map(|period| period.end).max().filter(|_| when == When::AtPeriodEnd);
         // Stripe's preview has what comes begin now, and so counts usage from now on.
         let comes = |price: &ObjectId| !seen.subscription.items.iter().any(|item| item.price.id == *price);
-        let coming: Vec<&ObjectId> = change.edit.usage.iter().flatten().filter(|price| comes(price)).collect();
+        let coming = change.edit.usage.iter().flatten().map(|usage| &usage.price).filter(|price| comes(price));
+        let coming: Vec<&ObjectId> = coming.collect();
         if from.is_some() {
-            bill.lines.retain(|line| line.price.as_ref().is_none_or(|price| !coming.contains(&price)));
+            let is_of_nothing = |line: &PreviewLine| {
+                line.amount.minor() == 0 && line.price.as_ref().is_some_and(|price| coming.contains(&price))
+            };
+            bill.lines.retain(|line| !is_of_nothing(line));
         }
         for line in bill.lines.iter_mut().filter(|line| !line.proration) {
             line.period = line.period.filter(|period| from.is_none_or(|from| period.start >= from));
@@ -193,6 +202,7 @@ impl Billing {
             proration_date,
             over_limit,
             basis: goal::basis_of(&seen),
+            usage_prices: change.edit.usage.clone(),
         })
     }
 

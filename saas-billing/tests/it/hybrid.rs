@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use chrono::TimeDelta;
 use saas_billing::{
-    BillingConfig, BillingError, Mode, ObjectId, PaymentProvider, SigningSecrets,
+    BillingConfig, BillingError, Mode, ObjectId, PaymentProvider, ProviderError, SigningSecrets,
     catalog::{OldPrices, PriceList},
     command::{Checkout, CheckoutPage},
     derive::Alert,
@@ -206,6 +206,11 @@ impl Payer<'_> {
 
     fn subscription(&self) -> Value {
         self.hall.shop.stripe.object(ObjectKind::Subscription, &self.bought.subscription).unwrap()
+    }
+
+    fn has(&self, price: &ObjectId) -> bool {
+        let items = self.subscription()["items"]["data"].clone();
+        items.as_array().unwrap().iter().any(|item| item["price"]["id"] == price.as_str())
     }
 
     /// What its items are sold as, in the order of these words.
@@ -464,14 +469,79 @@ async fn a_repeat_is_the_same_change_whatever_is_sold_by_then() {
     assert_ne!(hall.price("team-calls").await, former);
     assert_eq!(payer.change(&wish, "up").await.unwrap(), Change::Made);
     assert_eq!(payer.items().await, ["team", "team-calls", "team-stored"]);
-    let items = payer.subscription()["items"]["data"].clone();
-    let has = |price: &ObjectId| items.as_array().unwrap().iter().any(|item| item["price"]["id"] == price.as_str());
-    assert!(has(&former), "what was asked for");
-    // Whoever asks now gets what is sold now.
+    assert!(payer.has(&former), "what was asked for");
+    // Whoever pays it goes on paying it, whatever else changes.
+    assert_eq!(payer.change(&wish, "again").await.unwrap(), Change::Already);
+    assert_eq!(payer.change(&wish.clone().with_quantity(5), "seats").await.unwrap(), Change::Made);
+    assert!(payer.has(&former));
+    // Whoever comes gets what is sold now.
+    let payer = hall.pro("other").await;
+    assert_eq!(payer.change(&wish, "up").await.unwrap(), Change::Made);
+    assert!(!payer.has(&former) && payer.has(&hall.price("team-calls").await));
+}
+
+#[tokio::test]
+async fn a_version_that_is_sold_no_more_keeps_its_usage_price() {
+    let hall = Hall::open().await;
+    let payer = hall.pro("acme").await;
+    let (fee, calls) = (hall.price("pro").await, hall.price("pro-calls").await);
+    let second = "[[plans.pro.versions]]\nversion = 1\nstate = \"archived\"\nprices = [\"pro\", \"pro-yearly\", \"pro-calls\"]\n\
+                  [[plans.pro.versions]]\nversion = 2\nprices = [\"pro-2\"]\n";
+    let first = "[[plans.pro.versions]]\nversion = 1\nprices = [\"pro\", \"pro-yearly\", \"pro-calls\"]\n";
+    let text = TEXT.replace(first, second)
+        + "[prices.pro-2]\nproduct = \"all\"\nper = \"flat\"\ninterval = \"month\"\namounts = { eur = \"25.00\" }\n";
+    let catalog = PlanCatalog::from_toml(&text).unwrap();
+    let secrets = SigningSecrets::new(vec![hall.shop.stripe.secret()]).unwrap();
+    let present = service(&hall.shop.database, BillingConfig::new(catalog.clone(), secrets, Mode::Test));
+    let list = PriceList::from_toml(&text, &catalog).unwrap();
+    let _ = present.apply_prices(&hall.stripe, &list, OldPrices::Keep, &OPERATOR).await.unwrap();
+    payer.pass(TimeDelta::days(2));
+    let wish = PlanChange::to_price(fee).with_quantity(5);
+    let made = present.change_plan(&hall.stripe, &payer.ctx, &wish, &key("seats")).await.unwrap();
+    assert_eq!((made, payer.has(&calls)), (Change::Made, true));
+}
+
+#[tokio::test]
+async fn usage_that_is_not_sold_as_the_plan_is_is_refused_and_so_is_a_plan_without_its_fee() {
+    let hall = Hall::open().await;
+    // In dollars there is no price for one of the meters.
+    hall.apply(&TEXT.replace("eur = \"1.00\", usd = \"1.10\"", "eur = \"1.00\"")).await;
+    let items = [("pro", Some(1)), ("pro-calls", None)];
+    let payer = hall.payer_by(&hall.stripe, "acme", ("usd", &items)).await;
+    sqlx::query("delete from saas.billing_price where name = 'team-stored' and currency = 'usd'")
+        .execute(&mut *hall.shop.owner.lock().await)
+        .await
+        .unwrap();
+    let team = hall.shop.billing.price("team", "usd".parse().unwrap()).await.unwrap();
+    let invalid = |why: BillingError| match why {
+        BillingError::Invalid(why) => why.to_string(),
+        other => panic!("{other:?}"),
+    };
+    let why = invalid(payer.change(&PlanChange::to_price(team), "up").await.unwrap_err());
+    assert!(why.contains("team-stored"), "{why}");
+
+    let payer = hall.pro("other").await;
+    let why = invalid(payer.change(&hall.to("pro-calls").await, "free").await.unwrap_err());
+    assert!(why.contains("fee"), "{why}");
+    assert_eq!(payer.items().await, ["pro", "pro-calls"]);
+}
+
+// f-B11: what takes an item away is made at once or not at all
+#[tokio::test]
+async fn a_change_that_takes_a_usage_price_away_does_not_wait_for_a_payment_that_fails() {
+    let hall = Hall::open().await;
+    let payer = hall.pro("acme").await;
+    payer.pass(TimeDelta::days(3));
+    payer.uses("calls", 900, "many").await;
+    let wish = hall.to("flat").await.with_when(When::Now);
+    hall.shop.stripe.fail_next_payment(&payer.bought.customer);
+    let why = payer.change(&wish, "flat").await.unwrap_err();
+    assert!(matches!(why, BillingError::Provider(ProviderError::Declined { .. })), "{why:?}");
+    assert_eq!(payer.items().await, ["pro", "pro-calls"]);
+    hall.shop.stripe.pay(&payer.bought.customer);
     assert_eq!(payer.change(&wish, "again").await.unwrap(), Change::Made);
-    assert_eq!(payer.items().await, ["team", "team-calls", "team-stored"]);
-    let items = payer.subscription()["items"]["data"].clone();
-    assert!(!items.as_array().unwrap().iter().any(|item| item["price"]["id"] == former.as_str()));
+    assert_eq!(payer.items().await, ["flat"]);
+    assert!(payer.billed().await.contains(&line("pro-calls", 900, 9_000)));
 }
 
 // FAULTS D14

@@ -5,7 +5,7 @@
 //! as long. And every return to the pool is a message and its answer. So those that have proven to be clean wait here for a
 //! moment, the latest on top.
 //!
-//! Promises: nobody waits for one of these longer than [`MOMENT`] while it lies here, whatever else asks the same pool; only
+//! Promises: nobody waits for one of these longer than twice a [`MOMENT`] while it lies here, whatever else asks the same pool; only
 //! what leaves others in the pool is kept; and after [`STREAK`] a connection goes home in any case, so that the pool's own
 //! limits on its life hold.
 
@@ -88,11 +88,16 @@ impl Warm {
         if hand.lying.len() >= MOST {
             return;
         }
+        // Whoever looked after it is in a runtime that nobody drives.
+        let is_left_alone = hand.lying.first().is_some_and(|lying| now.duration_since(lying.since) > STREAK);
         hand.lying.push(Lying { taken, since: now });
-        if !std::mem::replace(&mut hand.is_watched, true) {
+        let is_watched = std::mem::replace(&mut hand.is_watched, true) && !is_left_alone;
+        hand.runtime = Some(runtime.clone());
+        // A runtime that ends drops what it is given at once, and that looks at the hand, too.
+        drop(hand);
+        if !is_watched {
             runtime.spawn(watch(Watch { inner: Arc::downgrade(&self.0), goes_on: true }));
         }
-        hand.runtime = Some(runtime);
     }
 }
 

@@ -143,6 +143,11 @@ impl Request<'_, '_> {
         let at = self.params.instant("proration_date")?.unwrap_or(self.engine.now);
         let failing = self.params.word("payment_behavior", &FAILING)?.unwrap_or(Failing::Owe);
         let items = self.items_after(&sub, "items")?;
+        let stays = |old: &SimItem| items.iter().any(|item| item.id == old.id);
+        if failing == Failing::Wait && !sub.items.iter().all(stays) && sub.status != "trialing" {
+            // <https://docs.stripe.com/billing/subscriptions/pending-updates-reference>: of items, price and quantity.
+            return Err(ApiError::invalid("parameter_unknown", "items[deleted]"));
+        }
         let at_end = self.params.flag("cancel_at_period_end")?;
         let pause = match self.params.take("pause_collection") {
             Some(_) => Some(None),
