@@ -95,6 +95,7 @@ pub(crate) struct Seen {
 }
 
 const CHANGE_ITEMS: &str = "change_items";
+const ATTACH_SCHEDULE: &str = "attach_schedule";
 
 /// What is to be done about a goal.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -165,7 +166,7 @@ pub(crate) fn next(goal: &Goal, seen: &Seen, catalog: &PlanCatalog, done: &[Stri
                 }),
             ))
         }
-        Goal::ItemsNext { edit, basis } => next_period(edit, basis.as_deref(), seen, catalog, begun),
+        Goal::ItemsNext { edit, basis } => next_period(edit, basis.as_deref(), seen, catalog, done),
         Goal::AsIs => {
             let subscription = &seen.subscription;
             if let (Some(_), Some(invoice)) = (&subscription.pending, &subscription.latest_invoice) {
@@ -226,9 +227,9 @@ fn next_period(
     basis: Option<&str>,
     seen: &Seen,
     catalog: &PlanCatalog,
-    begun: bool,
+    done: &[String],
 ) -> Result<Next, BillingError> {
-    let subscription = &seen.subscription;
+    let (subscription, begun) = (&seen.subscription, !done.is_empty());
     let reached = |change| Next::Stop(if begun { change } else { Change::Already });
     let mut target = edit.target(subscription, catalog);
     target.sort();
@@ -276,8 +277,14 @@ fn next_period(
         charges_usage(subscription, Proration::NextInvoice)?;
     }
     let Some(schedule) = &seen.schedule else {
-        return Ok(Next::Do("attach_schedule", Command::AttachSchedule(subscription.id.clone())));
+        return Ok(Next::Do(ATTACH_SCHEDULE, Command::AttachSchedule(subscription.id.clone())));
     };
+    // What was planned before counts its last phase from its own first day: after a short month that ends before the period.
+    let period_end = subscription.items.iter().filter_map(|item| item.period).map(|period| period.end).max();
+    let is_fresh = done.iter().any(|step| step == ATTACH_SCHEDULE);
+    if schedule.following().is_none() && Some(schedule.present_end()) != period_end && !is_fresh {
+        return Ok(Next::Do("release_schedule", Command::ReleaseSchedule(schedule.id.clone())));
+    }
     let present = subscription.items.iter().map(|item| (item.price.id.clone(), item.quantity)).collect();
     let (start, end) = schedule.present;
     // Where both periods meet there is nothing else to prorate.

@@ -166,9 +166,10 @@ impl Billing {
             (Some(limits), Some(plan)) => Some(limits.report(ctx, plan).await?),
             (Some(_) | None, Some(_) | None) => None,
         };
+        // In a trial it is made at once.
+        let later = when == When::AtPeriodEnd && seen.subscription.status != SubscriptionStatus::Trialing;
         let goes =
             |item: &&SubscriptionItem| item.price.metered && !target.iter().any(|(price, _)| *price == item.price.id);
-        let later = when == When::AtPeriodEnd && seen.subscription.status != SubscriptionStatus::Trialing;
         let usage = seen.subscription.items.iter().filter(|_| later).filter(goes);
         let usage = usage.map(|item| item.price.id.clone()).collect();
         let (proration, proration_date) = self.proration(change, when, &seen);
@@ -180,7 +181,7 @@ impl Billing {
         let comes = |price: &ObjectId| !seen.subscription.items.iter().any(|item| item.price.id == *price);
         let coming = change.edit.usage.iter().flatten().map(|usage| &usage.price).filter(|price| comes(price));
         let coming: Vec<&ObjectId> = coming.collect();
-        if from.is_some() {
+        if later {
             let is_of_nothing = |line: &PreviewLine| {
                 line.amount.minor() == 0 && line.price.as_ref().is_some_and(|price| coming.contains(&price))
             };
