@@ -312,26 +312,53 @@ async fn click(billing: &Billing, stripe: &StripeApi, ctx: &RequestContext) -> C
 #[tokio::test]
 async fn a_caller_that_goes_away_at_any_step_leaves_one_customer_and_one_page() {
     let shop = Shop::open().await;
-    let (mut polls, mut gone, mut through) = (0, 0, 0);
-    while through < THROUGH {
-        polls += 1;
-        let ctx = shop.database.create_tenant(&format!("tenant-{polls}")).await;
+    let mut callers = Callers::default();
+    while let Some(polls) = callers.next() {
+        let ctx = shop.database.create_tenant(&format!("tenant-{}", callers.all)).await;
         let answer = ends_within(polls, Box::pin(shop.checkout(&ctx))).await;
-        (gone, through) = if answer.map(Result::unwrap).is_some() { (gone, through + 1) } else { (gone + 1, 0) };
+        callers.note(answer.map(Result::unwrap).is_some());
         let session = opened(shop.checkout(&ctx).await.unwrap());
         assert_eq!(opened(shop.checkout(&ctx).await.unwrap()), session, "after {polls} polls");
-        assert_eq!(shop.stripe.living(ObjectKind::Customer).len(), polls);
+        assert_eq!(shop.stripe.living(ObjectKind::Customer).len(), callers.all);
         let _ = shop.stripe.complete_checkout(&session).unwrap();
-        assert_eq!(shop.stripe.living(ObjectKind::Subscription).len(), polls, "after {polls} polls");
+        assert_eq!(shop.stripe.living(ObjectKind::Subscription).len(), callers.all, "after {polls} polls");
     }
-    assert!(gone >= 5, "it was interrupted {gone} times");
     while !shop.worker().await.is_idle() {}
-    assert_eq!(shop.stripe.living(ObjectKind::CheckoutSession).len(), polls, "no page that nobody asked for");
+    assert_eq!(shop.stripe.living(ObjectKind::CheckoutSession).len(), callers.all, "no page that nobody asked for");
 }
 
-/// How often in a row a call must end by itself until it counts as one that is not interrupted any more. An answer that is
-/// there before it is asked for costs no poll, so that once says little.
-pub(crate) const THROUGH: usize = 5;
+/// Callers that go away after one poll, after two, and so on, until a call ends by itself. An answer that is there before it is
+/// asked for costs no poll: so that must be five times in a row, and if five callers have not gone away by then, it begins anew.
+#[derive(Debug, Default)]
+pub(crate) struct Callers {
+    /// So far.
+    pub(crate) all: usize,
+    polls: usize,
+    gone: usize,
+    through: usize,
+}
+
+impl Callers {
+    const ENOUGH: usize = 5;
+
+    /// After how many polls the next one goes away.
+    pub(crate) fn next(&mut self) -> Option<usize> {
+        if self.through >= Self::ENOUGH {
+            if self.gone >= Self::ENOUGH {
+                return None;
+            }
+            (self.polls, self.through) = (0, 0);
+        }
+        assert!(self.all < 500, "{self:?}");
+        (self.all, self.polls) = (self.all + 1, self.polls + 1);
+        Some(self.polls)
+    }
+
+    /// Whether the call ended by itself.
+    pub(crate) fn note(&mut self, ended: bool) {
+        (self.gone, self.through) = if ended { (self.gone, self.through + 1) } else { (self.gone + 1, 0) };
+    }
+}
 
 /// Polls so many times and drops the future then, unless it ended by itself.
 pub(crate) async fn ends_within<T>(
