@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::future::try_join_all;
 use redis::{Script, aio::MultiplexedConnection};
 use saas_benches::{Server, median, ratio, rounds};
 use saas_core::{MeterKey, PlanCatalog, PlanKey, SystemClock, subscription::FixedPlan};
@@ -23,6 +24,9 @@ const LEASE: u64 = 1_000;
 /// How long a contender runs in a round.
 const TURN: Duration = Duration::from_millis(150);
 const CONNECTIONS: u32 = 16;
+/// Each holder has leases of its own, as a process has.
+const HOLDERS: [usize; 3] = [1, 2, MOST_HOLDERS];
+const MOST_HOLDERS: usize = 4;
 /// Uses of a task between two looks at the clock.
 const STRIDE: u64 = 100;
 
@@ -32,46 +36,59 @@ pub(super) fn race(runtime: &Runtime) -> anyhow::Result<()> {
     if let Err(why) = &redis {
         println!("without Redis: {why}");
     }
-    let out_of_redis = redis.as_ref().ok().map(|redis| runtime.block_on(async { stores.leases_out_of(redis) }));
-    let (mut leased, mut from_redis) = (Vec::new(), Vec::new());
-    let (mut row, mut scripted) = (vec![Vec::new(); 3], vec![Vec::new(); 3]);
+    let on_postgres: Vec<_> = (0..MOST_HOLDERS).map(|_| leases(&stores.gate, Arc::new(stores.store.clone()))).collect();
+    let out_of_redis = redis.as_ref().ok().map(|redis| {
+        runtime
+            .block_on(async { (0..MOST_HOLDERS).map(|_| stores.leases_out_of(redis)).unzip::<_, _, Vec<_>, Vec<_>>() })
+    });
+    let [mut leased, mut from_redis] = [(); 2].map(|()| vec![Vec::new(); HOLDERS.len()]);
+    let [mut row, mut scripted] = [(); 2].map(|()| vec![Vec::new(); 3]);
     for round in 0..=rounds(11) {
-        let rate = runtime.block_on(stores.leased(&stores.leases, 0))?;
-        let redis_rate =
-            out_of_redis.as_ref().map(|(leases, _)| runtime.block_on(stores.leased(leases, 1))).transpose()?;
+        let rates = HOLDERS.map(|holders| runtime.block_on(stores.leased(on_postgres.iter().take(holders), 0)));
+        let redis_rates = HOLDERS.map(|holders| {
+            let (leases, _) = out_of_redis.as_ref()?;
+            Some(runtime.block_on(stores.leased(leases.iter().take(holders), 1)))
+        });
         let rows = [1, 8, 16].map(|callers| runtime.block_on(stores.row(callers)));
         let scripts = [1, 16, 64].map(|callers| redis.as_ref().ok().map(|redis| runtime.block_on(redis.run(callers))));
         if round == 0 {
             continue;
         }
-        leased.push(rate);
-        from_redis.extend(redis_rate);
-        for (all, rate) in row.iter_mut().zip(rows) {
+        for (all, rate) in leased.iter_mut().zip(rates).chain(row.iter_mut().zip(rows)) {
             all.push(rate?);
         }
-        for (all, rate) in scripted.iter_mut().zip(scripts) {
+        for (all, rate) in from_redis.iter_mut().zip(redis_rates).chain(scripted.iter_mut().zip(scripts)) {
             all.extend(rate.transpose()?);
         }
     }
-    let best = |rates: &[Vec<f64>]| rates.iter().map(|rates| median(rates)).fold(0.0, f64::max);
-    let (leased, row) = (median(&leased), best(&row));
-    println!("per second: leases of {LEASE} {leased:.0}, the row of PostgreSQL at best {row:.0}");
-    ratio("leases_on_postgres_to_its_hot_row_rate", leased / row, false, 500.0);
-    if redis.is_ok() {
-        let redis = best(&scripted);
-        println!("per second: Redis at best {redis:.0}");
-        let from_redis = median(&from_redis);
-        println!("per second: leases of {LEASE} out of Redis {from_redis:.0}");
-        ratio("leases_out_of_redis_to_best_redis_rate", from_redis / redis, false, 60.0);
-        println!("leases of PostgreSQL alone to the best rate of Redis: {:.1}", leased / redis);
+    println!("per second, leases of {LEASE} of {HOLDERS:?} processes: {}", medians(&leased));
+    println!("per second, a row of PostgreSQL by 1, 8 and 16 callers: {}", medians(&row));
+    ratio("leases_on_postgres_to_its_hot_row_rate", best(&leased) / best(&row), false, 500.0);
+    if let Some((leases, lent)) = out_of_redis {
+        println!("per second, leases of {LEASE} out of Redis of {HOLDERS:?} processes: {}", medians(&from_redis));
+        println!("per second, a script of Redis by 1, 16 and 64 callers: {}", medians(&scripted));
+        ratio("leases_out_of_redis_to_best_redis_rate", best(&from_redis) / best(&scripted), false, 60.0);
+        println!("leases of PostgreSQL alone to the best rate of Redis: {:.1}", best(&leased) / best(&scripted));
+        for (leases, store) in leases.iter().zip(&lent) {
+            runtime.block_on(leases.shutdown())?;
+            let stats = store.stats();
+            println!("{stats:?}");
+            anyhow::ensure!(stats.from_redis > stats.filled, "Redis lent nothing");
+        }
     }
-    if let Some((leases, store)) = out_of_redis {
+    for leases in &on_postgres {
         runtime.block_on(leases.shutdown())?;
-        let stats = store.stats();
-        println!("{stats:?}");
-        anyhow::ensure!(stats.from_redis > stats.filled, "Redis lent nothing");
     }
     runtime.block_on(stores.check())
+}
+
+/// The best of the medians.
+fn best(rates: &[Vec<f64>]) -> f64 {
+    rates.iter().map(|rates| median(rates)).fold(0.0, f64::max)
+}
+
+fn medians(rates: &[Vec<f64>]) -> String {
+    rates.iter().map(|rates| format!("{:.0}", median(rates))).collect::<Vec<_>>().join(", ")
 }
 
 struct Postgres {
@@ -79,7 +96,6 @@ struct Postgres {
     bare: PgPool,
     gate: Entitlements,
     store: PostgresLeases,
-    leases: Leases,
     _clock: GateClock,
 }
 
@@ -104,8 +120,7 @@ impl Postgres {
         let gate = Entitlements::new(catalog, source, Arc::new(SystemClock));
         let clock = gate.start_clock();
         let store = PostgresLeases::new(pool);
-        let leases = leases(&gate, Arc::new(store.clone()));
-        Ok(Self { server, bare, gate, store, leases, _clock: clock })
+        Ok(Self { server, bare, gate, store, _clock: clock })
     }
 
     fn leases_out_of(&self, redis: &Redis) -> (Leases, RedisLeases) {
@@ -115,19 +130,22 @@ impl Postgres {
         (leases(&self.gate, Arc::new(store.clone())), store)
     }
 
-    /// Uses per second of a tenant from leases, by two tasks.
-    async fn leased(&self, leases: &Leases, tenant: usize) -> anyhow::Result<f64> {
-        let (leases, ctx) = (leases.clone(), self.server.tenants()[tenant].clone());
-        rate(2, move || {
+    /// Uses per second of a tenant from the leases of so many, by two tasks of each.
+    async fn leased(&self, holders: impl Iterator<Item = &Leases>, tenant: usize) -> anyhow::Result<f64> {
+        let ctx = &self.server.tenants()[tenant];
+        let rates = holders.map(|leases| {
             let (leases, ctx) = (leases.clone(), ctx.clone());
-            async move {
-                for _ in 0..STRIDE {
-                    anyhow::ensure!(leases.consume(&ctx, &CALLS, 1).await?.is_granted(), "within the limit");
+            rate(2, move || {
+                let (leases, ctx) = (leases.clone(), ctx.clone());
+                async move {
+                    for _ in 0..STRIDE {
+                        anyhow::ensure!(leases.consume(&ctx, &CALLS, 1).await?.is_granted(), "within the limit");
+                    }
+                    Ok(STRIDE)
                 }
-                Ok(STRIDE)
-            }
-        })
-        .await
+            })
+        });
+        Ok(try_join_all(rates).await?.into_iter().sum())
     }
 
     /// Updates of one row per second under a condition.
@@ -149,7 +167,6 @@ impl Postgres {
 
     /// What was lent is used or back.
     async fn check(&self) -> anyhow::Result<()> {
-        self.leases.shutdown().await?;
         let (used, held, recorded): (i64, i64, i64) = sqlx::query_as(
             "select (select sum(used)::bigint from saas.usage_counter), (select sum(held)::bigint from saas.usage_counter),
                     (select sum(units)::bigint from saas.usage_event)",

@@ -4,9 +4,9 @@ local function sealed(key, body)
     return body .. '|' .. string.sub(redis.sha1hex(key .. '|' .. body), 1, 16)
 end
 local function unsealed(key, value)
-    if type(value) ~= 'string' then return nil end
-    local body = string.match(value, '^(1|.*)|%x+$')
-    if not body or sealed(key, body) ~= value then return nil end
+    if type(value) ~= 'string' or string.sub(value, 1, 2) ~= '1|' then return nil end
+    local body = string.sub(value, 1, -18)
+    if sealed(key, body) ~= value then return nil end
     return body
 end
 -- The name that Redis itself gives to a history of writes: another one after each restart and each promotion. What an
