@@ -110,6 +110,10 @@ create table saas.billing_fetch (
     attempts    integer not null default 0,
     due_at      timestamptz not null,
     lease       uuid,
+    -- The transaction that asked for it while it was being read: what was read then may be older than what was asked about.
+    asked_in    xid8,
+    -- What is read stands for all that was known, whatever that says.
+    afresh      boolean not null default false,
     last_error  text,
     primary key (account, livemode, object_id)
 );

@@ -3,6 +3,7 @@
 //! The lease on the object's row spans the read and the write, without a transaction open in between: one reader per
 //! object at a time, and an answer that comes after its lease has passed on is dropped.
 
+use chrono::{DateTime, Utc};
 use saas_core::{LeaseToken, SystemTx};
 
 use crate::{
@@ -10,8 +11,9 @@ use crate::{
     billing::{ACTOR, Billing},
     derive::AnyMerged,
     error::BillingError,
-    event::{AnySnapshot, read_fetched},
-    object::ObjectId,
+    event::{AnySnapshot, absent, may_be_gone, read_fetched},
+    merge::Origin,
+    object::{ObjectId, ObjectKind},
     postgres::{
         fetch::{self, Claimed, End},
         object,
@@ -82,11 +84,9 @@ impl Billing {
         let known = self.known(claimed).await?;
         let (object, as_of) = match source.fetch(claimed.kind, &claimed.id).await? {
             Fetched::Found { object, as_of } => (object, as_of),
-            Fetched::Missing => {
-                return self.end_fetch(claimed, lease, Outcome::Dead("Stripe does not know it".to_owned())).await;
-            }
+            Fetched::Missing => return self.merge_missing(claimed, lease, known, source).await,
         };
-        let (origin, created) = fetch_origin(known.as_ref(), claimed.sequence, as_of);
+        let (origin, created) = self.origin_of(claimed, known.as_ref(), as_of);
         match read_fetched(claimed.kind, &object, created, origin) {
             Err(why) => self.end_fetch(claimed, lease, Outcome::Dead(why.to_string())).await,
             Ok(snapshot) if *snapshot.id() != claimed.id => {
@@ -103,6 +103,46 @@ impl Billing {
         Ok(known)
     }
 
+    /// The origin of what was read, which is dated even where it stands for all that was known: later events follow it.
+    fn origin_of(
+        &self,
+        claimed: &Claimed,
+        known: Option<&AnyMerged>,
+        as_of: Option<DateTime<Utc>>,
+    ) -> (Origin, DateTime<Utc>) {
+        if claimed.afresh {
+            return fetch_origin(None, claimed.sequence, as_of.or_else(|| Some(self.clock.now())));
+        }
+        fetch_origin(known, claimed.sequence, as_of)
+    }
+
+    /// What Stripe does not have is given up, unless it is a draft, which was deleted then; or was asked for afresh, and
+    /// never was.
+    async fn merge_missing(
+        &self,
+        claimed: &Claimed,
+        lease: LeaseToken,
+        known: Option<AnyMerged>,
+        source: &dyn ObjectSource,
+    ) -> Result<Option<bool>, BillingError> {
+        let give_up = |why: &str| Outcome::Dead(why.to_owned());
+        let Some(known) = known.filter(|known| claimed.afresh || may_be_gone(known)) else {
+            return self.end_fetch(claimed, lease, give_up("Stripe does not know it")).await;
+        };
+        // To the key of another account, everything is missing.
+        if let Some(customer) = known.customer()
+            && matches!(source.fetch(ObjectKind::Customer, customer).await?, Fetched::Missing)
+        {
+            let outcome = give_up("Stripe knows neither it nor its customer: is the key one of another account?");
+            return self.end_fetch(claimed, lease, outcome).await;
+        }
+        let (origin, created) = self.origin_of(claimed, Some(&known), None);
+        match absent(&known, created, origin) {
+            Some(snapshot) => self.merge_fetched(claimed, lease, snapshot).await,
+            None => self.end_fetch(claimed, lease, give_up("Stripe does not know it")).await,
+        }
+    }
+
     async fn merge_fetched(
         &self,
         claimed: &Claimed,
@@ -112,7 +152,8 @@ impl Billing {
         let now = self.clock.now();
         let mut tx = SystemTx::begin(&self.system, ACTOR, "merge a fetched object").await?;
         let source = format!("fetch:{}", claimed.sequence);
-        let settled = self.settle(&mut tx, snapshot, Report { source, event_type: String::new() }, now).await?;
+        let report = Report { source, event_type: String::new(), afresh: claimed.afresh };
+        let settled = self.settle(&mut tx, snapshot, report, now).await?;
         let outcome = match settled {
             Settled::Applied { still_ambiguous: false, .. } => Outcome::Done,
             Settled::Applied { still_ambiguous: true, .. } => Outcome::Again("still not certain".to_owned()),
@@ -121,7 +162,7 @@ impl Billing {
             Settled::Again => Outcome::Again("its customer was linked at this moment".to_owned()),
         };
         let end = self.end_of(claimed, &outcome);
-        if !fetch::finish(&mut tx, &self.scope, (&claimed.id, lease), end).await? {
+        if !fetch::finish(&mut tx, &self.scope, (&claimed.id, lease), end, now).await? {
             tx.rollback().await?;
             return Ok(None);
         }
@@ -136,7 +177,8 @@ impl Billing {
         outcome: Outcome,
     ) -> Result<Option<bool>, BillingError> {
         let mut tx = SystemTx::begin(&self.system, ACTOR, "end a fetch").await?;
-        let ended = fetch::finish(&mut tx, &self.scope, (&claimed.id, lease), self.end_of(claimed, &outcome)).await?;
+        let end = self.end_of(claimed, &outcome);
+        let ended = fetch::finish(&mut tx, &self.scope, (&claimed.id, lease), end, self.clock.now()).await?;
         tx.commit().await?;
         Ok(ended.then_some(false))
     }

@@ -132,6 +132,8 @@ mod receipts;
 mod reconcile;
 #[cfg(feature = "postgres")]
 mod rederive;
+#[cfg(feature = "postgres")]
+mod reread;
 pub mod revenue;
 #[cfg(feature = "postgres")]
 mod seat;

@@ -20,7 +20,7 @@ use crate::{
     error::BillingError,
     event::{AnySnapshot, read_fetched},
     merge::Origin,
-    object::{ObjectId, ObjectKind},
+    object::{Invoice, ObjectId, ObjectKind},
     postgres::{
         directory, fetch, object,
         reconcile::{self, Met, Noted, Step},
@@ -393,7 +393,10 @@ fn stored_value(merged: &AnyMerged) -> Option<Value> {
         AnyMerged::Customer(merged) => serde_json::to_value(merged.value()),
         AnyMerged::CheckoutSession(merged) => serde_json::to_value(merged.value()),
         AnyMerged::Subscription(merged) => serde_json::to_value(merged.value()),
-        AnyMerged::Invoice(merged) => serde_json::to_value(merged.value()),
+        // Events do not say what a read did.
+        AnyMerged::Invoice(merged) => {
+            serde_json::to_value(Invoice { paid_elsewhere: merged.paid_elsewhere(), ..merged.value().clone() })
+        }
         AnyMerged::Charge(merged) => serde_json::to_value(merged.value()),
         AnyMerged::Refund(merged) => serde_json::to_value(merged.value()),
         AnyMerged::Dispute(merged) => serde_json::to_value(merged.value()),

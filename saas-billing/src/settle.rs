@@ -38,13 +38,15 @@ pub(crate) enum Settled {
     Again,
 }
 
-/// What to call the report in the audit log.
+/// Where a snapshot comes from.
 #[derive(Debug, Clone)]
 pub(crate) struct Report {
-    /// The event's id, or the fetch.
+    /// The event's id, or the fetch: what the audit log calls it.
     pub(crate) source: String,
     /// The event's type.
     pub(crate) event_type: String,
+    /// Whether it stands for all that was known about the object.
+    pub(crate) afresh: bool,
 }
 
 impl Billing {
@@ -93,6 +95,9 @@ impl Billing {
         }
         let Seated { objects, heard, .. } = self.seat(connection, sitting, tenant, (kind, &id)).await?;
         let before = objects.find(kind, &id);
+        if report.afresh {
+            objects.forget(kind, &id);
+        }
         objects.merge(snapshot);
         let after = objects.find(kind, &id);
         heard.push(Heard {
@@ -223,7 +228,7 @@ fn entries(heard: Vec<Heard>, mut facts: Vec<(ObjectId, Fact)>, change: &Change)
         let (mine, rest): (Vec<_>, Vec<_>) = facts.into_iter().partition(brought);
         facts = rest;
         let mine: Vec<Fact> = mine.into_iter().map(|(_, fact)| fact).collect();
-        let Report { source, event_type } = &heard.report;
+        let Report { source, event_type, .. } = &heard.report;
         let mut detail = json!({
             "event": source, "type": event_type, "kind": heard.kind, "status": heard.status, "facts": mine,
         });
@@ -262,6 +267,7 @@ fn action(fact: &Fact) -> &'static str {
         Fact::CheckoutCompleted => "checkout.completed",
         Fact::CustomerDeleted => "customer.deleted",
         Fact::InvoicePaid => "invoice.paid",
+        Fact::PaidElsewhere(_) => "invoice.paid_elsewhere",
         Fact::PaymentFailed(_) => "invoice.payment_failed",
         Fact::ConfirmationAsked(_) => "invoice.payment_action_required",
         Fact::CreditNoteIssued => "credit_note.issued",

@@ -63,6 +63,20 @@ impl TenantObjects {
         }
     }
 
+    /// Forgets what is known about one object.
+    pub(crate) fn forget(&mut self, kind: ObjectKind, id: &ObjectId) {
+        match kind {
+            ObjectKind::Customer => drop(self.customers.remove(id)),
+            ObjectKind::CheckoutSession => drop(self.sessions.remove(id)),
+            ObjectKind::Subscription => drop(self.subscriptions.remove(id)),
+            ObjectKind::Invoice => drop(self.invoices.remove(id)),
+            ObjectKind::Charge => drop(self.charges.remove(id)),
+            ObjectKind::Refund => drop(self.refunds.remove(id)),
+            ObjectKind::Dispute => drop(self.disputes.remove(id)),
+            ObjectKind::CreditNote => drop(self.credit_notes.remove(id)),
+        }
+    }
+
     /// Adds what was stored about an object.
     pub fn insert(&mut self, merged: AnyMerged) {
         match merged {
@@ -191,6 +205,19 @@ impl AnyMerged {
     #[must_use]
     pub fn fetch_origin(&self, sequence: u64, as_of: Option<DateTime<Utc>>) -> (Origin, DateTime<Utc>) {
         for_any!(self, merged => merged.fetch_origin(sequence, as_of))
+    }
+
+    /// The customer that the object says it belongs to.
+    pub(crate) fn customer(&self) -> Option<&ObjectId> {
+        match self {
+            Self::Customer(merged) => Some(&merged.value().id),
+            Self::CheckoutSession(merged) => merged.value().customer.as_ref(),
+            Self::Subscription(merged) => Some(&merged.value().customer),
+            Self::Invoice(merged) => merged.value().customer.as_ref(),
+            Self::Charge(merged) => merged.value().customer.as_ref(),
+            Self::CreditNote(merged) => merged.value().customer.as_ref(),
+            Self::Refund(_) | Self::Dispute(_) => None,
+        }
     }
 
     /// What ever happened to the object.

@@ -4,12 +4,16 @@
 //! there to a [`Snapshot`](crate::merge::Snapshot).
 //! Promises to read no more than it needs, and never to quote the payload in an error.
 
+#[cfg(feature = "postgres")]
+mod absent;
 mod envelope;
 mod reading;
 mod table;
 #[cfg(feature = "postgres")]
 mod told;
 
+#[cfg(feature = "postgres")]
+pub(crate) use absent::{absent, may_be_gone};
 pub use envelope::{Content, Envelope, RelatedObject};
 pub use reading::{AnySnapshot, read_fetched, read_snapshot};
 pub use table::{Decision, NoticeKind, NoticeRule, Place, Row, TABLE, Tier, decision, needed};

@@ -44,9 +44,10 @@ fn finalized(book: &mut Book, merged: &Merged<Invoice>) -> Result<(), Unbookable
     book.post((Cause::InvoiceFinalized, at), &[(Account::Receivable, total), (Account::Tax, tax)], Account::Revenue)?;
     let credit = (Account::CreditClearing, Account::Receivable);
     book.move_amount((Cause::CreditUsed, at), invoice.credit_used, credit)?;
-    let through = if invoice.paid_out_of_band { Account::OutOfBand } else { Account::Payments };
-    let paid_at = invoice.paid_at.unwrap_or_else(|| merged.as_of());
-    book.move_amount((Cause::InvoicePaid, paid_at), invoice.amount_paid, (through, Account::Receivable))
+    let elsewhere = merged.paid_elsewhere();
+    let paid = (Cause::InvoicePaid, invoice.paid_at.unwrap_or_else(|| merged.as_of()));
+    book.move_amount(paid, elsewhere, (Account::OutOfBand, Account::Receivable))?;
+    book.move_amount(paid, less(invoice.amount_paid, elsewhere)?, (Account::Payments, Account::Receivable))
 }
 
 /// What had been written off before it was paid: written off then, and taken back now.

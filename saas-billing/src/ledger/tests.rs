@@ -68,9 +68,14 @@ fn an_invoice_books_what_it_asks_for_what_was_paid_and_what_became_of_the_rest()
     assert_eq!(booked(&invoice("open", json!({}))), [(Receivable, 11_900), (Revenue, -10_000), (Tax, -1_900)]);
     let paid = json!({"amount_paid": 11_900, "amount_remaining": 0});
     assert_eq!(booked(&invoice("paid", paid.clone())), [(Payments, 11_900), (Revenue, -10_000), (Tax, -1_900)]);
-    let mut elsewhere = paid.clone();
-    elsewhere["paid_out_of_band"] = true.into();
-    assert_eq!(booked(&invoice("paid", elsewhere))[0], (OutOfBand, 11_900));
+    // As events said it before 2025-03-31: what was paid elsewhere was no payment.
+    let old = json!({"paid_out_of_band": true, "amount_due": 11_900, "amount_paid": 0, "amount_remaining": 0});
+    assert_eq!(booked(&invoice("paid", old))[..], [(OutOfBand, 11_900), (Revenue, -10_000), (Tax, -1_900)]);
+    // As reads say it since 2026-05-27, the whole or a part.
+    let mut part = paid.clone();
+    part["amount_paid_off_stripe"] = 4_000.into();
+    let expected = [(OutOfBand, 4_000), (Payments, 7_900), (Revenue, -10_000), (Tax, -1_900)];
+    assert_eq!(booked(&invoice("paid", part))[..], expected);
     let partly = json!({"amount_paid": 5_000, "amount_remaining": 6_900});
     assert_eq!(booked(&invoice("open", partly))[..2], [(Receivable, 6_900), (Payments, 5_000)]);
     let written_off = invoice("uncollectible", json!({"status_transitions": final_at}));

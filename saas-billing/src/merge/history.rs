@@ -23,6 +23,8 @@ pub enum Fact {
     CustomerDeleted,
     /// The invoice was paid.
     InvoicePaid,
+    /// So many minor units of the invoice were paid by other means than Stripe.
+    PaidElsewhere(u64),
     /// The nth attempt to charge the invoice failed.
     PaymentFailed(u32),
     /// At the nth attempt the bank wanted to hear from the buyer.
@@ -55,6 +57,7 @@ impl fmt::Display for Fact {
             Self::CheckoutCompleted => f.write_str("checkout.completed"),
             Self::CustomerDeleted => f.write_str("customer.deleted"),
             Self::InvoicePaid => f.write_str("invoice.paid"),
+            Self::PaidElsewhere(units) => write!(f, "invoice.paid_elsewhere.{units}"),
             Self::PaymentFailed(attempt) => write!(f, "payment.failed.{attempt}"),
             Self::ConfirmationAsked(attempt) => write!(f, "payment.confirmation_asked.{attempt}"),
             Self::CreditNoteIssued => f.write_str("credit_note.issued"),
@@ -99,6 +102,8 @@ impl TryFrom<String> for Fact {
                 let counted = |prefix| other.strip_prefix(prefix).and_then(|attempt: &str| attempt.parse().ok());
                 let failed = counted("payment.failed.").map(Self::PaymentFailed);
                 let known = failed.or_else(|| counted("payment.confirmation_asked.").map(Self::ConfirmationAsked));
+                let units = || other.strip_prefix("invoice.paid_elsewhere.").and_then(|units| units.parse().ok());
+                let known = known.or_else(|| units().map(Self::PaidElsewhere));
                 let remedy = "migrate forward: a newer version wrote it";
                 known.ok_or_else(|| InvalidInput::new("the fact", "is unknown", remedy))?
             }

@@ -1,6 +1,6 @@
 //! An invoice goes one way: draft, open, perhaps uncollectible, then paid or void; a draft may be deleted.
 
-use super::{Fact, StripeObject};
+use super::{Fact, Merged, StripeObject};
 use crate::object::{Invoice, InvoiceStatus, ObjectId, ObjectKind};
 
 impl StripeObject for Invoice {
@@ -48,6 +48,20 @@ impl StripeObject for Invoice {
         if self.status == InvoiceStatus::Paid {
             facts.push(Fact::InvoicePaid);
         }
+        facts.extend(u64::try_from(self.paid_elsewhere).ok().filter(|units| *units > 0).map(Fact::PaidElsewhere));
         facts
+    }
+}
+
+impl Merged<Invoice> {
+    /// Minor units of what was paid that came by other means than Stripe, as far as anything has said so: what a read found
+    /// out outlives the events after it, which do not say.
+    #[must_use]
+    pub fn paid_elsewhere(&self) -> i64 {
+        let said = self.history().facts().filter_map(|(fact, _)| match fact {
+            Fact::PaidElsewhere(units) => i64::try_from(*units).ok(),
+            _ => None,
+        });
+        said.max().unwrap_or(0).min(self.value().amount_paid)
     }
 }

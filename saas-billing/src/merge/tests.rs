@@ -53,7 +53,7 @@ fn invoice(status: &str, attempts: u32) -> Invoice {
         tax: 0,
         credit_used: 0,
         credited: 0,
-        paid_out_of_band: false,
+        paid_elsewhere: 0,
         paid_at: None,
         voided_at: None,
         written_off_at: None,

@@ -77,9 +77,10 @@ pub struct Invoice {
     /// Minor units that credit notes took off before it was paid.
     #[serde(default)]
     pub credited: i64,
-    /// Paid by other means than Stripe.
+    /// Minor units of what was paid that came by other means than Stripe, as far as this payload says: events of API versions
+    /// since 2025-03-31 (basil) do not.
     #[serde(default)]
-    pub paid_out_of_band: bool,
+    pub paid_elsewhere: i64,
     /// When it was paid.
     #[serde(default)]
     pub paid_at: Option<DateTime<Utc>>,
@@ -127,7 +128,11 @@ struct Wire<'a> {
     starting_balance: Option<i64>,
     ending_balance: Option<i64>,
     pre_payment_credit_notes_amount: Option<i64>,
+    amount_due: Option<i64>,
+    /// Before API version 2025-03-31 (basil); then `amount_paid` does not have it.
     paid_out_of_band: Option<bool>,
+    /// Since API version 2026-05-27 (dahlia), to reads that ask for it; `amount_paid` has it.
+    amount_paid_off_stripe: Option<i64>,
 }
 
 #[derive(Deserialize)]
@@ -183,6 +188,13 @@ impl Invoice {
             (Some(_) | None, Some(_) | None) => Some(0),
         };
         let transitions = wire.status_transitions.unwrap_or_default();
+        let (mut amount_paid, mut paid_elsewhere) =
+            (wire.amount_paid.unwrap_or(0), wire.amount_paid_off_stripe.unwrap_or(0));
+        if wire.paid_out_of_band == Some(true) {
+            // It was paid at once and by nothing else.
+            amount_paid = amount_paid.max(wire.amount_due.unwrap_or(0));
+            paid_elsewhere = amount_paid;
+        }
         Ok(Self {
             id: wire.id.id("invoice.id")?,
             customer: reference("invoice.customer", wire.customer)?,
@@ -195,7 +207,7 @@ impl Invoice {
                 None => Collection::ChargeAutomatically,
             },
             amount_remaining: wire.amount_remaining.unwrap_or(0),
-            amount_paid: wire.amount_paid.unwrap_or(0),
+            amount_paid,
             currency: currency(wire.currency),
             due_at: instant(wire.due_date),
             finalized_at: instant(transitions.finalized_at),
@@ -204,7 +216,7 @@ impl Invoice {
             tax: tax.ok_or_else(|| Unreadable::new("invoice with taxes out of range"))?,
             credit_used: credit_used.ok_or_else(|| Unreadable::new("invoice with a balance out of range"))?,
             credited: wire.pre_payment_credit_notes_amount.unwrap_or(0),
-            paid_out_of_band: wire.paid_out_of_band == Some(true),
+            paid_elsewhere,
             paid_at: instant(transitions.paid_at),
             voided_at: instant(transitions.voided_at),
             written_off_at: instant(transitions.marked_uncollectible_at),

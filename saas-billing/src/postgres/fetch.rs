@@ -10,7 +10,7 @@ use crate::{
     object::{ObjectId, ObjectKind},
 };
 
-/// Puts an object on the list. One that is on it stays where it is.
+/// Puts an object on the list. One that is on it stays where it is, and is read once more if it is being read just now.
 pub(crate) async fn request(
     connection: &mut PgConnection,
     scope: &Scope,
@@ -21,8 +21,40 @@ pub(crate) async fn request(
         "insert into saas.billing_fetch as known (account, livemode, object_id, kind, reason, state, due_at)
          values ($1, $2, $3, $4, $5, 'pending', $6)
          on conflict (account, livemode, object_id) do update
-         set state = 'pending', waits_for = null, reason = excluded.reason, attempts = 0, due_at = excluded.due_at, last_error = null
-         where known.state <> 'pending'",
+         set state = 'pending',
+             asked_in = case when known.lease is not null then coalesce(known.asked_in, pg_current_xact_id()) end,
+             waits_for = null, reason = excluded.reason,
+             attempts = case when known.state = 'pending' then known.attempts else 0 end,
+             due_at = case when known.state = 'pending' then known.due_at else excluded.due_at end,
+             last_error = case when known.state = 'pending' then known.last_error end
+         where known.state <> 'pending' or known.lease is not null",
+    )
+    .bind(&scope.account)
+    .bind(scope.livemode)
+    .bind(request.id.as_str())
+    .bind(request.kind.as_str())
+    .bind(&request.reason)
+    .bind(now)
+    .execute(connection)
+    .await
+    .map(drop)
+    .map_err(CoreError::from_database)
+}
+
+/// Puts an object on the list whose next read stands for all that is known about it. What is being read just now counts for
+/// nothing.
+pub(crate) async fn request_afresh(
+    connection: &mut PgConnection,
+    scope: &Scope,
+    request: &FetchRequest,
+    now: DateTime<Utc>,
+) -> Result<(), CoreError> {
+    sqlx::query(
+        "insert into saas.billing_fetch (account, livemode, object_id, kind, reason, state, due_at, afresh)
+         values ($1, $2, $3, $4, $5, 'pending', $6, true)
+         on conflict (account, livemode, object_id) do update
+         set state = 'pending', waits_for = null, reason = excluded.reason, attempts = 0, due_at = excluded.due_at,
+             last_error = null, lease = null, asked_in = null, afresh = true",
     )
     .bind(&scope.account)
     .bind(scope.livemode)
@@ -67,6 +99,8 @@ pub(crate) struct Claimed {
     pub(crate) id: ObjectId,
     pub(crate) sequence: u64,
     pub(crate) attempts: i32,
+    /// What is read stands for all that was known.
+    pub(crate) afresh: bool,
 }
 
 /// Takes up to `limit` due fetches until `until`, or until they are finished, and counts each one's sequence up.
@@ -77,7 +111,7 @@ pub(crate) async fn claim(
     lease: LeaseToken,
     (now, until): (DateTime<Utc>, DateTime<Utc>),
 ) -> Result<Vec<Claimed>, CoreError> {
-    let rows: Vec<(String, String, i64, i32)> = sqlx::query_as(
+    let rows: Vec<(String, String, i64, i32, bool)> = sqlx::query_as(
         "with due as (
             select account, livemode, object_id
             from saas.billing_fetch
@@ -87,10 +121,10 @@ pub(crate) async fn claim(
             for update skip locked
          )
          update saas.billing_fetch as listed
-         set attempts = listed.attempts + 1, sequence = listed.sequence + 1, lease = $5, due_at = $6
+         set attempts = listed.attempts + 1, sequence = listed.sequence + 1, lease = $5, asked_in = null, due_at = $6
          from due
          where listed.account = due.account and listed.livemode = due.livemode and listed.object_id = due.object_id
-         returning listed.kind, listed.object_id, listed.sequence, listed.attempts",
+         returning listed.kind, listed.object_id, listed.sequence, listed.attempts, listed.afresh",
     )
     .bind(&scope.account)
     .bind(scope.livemode)
@@ -102,13 +136,14 @@ pub(crate) async fn claim(
     .await
     .map_err(CoreError::from_database)?;
     rows.into_iter()
-        .map(|(kind, id, sequence, attempts)| {
+        .map(|(kind, id, sequence, attempts, afresh)| {
             let corrupt = |column| CoreError::Corrupt { table: "saas.billing_fetch", column };
             Ok(Claimed {
                 kind: ObjectKind::from_stored(&kind).ok_or(corrupt("kind"))?,
                 id: ObjectId::try_from(id).map_err(|_| corrupt("object_id"))?,
                 sequence: u64::try_from(sequence).map_err(|_| corrupt("sequence"))?,
                 attempts,
+                afresh,
             })
         })
         .collect()
@@ -127,12 +162,14 @@ pub(crate) enum End<'a> {
     Dead(&'a str),
 }
 
-/// Ends a fetch, or puts it off. `false` when the lease has passed to another worker.
+/// Ends a fetch, or puts it off; one that another transaction has asked for meanwhile begins anew. `false` when the lease has
+/// passed to another worker.
 pub(crate) async fn finish(
     connection: &mut PgConnection,
     scope: &Scope,
     (id, lease): (&ObjectId, LeaseToken),
     end: End<'_>,
+    now: DateTime<Utc>,
 ) -> Result<bool, CoreError> {
     let (state, due_at, error, waits_for) = match end {
         End::Done => ("done", None, None, None),
@@ -141,9 +178,20 @@ pub(crate) async fn finish(
         End::Dead(error) => ("dead", None, Some(error), None),
     };
     let finished = sqlx::query(
-        "update saas.billing_fetch
-         set state = $5, due_at = coalesce($6, due_at), last_error = $7, waits_for = $8, lease = null
-         where account = $1 and livemode = $2 and object_id = $3 and lease = $4  -- only what is pending has one",
+        "with ended as (
+            select *, $5 in ('done', 'dead') and asked_in <> pg_current_xact_id() as is_asked
+            from saas.billing_fetch
+            where account = $1 and livemode = $2 and object_id = $3 and lease = $4  -- only what is pending has one
+            for update
+         )
+         update saas.billing_fetch as listed
+         set state = case when is_asked then 'pending' else $5 end,
+             attempts = case when is_asked then 0 else listed.attempts end,
+             due_at = case when is_asked then $9 else coalesce($6, listed.due_at) end,
+             last_error = case when is_asked then null else $7 end,
+             waits_for = $8, lease = null, asked_in = null, afresh = listed.afresh and $5 <> 'done'
+         from ended
+         where listed.account = ended.account and listed.livemode = ended.livemode and listed.object_id = ended.object_id",
     )
     .bind(&scope.account)
     .bind(scope.livemode)
@@ -153,6 +201,7 @@ pub(crate) async fn finish(
     .bind(due_at)
     .bind(error.map(storable))
     .bind(waits_for)
+    .bind(now)
     .execute(connection)
     .await
     .map_err(CoreError::from_database)?;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use saas_core::{CoreError, TenantId};
 use serde_json::Value;
-use sqlx::PgConnection;
+use sqlx::{PgConnection, types::Uuid};
 
 use crate::{
     derive::{AnyMerged, Derived, TenantObjects},
@@ -109,6 +109,23 @@ pub(crate) async fn find_anywhere(
             .await
             .map_err(CoreError::from_database)?;
     row.map(read).transpose()
+}
+
+/// The kind and the tenant of an object of which something is known.
+pub(crate) async fn owner_of(
+    connection: &mut PgConnection,
+    livemode: bool,
+    id: &ObjectId,
+) -> Result<Option<(ObjectKind, TenantId)>, CoreError> {
+    let row: Option<(String, Uuid)> =
+        sqlx::query_as("select kind, tenant_id from saas.billing_object where object_id = $1 and livemode = $2")
+            .bind(id.as_str())
+            .bind(livemode)
+            .fetch_optional(connection)
+            .await
+            .map_err(CoreError::from_database)?;
+    row.map(|(kind, tenant)| Ok((ObjectKind::from_stored(&kind).ok_or(CORRUPT)?, TenantId::from_uuid(tenant))))
+        .transpose()
 }
 
 /// As [`find_anywhere`], of several, by id.

@@ -13,6 +13,9 @@ use crate::{
     },
 };
 
+/// Versions begin with their date. Since this one, an invoice says what was paid by other means, to calls that ask.
+const PAID_ELSEWHERE_SINCE: &str = "2026-05-27";
+
 /// How Stripe is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verb {
@@ -238,9 +241,10 @@ impl Call {
             // it would be a fifth level, and Stripe expands four.
             ObjectKind::Subscription if version >= "2025-09-30" => &["discounts.source.coupon", "items.data.discounts"],
             ObjectKind::Subscription => &["discounts", "items.data.discounts"],
-            ObjectKind::Customer
+            ObjectKind::Invoice if version >= PAID_ELSEWHERE_SINCE => &["amount_paid_off_stripe"],
+            ObjectKind::Invoice
+            | ObjectKind::Customer
             | ObjectKind::CheckoutSession
-            | ObjectKind::Invoice
             | ObjectKind::Charge
             | ObjectKind::Refund
             | ObjectKind::Dispute
@@ -257,7 +261,12 @@ impl Call {
     ///
     /// # Errors
     /// When Stripe does not offer such a list.
-    pub(crate) fn list(query: &Query, after: Option<&ObjectId>, limit: PageLimit) -> Result<Self, InvalidInput> {
+    pub(crate) fn list(
+        query: &Query,
+        after: Option<&ObjectId>,
+        limit: PageLimit,
+        version: &str,
+    ) -> Result<Self, InvalidInput> {
         let call = match query {
             Query::Customers { created_from } => Self::get("/v1/customers").with(|form| {
                 form.put_some("created[gte]", created_from.map(|at| at.timestamp()));
@@ -274,6 +283,7 @@ impl Call {
             Query::Invoices { customer, status } => Self::get("/v1/invoices").with(|form| {
                 let status = status.as_ref().map(InvoiceStatus::as_str);
                 form.put_some("customer", customer.as_ref()).put_some("status", status);
+                form.put_some("expand[0]", (version >= PAID_ELSEWHERE_SINCE).then_some("data.amount_paid_off_stripe"));
             }),
             Query::Charges => Self::get("/v1/charges"),
             Query::Refunds => Self::get("/v1/refunds"),
@@ -567,9 +577,9 @@ mod tests {
         assert_eq!(deletion.body(), "");
         let after = id("cus_9");
         let query = Query::Subscriptions { customer: Some(id("cus_1")) };
-        let page = Call::list(&query, Some(&after), PageLimit::MAX).unwrap();
+        let page = Call::list(&query, Some(&after), PageLimit::MAX, "2026-09-30").unwrap();
         assert_eq!(page.target(), "/v1/subscriptions?customer=cus_1&status=all&limit=100&starting_after=cus_9");
-        let none = Call::list(&Query::Prices { lookup_keys: Vec::new() }, None, PageLimit::MAX);
+        let none = Call::list(&Query::Prices { lookup_keys: Vec::new() }, None, PageLimit::MAX, "2026-09-30");
         assert!(none.is_err());
     }
 }

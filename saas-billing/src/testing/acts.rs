@@ -212,4 +212,36 @@ impl StripeSimulator {
         });
         paid.ok_or_else(|| refused("the invoice", "is not open", "pay one that is"))
     }
+
+    /// Marks one invoice as paid by other means: a transfer to the bank, say.
+    ///
+    /// # Errors
+    /// When it is neither open nor written off.
+    pub fn pay_invoice_elsewhere(&self, invoice: &ObjectId) -> Result<(), InvalidInput> {
+        let paid = self.act(|engine| {
+            let billed = engine.world.invoices.get_mut(invoice.as_str())?;
+            if !matches!(billed.status, "open" | "uncollectible") {
+                return None;
+            }
+            billed.paid_elsewhere = true;
+            engine.settle(invoice.as_str());
+            Some(())
+        });
+        paid.ok_or_else(|| refused("the invoice", "is not open", "pay one that is"))
+    }
+
+    /// Deletes an invoice that is not final yet.
+    ///
+    /// # Errors
+    /// When it is final, or not there.
+    pub fn delete_draft(&self, invoice: &ObjectId) -> Result<(), InvalidInput> {
+        let deleted = self.act(|engine| {
+            engine.world.invoices.get(invoice.as_str()).filter(|billed| billed.status == "draft")?;
+            engine.world.moving.remove(invoice.as_str());
+            engine.emit("invoice.deleted", ObjectKind::Invoice, invoice.as_str());
+            engine.world.invoices.remove(invoice.as_str());
+            Some(())
+        });
+        deleted.ok_or_else(|| refused("the invoice", "is no draft", "delete one that is"))
+    }
 }

@@ -210,6 +210,7 @@ impl Engine<'_> {
             credited: 0,
             credited_after: 0,
             charge: None,
+            paid_elsewhere: false,
             currency: price.currency.clone(),
             attempts: 0,
             created: self.now,

@@ -98,7 +98,7 @@ impl PaymentProvider for StripeSimulator {
     }
 
     async fn list(&self, query: &Query, after: Option<&ObjectId>, limit: PageLimit) -> Result<Listed, ProviderError> {
-        let call = Call::list(query, after, limit).map_err(|_| ProviderError::Refused {
+        let call = Call::list(query, after, limit, API_VERSION).map_err(|_| ProviderError::Refused {
             code: "no_such_list".to_owned(),
             param: Some("lookup_keys".to_owned()),
         })?;

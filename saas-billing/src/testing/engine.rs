@@ -292,6 +292,7 @@ impl Engine<'_> {
             credited: 0,
             credited_after: 0,
             charge: None,
+            paid_elsewhere: false,
             currency,
             attempts: 0,
             created: self.now,

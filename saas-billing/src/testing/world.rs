@@ -267,6 +267,8 @@ pub(super) struct SimInvoice {
     pub(super) credited_after: i64,
     /// The charge that paid it.
     pub(super) charge: Option<String>,
+    /// Paid by other means.
+    pub(super) paid_elsewhere: bool,
     pub(super) currency: String,
     pub(super) attempts: u32,
     pub(super) created: DateTime<Utc>,

@@ -154,6 +154,42 @@ async fn an_old_answer_that_comes_late_does_not_win() {
     assert_eq!(shop.billing.derived(&ctx).await.unwrap().seats, Some(12));
 }
 
+// W17, W31
+#[tokio::test]
+async fn what_is_told_while_an_object_is_read_is_read_after_it() {
+    let shop = Shop::open().await;
+    let (ctx, purchase) = shop.buyer("acme").await;
+    shop.deliver_all().await;
+    let changed = async |seats| {
+        shop.database.clock().advance(TimeDelta::seconds(10));
+        shop.stripe.update_quantity(&purchase.subscription, seats);
+        drop(shop.stripe.deliveries());
+        shop.stripe.notify_thin("v2.example.subscription.changed", "subscription", &purchase.subscription);
+        shop.deliver_all().await;
+    };
+    changed(8).await;
+    let slow = Arc::new(Slow {
+        stripe: Arc::clone(&shop.stripe),
+        first: AtomicBool::new(true),
+        asked: Notify::new(),
+        answer: Notify::new(),
+    });
+    let (billing, source) = (shop.billing.clone(), Arc::clone(&slow));
+    let reading = tokio::spawn(async move { billing.fetch_pending(source.as_ref(), 1).await.unwrap() });
+    slow.asked.notified().await;
+    changed(12).await;
+    slow.answer.notify_one();
+    assert_eq!(reading.await.unwrap().done, 1);
+    assert_eq!(shop.billing.derived(&ctx).await.unwrap().seats, Some(8), "as it was when it was read");
+    assert_eq!(shop.billing.fetch_pending(slow.as_ref(), 1).await.unwrap().done, 1);
+    assert_eq!(shop.billing.derived(&ctx).await.unwrap().seats, Some(12));
+    assert_eq!(
+        shop.billing.fetch_pending(slow.as_ref(), 1).await.unwrap(),
+        FetchPass::default(),
+        "once more, and no oftener"
+    );
+}
+
 // W20
 #[tokio::test]
 async fn an_unpaid_invoice_that_no_event_told_about_is_found() {

@@ -27,6 +27,7 @@ mod provider;
 mod purging;
 mod reconcile;
 mod redaction;
+mod reread;
 mod revenue;
 mod scenarios;
 mod seats;

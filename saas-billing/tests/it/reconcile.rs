@@ -6,7 +6,7 @@ use chrono::TimeDelta;
 use saas_billing::{
     Accepted, BackFilled, Drift, ReconcileRun,
     ledger::Account,
-    object::ObjectKind,
+    object::{ObjectId, ObjectKind},
     stripe::StripeApi,
     testing::{Fault, NoteOutcome, SimulatorServer, cut_after},
 };
@@ -302,4 +302,71 @@ async fn a_run_goes_on_where_it_stood_whoever_calls() {
         0,
         "what is equal is not kept"
     );
+}
+
+/// An invoice of the buyer's that is not paid, of which everything was heard.
+async fn unpaid(line: &Line) -> (RequestContext, ObjectId, ObjectId) {
+    let shop = &line.shop;
+    let (ctx, purchase) = shop.buyer("acme").await;
+    shop.stripe.fail_next_payment(&purchase.customer);
+    shop.stripe.advance(TimeDelta::days(32));
+    shop.deliver_all().await;
+    let subscription = shop.stripe.object(ObjectKind::Subscription, &purchase.subscription).unwrap();
+    (ctx, purchase.customer, id(subscription["latest_invoice"].as_str().unwrap()))
+}
+
+async fn open_balances(shop: &Shop, ctx: &RequestContext) -> Vec<(Account, i64)> {
+    let all = shop.billing.balances(ctx, None).await.unwrap();
+    all.iter().map(|balance| (balance.account, balance.amount.minor())).filter(|(_, minor)| *minor != 0).collect()
+}
+
+// Events do not say it; whatever comes after the read that does, keeps it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_paid_by_other_means_is_booked_so_by_the_next_reconcile_and_stays_so() {
+    let line = Line::open().await;
+    let shop = &line.shop;
+    let (ctx, customer, invoice) = unpaid(&line).await;
+    shop.stripe.pay_invoice_elsewhere(&invoice).unwrap();
+    let events = shop.stripe.deliveries();
+    shop.deliver(&events).await;
+    assert_eq!(shop.billing.derived(&ctx).await.unwrap().unpaid_since, None);
+    let told = open_balances(shop, &ctx).await;
+    assert_eq!(told, [(Account::Cash, 2_000), (Account::Payments, 2_000), (Account::Revenue, -4_000)]);
+
+    let (run, report) = line.reconcile(10).await;
+    assert_eq!(run.drifted, 1, "{report:?}");
+    assert_eq!(report[0].fields.keys().collect::<Vec<_>>(), ["paid_elsewhere"]);
+    line.fetch_all().await;
+    let known = [(Account::Cash, 2_000), (Account::OutOfBand, 2_000), (Account::Revenue, -4_000)];
+    assert_eq!(open_balances(shop, &ctx).await, known);
+    assert_eq!(line.reconcile(10).await.0.drifted, 0);
+
+    shop.forget().await;
+    shop.billing.link_customer(&ctx, &customer).await.unwrap();
+    shop.deliver(&shop.stripe.all_events()).await;
+    let _ = line.reconcile(10).await;
+    line.fetch_all().await;
+    shop.deliver(&shop.stripe.all_events()).await;
+    assert_eq!(open_balances(shop, &ctx).await, known, "from the beginning, and told once more");
+}
+
+// W20
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_draft_that_was_deleted_unheard_is_deleted_by_the_next_reconcile() {
+    let line = Line::open().await;
+    let shop = &line.shop;
+    let (_, purchase) = shop.buyer("acme").await;
+    let subscription = shop.stripe.object(ObjectKind::Subscription, &purchase.subscription).unwrap();
+    let end = subscription["items"]["data"][0]["current_period_end"].as_i64().unwrap();
+    shop.stripe.advance(TimeDelta::seconds(end - shop.stripe.now().timestamp()) + TimeDelta::minutes(5));
+    shop.deliver_all().await;
+    let subscription = shop.stripe.object(ObjectKind::Subscription, &purchase.subscription).unwrap();
+    let invoice = id(subscription["latest_invoice"].as_str().unwrap());
+    shop.stripe.delete_draft(&invoice).unwrap();
+    drop(shop.stripe.deliveries());
+    let (run, report) = line.reconcile(10).await;
+    assert_eq!(run.drifted, 1, "{report:?}");
+    line.fetch_all().await;
+    assert_eq!(shop.billing.inbox_health(&OPERATOR).await.unwrap().dead_fetches, 0);
+    assert_eq!(line.reconcile(10).await.0.drifted, 0);
 }

@@ -8,7 +8,7 @@ use crate::{
     testing::{
         change::{Failing, Prorate, Unmade},
         checkout::{Beginning, subscribe},
-        payload,
+        payload::{self, PayloadShape},
         world::{SimInvoice, SimItem, SimPhase, SimSchedule, SimSubscription},
     },
 };
@@ -314,11 +314,31 @@ impl Request<'_, '_> {
                 && status.as_deref().is_none_or(|status| invoice.status == status)
         };
         let ids = Self::all(&self.engine.world.invoices, fits);
-        self.many(ObjectKind::Invoice, "/v1/invoices", ids)
+        let expanded = self.expands_payments();
+        let (engine, shape) = (&*self.engine, self.shape);
+        let show = |id: &str| {
+            let mut shown = engine.show(shape, ObjectKind::Invoice, id)?;
+            if let Some(invoice) = engine.world.invoices.get(id).filter(|_| expanded) {
+                payload::expand_invoice(&mut shown, invoice.paid_elsewhere);
+            }
+            Some(shown)
+        };
+        Self::window(self.params, "/v1/invoices", ids, show)
     }
 
     pub(super) fn invoice(self, id: &str) -> Outcome {
-        self.one(ObjectKind::Invoice, id)
+        let elsewhere = self.engine.world.invoices.get(id).is_some_and(|invoice| invoice.paid_elsewhere);
+        let expanded = self.expands_payments();
+        let mut shown = self.one(ObjectKind::Invoice, id)?;
+        if expanded {
+            payload::expand_invoice(&mut shown, elsewhere);
+        }
+        Ok(shown)
+    }
+
+    /// Whether a call asks what was paid by other means; versions before do not know that.
+    fn expands_payments(&self) -> bool {
+        self.shape == PayloadShape::Current && self.params.expands("amount_paid_off_stripe")
     }
 
     fn open_invoice(&mut self, id: &str) -> Result<SimInvoice, ApiError> {

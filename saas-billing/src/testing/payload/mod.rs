@@ -277,6 +277,12 @@ pub(super) fn subscription(shape: PayloadShape, sub: &SimSubscription, world: &W
     object
 }
 
+/// Adds what an invoice says only to a call that expands it.
+pub(super) fn expand_invoice(shown: &mut Value, paid_elsewhere: bool) {
+    let paid = shown["amount_paid"].clone();
+    shown["amount_paid_off_stripe"] = if paid_elsewhere { paid } else { 0.into() };
+}
+
 /// A subscription as a call shows it that expands the terms of its discounts.
 pub(super) fn expanded_subscription(
     shape: PayloadShape,
@@ -374,6 +380,10 @@ pub(super) fn invoice(shape: PayloadShape, invoice: &SimInvoice, world: &World, 
         PayloadShape::Legacy => {
             object["subscription"] = invoice.subscription.clone().into();
             object["paid"] = paid.into();
+            object["paid_out_of_band"] = invoice.paid_elsewhere.into();
+            if invoice.paid_elsewhere {
+                object["amount_paid"] = 0.into();
+            }
             object["charge"] = invoice.charge.clone().into();
             object["tax"] = invoice.tax_rate.map(|_| invoice.tax()).into();
             object["total_tax_amounts"] = taxes(invoice.tax(), invoice.net());
