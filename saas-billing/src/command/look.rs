@@ -41,7 +41,7 @@ impl Billing {
     }
 
     /// Reads a session and merges it, with the subscription that was bought on it.
-    async fn read_session(
+    pub(super) async fn read_session(
         &self,
         provider: &dyn PaymentProvider,
         tenant: TenantId,

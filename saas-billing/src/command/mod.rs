@@ -13,11 +13,13 @@ mod job;
 mod look;
 mod page;
 mod recover;
+mod returned;
 
 use chrono::{DateTime, TimeDelta, Utc};
 pub use customer::CustomerDetails;
 pub use job::{COMMANDS, CommandHandler};
 pub use page::{Checkout, CheckoutPage};
+pub use returned::Returned;
 use saas_core::{IdempotencyKey, JobId, SystemTx, TenantId, outbox, tenant};
 use serde::Deserialize;
 use serde_json::json;

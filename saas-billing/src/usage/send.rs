@@ -28,6 +28,8 @@ const PAUSE: TimeDelta = TimeDelta::seconds(30);
 enum Came {
     Sent,
     Refused(String),
+    /// A correction whose reading is taken back, and what should have stayed of that was refused.
+    HalfDone(String),
     /// It goes again, and the step ends.
     Off(ProviderError),
 }
@@ -82,7 +84,8 @@ impl Billing {
         let (mut due, mut doubtful, mut fates) = (Vec::new(), Vec::new(), Vec::new());
         let mut customers: BTreeMap<TenantId, Option<ObjectId>> = BTreeMap::new();
         for mut row in rows {
-            if row.at < now - OLDEST {
+            // A correction whose reading may be taken back already is seen through, however old that is.
+            if row.at < now - OLDEST && row.cancels.is_none() {
                 let why = "older than 35 days: Stripe does not count it any more; credit or charge it by hand";
                 fates.push((row.key(), Fate::Refused(why.to_owned())));
                 continue;
@@ -305,6 +308,13 @@ impl Billing {
                     released.extend(row.cancels.map(|target| (row.tenant, target)));
                     Fate::Refused(why)
                 }
+                Came::HalfDone(why) => {
+                    report.taken_back += 1;
+                    let units = row.value.unwrap_or(0);
+                    Fate::Refused(format!(
+                        "the reading is taken back, and {units} that should stay of it are not counted ({why}); charge them by hand"
+                    ))
+                }
                 Came::Off(why) => {
                     report.stopped = report.stopped.or(Some(why.code()));
                     let asked = match &why {
@@ -355,9 +365,12 @@ async fn send(provider: &dyn PaymentProvider, row: &Sending, lease: LeaseToken) 
     if row.cancels.is_some() && reading.value == 0 {
         return Came::Sent;
     }
-    execute(provider, &Command::ReportUsage(reading), format!("usage-{}-{lease}", row.id), lease)
-        .await
-        .unwrap_or(Came::Sent)
+    let command = Command::ReportUsage(reading);
+    match execute(provider, &command, format!("usage-{}-{lease}", row.id), lease).await {
+        None => Came::Sent,
+        Some(Came::Refused(why)) if row.cancels.is_some() => Came::HalfDone(why),
+        Some(came) => came,
+    }
 }
 
 /// `None` when it is done.

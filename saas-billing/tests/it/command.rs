@@ -6,13 +6,13 @@ use std::{collections::BTreeSet, sync::Arc};
 use chrono::TimeDelta;
 use saas_billing::{
     Billing, BillingError, ObjectId, PaymentProvider, ProviderError, WebhookProcessor as _,
-    command::{COMMANDS, Checkout, CheckoutPage, CommandHandler, CustomerDetails},
+    command::{COMMANDS, Checkout, CheckoutPage, CommandHandler, CustomerDetails, Returned},
     object::{Interval, ObjectKind},
     provider::{Command, NewCheckout, NewSubscription, OnFailedPayment, TrialPayment},
     stripe::StripeApi,
     testing::{Fault, SimulatorServer},
 };
-use saas_core::{RequestContext, SharedClock, TenantContext as _, outbox::Worker, subscription::PlanSource as _};
+use saas_core::{ErrorKind, RequestContext, SharedClock, TenantContext as _, outbox::Worker, subscription::PlanSource as _};
 
 use crate::{
     provider::adapter,
@@ -375,4 +375,40 @@ pub(crate) async fn ends_within<T>(
         }
     })
     .await
+}
+
+// W26: the buyer is back before the event
+#[tokio::test]
+async fn who_comes_back_from_the_page_has_what_was_bought_before_any_event() {
+    let shop = Shop::open().await;
+    let (ctx, other) = (shop.database.create_tenant("acme").await, shop.database.create_tenant("other").await);
+    let session = opened(shop.checkout(&ctx).await.unwrap());
+    let returned = async |ctx| shop.billing.checkout_returned(shop.stripe.as_ref(), ctx, &session).await;
+    assert_eq!(returned(&ctx).await.unwrap(), Returned::Open);
+    assert_eq!(returned(&other).await.unwrap_err().kind(), ErrorKind::NotFound, "the id is the visitor's own word");
+
+    let purchase = shop.stripe.complete_checkout(&session).unwrap();
+    shop.stripe.inject([Fault::Unavailable]);
+    assert!(returned(&ctx).await.unwrap_err().is_retryable());
+    let bought = Returned::Bought { subscription: Some(purchase.subscription.clone()) };
+    assert_eq!(returned(&ctx).await.unwrap(), bought);
+    let now = shop.stripe.now();
+    assert_eq!(shop.billing.plan_of(&ctx, now).await.unwrap().plan.as_str(), "pro");
+    assert_eq!(shop.billing.plan_of(&other, now).await.unwrap().plan.as_str(), "free");
+    let calls = shop.stripe.calls();
+    assert_eq!(returned(&ctx).await.unwrap(), bought);
+    assert_eq!(shop.stripe.calls(), calls, "loaded again, the page asks nobody");
+
+    let derived = shop.billing.derived(&ctx).await.unwrap();
+    shop.deliver_all().await;
+    assert_eq!(shop.billing.derived(&ctx).await.unwrap(), derived, "the events tell nothing new");
+
+    let closed = opened(shop.checkout(&other).await.unwrap());
+    let (success, cancel) = ("https://app.example.com/done", "https://app.example.com/billing");
+    let another = CheckoutPage::new(id("price_pro"), Some(2), success.parse().unwrap(), cancel.parse().unwrap());
+    let _ = opened(shop.billing.checkout(shop.stripe.as_ref(), &other, &another).await.unwrap());
+    let returned = shop.billing.checkout_returned(shop.stripe.as_ref(), &other, &closed).await.unwrap();
+    assert_eq!(returned, Returned::Expired);
+    let unheard = shop.billing.checkout_returned(shop.stripe.as_ref(), &other, &id("cs_unheard_of")).await.unwrap_err();
+    assert_eq!(unheard.kind(), ErrorKind::NotFound);
 }

@@ -389,6 +389,29 @@ async fn a_correction_takes_back_a_reading_of_the_last_day_or_is_reported() {
     assert_eq!(reported.iter().sum::<i64>(), -506);
 }
 
+/// C15: what was cancelled at Stripe is not counted here, whatever becomes of the rest of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_correction_whose_rest_stripe_refuses_says_what_is_not_counted_any_more() {
+    let counter = Counter::open().await;
+    // Stripe takes readings of 35 days.
+    let at = counter.now() - TimeDelta::days(35) + TimeDelta::hours(1);
+    counter.accept(&[counter.item_of(&counter.acme, &CALLS, 10, at)]).await;
+    counter.send_all().await;
+    counter.accept(&[counter.item(-3)]).await;
+    counter.shop.stripe.inject([Fault::CutAfter; 3]);
+    assert_eq!(counter.send().await.put_off, 1, "it may be cancelled");
+    counter.shop.stripe.heal();
+    counter.pass(TimeDelta::hours(2));
+    let step = counter.send().await;
+    assert_eq!((step.refused, step.taken_back), (1, 1));
+    assert_eq!(counter.calls().await, 0);
+    let problems = counter.problems().await;
+    assert!(problems[0].2.contains("7 that should stay"), "{problems:?}");
+    let totals =
+        counter.shop.billing.compare_usage(&counter.stripe, &OPERATOR, at.date_naive(), None, all()).await.unwrap();
+    assert!(totals.items.iter().all(|day| (day.ours, day.theirs) == (0, Some(0))), "{totals:?}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn usage_of_a_tenant_without_a_customer_waits_for_one_and_what_is_not_charged_is_left_out() {
     let counter = Counter::open().await;
