@@ -38,3 +38,14 @@ grant insert, update, delete on saas.billing_command to saas_system;
 
 -- The customer of a tenant, whoever linked it.
 create index billing_directory_customer on saas.billing_directory (tenant) where kind = 'customer' and tenant is not null;
+
+-- The account and mode that this database writes to at Stripe, and that the operators' list shows: those of the first service
+-- that wrote anything. A service of another account or mode over this database reads, and is refused when it writes.
+create table saas.billing_home (
+    only_one boolean primary key default true check (only_one),
+    account  text not null,
+    livemode boolean not null
+);
+revoke all on saas.billing_home from public;
+grant select, insert, delete on saas.billing_home to saas_system;
+select saas.declare_global('saas.billing_home', 'one row for the whole database; only the system role reads it', 'system');

@@ -176,7 +176,7 @@ impl Billing {
         (at, now): (DateTime<Utc>, DateTime<Utc>),
     ) -> Result<(), CoreError> {
         let paying = self.record_revenue(connection, tenant, (was, held), paying, (at, now)).await?;
-        state::show(connection, (tenant, self.scope.livemode), held, &paying, is_new, now).await?;
+        state::show(connection, (tenant, &self.scope), held, &paying, is_new, now).await?;
         self.write_dunning(connection, tenant, held, dunning, now).await
     }
 

@@ -33,7 +33,7 @@ use crate::{
     object::{ObjectId, ObjectKind},
     postgres::{
         command::{self, Asked, Outcome, Slot, Stage},
-        fetch, object,
+        fetch, home, object,
     },
     provider::{Command, PaymentProvider, ProviderError, Reply},
     settle::{Report, fetch_origin},
@@ -63,6 +63,7 @@ impl Billing {
         command: impl FnOnce(JobId) -> Command + Send,
         now: DateTime<Utc>,
     ) -> Result<JobId, BillingError> {
+        home::claim(connection, &self.scope).await?;
         let job = outbox::NewJob::of(COMMANDS, &json!({"livemode": self.scope.livemode}))?;
         let id = outbox::enqueue_in(connection, tenant, job.with_due_at(now + HEAD_START), now).await?;
         let command = command(id);

@@ -89,7 +89,7 @@ impl Billing {
         if held.terms.standing(derived.unpaid_since, derived.suspended_since, now).access(now) != known.access() {
             let states = recorded::load(&mut tx, tenant, self.scope.livemode).await?.paying;
             let paying = self.record_revenue(&mut tx, tenant, (&held, &held), states, (now, now)).await?;
-            state::show(&mut tx, (tenant, self.scope.livemode), &held, &paying, false, now).await?;
+            state::show(&mut tx, (tenant, &self.scope), &held, &paying, false, now).await?;
         }
         self.keep(&mut tx, tenant, (&held, &known), agenda.next_at, now).await?;
         tx.commit().await?;

@@ -1,7 +1,7 @@
 //! The statements behind the service, one file per table, and one for the operator's desk.
 //!
 //! Tables of tenants are always addressed by `tenant_id`; the tables of the system (receipts, conflicts, directory,
-//! fetches, notices, runs of reconcile) by Stripe's account, mode and id. Everything here joins the caller's transaction, except storing a receipt.
+//! fetches, home, notices, runs of reconcile) by Stripe's account, mode and id. Everything here joins the caller's transaction, except storing a receipt.
 
 pub(crate) mod body;
 pub(crate) mod command;
@@ -10,6 +10,7 @@ pub(crate) mod desk;
 pub(crate) mod directory;
 pub(crate) mod dunning;
 pub(crate) mod fetch;
+pub(crate) mod home;
 pub(crate) mod ledger;
 pub(crate) mod ledger_read;
 pub(crate) mod notice;

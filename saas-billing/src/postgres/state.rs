@@ -11,6 +11,7 @@ use crate::{
     derive::Derived,
     dunning::{DunningException, Held},
     money::Currency,
+    postgres::Scope,
 };
 
 const CORRUPT: CoreError = CoreError::Corrupt { table: "saas.billing_state", column: "derived" };
@@ -88,7 +89,7 @@ pub(crate) async fn tenants(
 /// currency: that of the subscription which decides, or the first in which anything is paid.
 pub(crate) async fn show(
     connection: &mut PgConnection,
-    (tenant, livemode): (TenantId, bool),
+    (tenant, scope): (TenantId, &Scope),
     held: &Held<'_>,
     paying: &BTreeMap<Currency, i64>,
     is_new: bool,
@@ -113,7 +114,9 @@ pub(crate) async fn show(
          )
          update saas.tenant_overview
          set plan = $2, grace_until = $3, suspended_from = $4, mrr_minor = $5, currency = $6
-         where tenant_id = $1",
+         where tenant_id = $1
+           -- Test purchases do not show in the list of a database that sells, nor those of another account.
+           and not exists (select from saas.billing_home h where (h.account, h.livemode) <> ($12, $7))",
     )
     .bind(tenant.as_uuid())
     .bind(derived.plan.as_ref().map(|plan| plan.plan.as_str()))
@@ -121,11 +124,12 @@ pub(crate) async fn show(
     .bind(suspended_from)
     .bind(currency.and_then(|currency| paying.get(&currency).copied()).unwrap_or(0))
     .bind(currency.map(String::from))
-    .bind(livemode)
+    .bind(scope.livemode)
     .bind(stored)
     .bind(derived.unpaid_since)
     .bind(!derived.alerts.is_empty())
     .bind(now)
+    .bind(&scope.account)
     .execute(connection)
     .await
     .map(drop)

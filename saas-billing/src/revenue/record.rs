@@ -105,7 +105,7 @@ impl Billing {
         let recorded = recorded::load(&mut tx, tenant, self.scope.livemode).await?;
         let held = self.held_with(&derived, recorded.exception.as_ref());
         let paying = self.record_revenue(&mut tx, tenant, (&held, &held), recorded.paying, (now, now)).await?;
-        state::show(&mut tx, (tenant, self.scope.livemode), &held, &paying, false, now).await?;
+        state::show(&mut tx, (tenant, &self.scope), &held, &paying, false, now).await?;
         tx.commit().await
     }
 

@@ -13,7 +13,7 @@ use crate::{
     error::BillingError,
     object::ObjectId,
     postgres::{
-        command,
+        command, home,
         usage::{self, Fate, Sending},
     },
     provider::{Command, MAX_STREAMED, MeterReading, PaymentProvider, ProviderError},
@@ -79,6 +79,7 @@ impl Billing {
     ) -> Result<(Vec<Sending>, Vec<Sending>), BillingError> {
         let now = self.clock.now();
         let mut tx = SystemTx::begin(&self.system, ACTOR, "take usage that is due to be sent").await?;
+        home::claim(&mut tx, &self.scope).await?;
         let until = now + self.config.lease;
         let rows = usage::claim(&mut tx, &self.scope, i64::from(limit), lease, (now, until)).await?;
         let (mut due, mut doubtful, mut fates) = (Vec::new(), Vec::new(), Vec::new());

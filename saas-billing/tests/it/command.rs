@@ -12,7 +12,9 @@ use saas_billing::{
     stripe::StripeApi,
     testing::{Fault, SimulatorServer},
 };
-use saas_core::{ErrorKind, RequestContext, SharedClock, TenantContext as _, outbox::Worker, subscription::PlanSource as _};
+use saas_core::{
+    ErrorKind, RequestContext, SharedClock, TenantContext as _, outbox::Worker, subscription::PlanSource as _,
+};
 
 use crate::{
     provider::adapter,

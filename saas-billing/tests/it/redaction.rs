@@ -1,7 +1,7 @@
 //! No key, no signing secret and nobody's address in any log, span, error or `Debug` output, whatever goes wrong.
 
 use std::{
-    fmt::{self, Write as _},
+    fmt::Write as _,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
@@ -23,11 +23,11 @@ use saas_core::PageSize;
 use serde_json::json;
 use tracing::{
     Event, Metadata, Subscriber,
-    field::{Field, Visit},
     span::{Attributes, Id, Record},
 };
 
 use crate::{
+    overheard::{Line, chain, leak},
     provider::{KEY, adapter},
     shop::{OPERATOR, Shop, config, id},
 };
@@ -36,9 +36,8 @@ const EMAIL: &str = "ada.lovelace@example.com";
 const NAME: &str = "Ada Lovelace";
 const NEW_SECRET: &str = "whsec_rolled_fedcba9876543210";
 const NEW_KEY: &str = "sk_test_fedcba9876543210";
-/// What must not be seen, also in part.
-const SECRETS: [&str; 8] =
-    ["whsec_test", "whsec_rolled", "0123456789abcdef", "fedcba9876543210", "Bearer", "lovelace", "Lovelace", "ada."];
+/// What must not be seen of a person, also in part.
+const PERSON: [&str; 3] = ["lovelace", "Lovelace", "ada."];
 
 /// Everything that is logged, at the finest level, as text.
 #[derive(Debug, Clone, Default)]
@@ -52,18 +51,6 @@ impl Recorder {
         let mut text = self.text.lock().unwrap();
         write(&mut Line(&mut text));
         text.push('\n');
-    }
-}
-
-struct Line<'a>(&'a mut String);
-
-impl Visit for Line<'_> {
-    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        let _ = write!(self.0, " {field}={value:?}");
-    }
-
-    fn record_error(&mut self, field: &Field, value: &(dyn std::error::Error + 'static)) {
-        let _ = write!(self.0, " {field}={}", chain(value));
     }
 }
 
@@ -96,17 +83,6 @@ impl Subscriber for Recorder {
     fn enter(&self, _: &Id) {}
 
     fn exit(&self, _: &Id) {}
-}
-
-/// An error as `Display`, as `Debug`, and so on through its causes.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = format!("{error} / {error:?}");
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let _ = write!(text, " <- {cause} / {cause:?}");
-        next = cause.source();
-    }
-    text
 }
 
 fn page() -> CheckoutPage {
@@ -238,8 +214,7 @@ async fn no_secret_and_no_address_is_seen_in_any_log_error_or_debug_output() {
         assert!(logged.contains(expected), "this was to be listened to: {expected}");
     }
     for line in logged.lines().chain(seen.iter().map(String::as_str)) {
-        for secret in SECRETS {
-            assert!(!line.contains(secret), "{secret:?} is seen in: {line}");
-        }
+        let seen = leak(line).or_else(|| PERSON.into_iter().find(|part| line.contains(part)));
+        assert_eq!(seen, None, "in: {line}");
     }
 }

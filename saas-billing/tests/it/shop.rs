@@ -11,6 +11,8 @@ use saas_core::{Actor, PlanCatalog, RequestContext, TenantContext, testing::Test
 use sqlx::PgConnection;
 use tokio::sync::Mutex;
 
+use crate::overheard;
+
 pub(crate) const CATALOG: &str = r#"
 default_plan = "free"
 [features.export]
@@ -84,6 +86,7 @@ impl Shop {
         stripe_with: impl FnOnce(StripeSimulator) -> StripeSimulator,
         config_with: impl FnOnce(BillingConfig) -> BillingConfig,
     ) -> Self {
+        overheard::listen();
         let database = TestDatabase::builder()
             .max_system_connections(10)
             .start(&[&saas_core::SCHEMA, &saas_billing::SCHEMA])
