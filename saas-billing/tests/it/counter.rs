@@ -110,7 +110,8 @@ impl Counter {
     }
 }
 
-/// Everything that must not depend on the order: objects, what follows, what was done about it, the operators' list, money.
+/// Everything that must not depend on the order: objects, what follows, what was done about it, the operators' list, money, what is
+/// owed and when the next letter about it goes.
 const DIGEST: &str = "
     select jsonb_build_object(
         'objects', (select jsonb_object_agg(object_id, jsonb_build_object('kind', kind, 'status', status, 'is_current', is_current, 'merged', merged))
@@ -125,7 +126,11 @@ const DIGEST: &str = "
                      from (select currency, account, sum(amount) from saas.ledger_entry where tenant_id = $1
                            group by currency, account having sum(amount) <> 0) as balance),
         'revenue', (select jsonb_object_agg(currency, mrr_minor) from saas.revenue_state
-                    where tenant_id = $1 and mrr_minor <> 0)
+                    where tenant_id = $1 and mrr_minor <> 0),
+        'debts', (select jsonb_agg(concat_ws(' ', invoice, since, currency, amount_minor) order by invoice)
+                  from saas.dunning_invoice where tenant_id = $1 and paid_at is null),
+        'next_letter', (select next_at from saas.dunning where tenant_id = $1),
+        'trial', (select object_id from saas.billing_trial where tenant_id = $1)
     )::text";
 
 /// The newest value of what is stored about an object.
