@@ -172,19 +172,27 @@ pub(crate) async fn balance(
     sum(&balance)
 }
 
-/// What came in of a payment, and how much of that went back.
+/// What came in of a payment, and how much of that went back: all of it where a bank took back in another currency, since no
+/// part of it can be named.
 pub(crate) async fn of_payment(
     connection: &mut PgConnection,
     (tenant, livemode): Chain,
     payment: &str,
 ) -> Result<(i128, i128), CoreError> {
     let (received, lost): (String, String) = sqlx::query_as(
-        "select coalesce(sum(e.amount) filter (where t.cause = 'payment.received'), 0)::text,
-                coalesce(-sum(e.amount) filter (where t.cause <> 'payment.received'), 0)::text
-         from saas.ledger_transaction t
-         join saas.ledger_entry e
-           on e.tenant_id = t.tenant_id and e.livemode = t.livemode and e.sequence = t.sequence
-         where t.tenant_id = $1 and t.livemode = $2 and t.payment = $3 and e.account = 'cash'",
+        "with moved as (
+            select coalesce(sum(e.amount) filter (where t.cause = 'payment.received'), 0) as received,
+                   coalesce(-sum(e.amount) filter (where t.cause <> 'payment.received'), 0) as lost
+            from saas.ledger_transaction t
+            join saas.ledger_entry e
+              on e.tenant_id = t.tenant_id and e.livemode = t.livemode and e.sequence = t.sequence
+            where t.tenant_id = $1 and t.livemode = $2 and t.payment = $3 and e.account = 'cash'
+            group by e.currency
+         )
+         select coalesce(max(received), 0)::text,
+                coalesce(case when bool_or(received = 0 and lost > 0) then max(received)
+                              else max(lost) filter (where received > 0) end, 0)::text
+         from moved",
     )
     .bind(tenant.as_uuid())
     .bind(livemode)

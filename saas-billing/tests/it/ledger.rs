@@ -470,6 +470,25 @@ async fn credits_go_back_with_their_payment_and_what_was_burnt_already_is_seen_t
     assert!(verify(&shop, &ctx, None).await.is_sound());
 }
 
+// L4
+#[tokio::test]
+async fn a_dispute_in_another_currency_takes_back_all_that_its_payment_bought() {
+    let (shop, ctx, purchase) = shop().await;
+    receive(&shop, &[charge("1", purchase.customer.as_str(), 3_000)]).await;
+    let grant = CreditGrant { key: key("pi_1"), amount: eur(1_000), payment: Some(id("pi_1")) };
+    let _ = shop.billing.grant_credits(&ctx, &grant).await.unwrap();
+    let in_dollars = |status, created| {
+        let body = String::from_utf8(dispute("1", 100, (status, created))).unwrap();
+        body.replace("\"currency\":\"eur\"", "\"currency\":\"usd\"").into_bytes()
+    };
+    receive(&shop, &[in_dollars("needs_response", 20)]).await;
+    let burn = async |name: &str| shop.billing.burn_credits(&ctx, &key(name), eur(1_000)).await.unwrap();
+    assert_eq!(burn("a").await, Burn::Short { left: eur(0) });
+    receive(&shop, &[in_dollars("won", 30)]).await;
+    assert!(matches!(burn("b").await, Burn::Burnt { left, .. } if left.is_zero()));
+    assert!(verify(&shop, &ctx, None).await.is_sound());
+}
+
 // L8
 #[tokio::test]
 async fn a_sum_that_no_amount_can_hold_is_an_error_and_the_entries_stay() {
