@@ -223,6 +223,10 @@ impl WebhookProcessor for Billing {
         self.config.body_limit
     }
 
+    fn body_deadline(&self) -> std::time::Duration {
+        self.config.body_deadline
+    }
+
     #[tracing::instrument(name = "saas.billing.webhook.receive", level = "debug", skip_all, fields(bytes = body.len()))]
     async fn process(&self, body: &[u8], signature: &str) -> Result<Accepted, BillingError> {
         if body.len() > self.config.body_limit {

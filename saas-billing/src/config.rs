@@ -24,6 +24,7 @@ pub struct BillingConfig {
     pub(crate) dunning: Arc<DunningPolicy>,
     pub(crate) dunning_of: BTreeMap<PlanKey, Arc<DunningPolicy>>,
     pub(crate) body_limit: usize,
+    pub(crate) body_deadline: Duration,
     pub(crate) intake_deadline: Duration,
     pub(crate) attempts: u32,
     pub(crate) lease: TimeDelta,
@@ -39,8 +40,8 @@ pub struct BillingConfig {
 const MIN_RETENTION: TimeDelta = TimeDelta::days(45);
 
 impl BillingConfig {
-    /// The usual: the platform's own account, the default dunning policy, bodies up to 4 MiB, five seconds
-    /// to store one, eight attempts to apply it.
+    /// The usual: the platform's own account, the default dunning policy, bodies up to 4 MiB in ten
+    /// seconds, five to store one, eight attempts to apply it.
     #[must_use]
     pub fn new(catalog: PlanCatalog, secrets: SigningSecrets, mode: Mode) -> Self {
         Self {
@@ -51,6 +52,7 @@ impl BillingConfig {
             dunning: Arc::default(),
             dunning_of: BTreeMap::new(),
             body_limit: 4 * 1024 * 1024,
+            body_deadline: Duration::from_secs(10),
             intake_deadline: Duration::from_secs(5),
             attempts: 8,
             lease: TimeDelta::seconds(60),
@@ -94,6 +96,14 @@ impl BillingConfig {
     #[must_use]
     pub const fn with_body_limit(mut self, bytes: usize) -> Self {
         self.body_limit = bytes;
+        self
+    }
+
+    /// How long the whole body may take to come in. Nobody has proved to be Stripe by then: without an end, anybody could hold
+    /// connections with a byte now and then.
+    #[must_use]
+    pub const fn with_body_deadline(mut self, deadline: Duration) -> Self {
+        self.body_deadline = deadline;
         self
     }
 

@@ -1,6 +1,6 @@
 //! What a web framework calls.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use async_trait::async_trait;
 
@@ -24,6 +24,12 @@ pub trait WebhookProcessor: fmt::Debug + Send + Sync + 'static {
     /// The largest body in bytes: an endpoint stops reading there. 4 MiB unless said otherwise.
     fn body_limit(&self) -> usize {
         4 * 1024 * 1024
+    }
+
+    /// How long the whole body may take: an endpoint gives up there, whoever sends a byte now and then. Ten seconds unless
+    /// said otherwise.
+    fn body_deadline(&self) -> Duration {
+        Duration::from_secs(10)
     }
 }
 

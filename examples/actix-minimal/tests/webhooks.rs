@@ -1,7 +1,7 @@
 //! The webhook endpoints of both frameworks, over real HTTP: what Stripe signed gets through byte for byte, and nothing else.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use actix_web::{HttpServer, dev::ServerHandle};
 use async_trait::async_trait;
@@ -80,6 +80,33 @@ async fn send(to: SocketAddr, head: &str, body: &[u8]) -> u16 {
     status.unwrap_or(0)
 }
 
+/// What is answered to a body whose rest never comes, to the end of the connection.
+async fn stall(to: SocketAddr, head: &str, part: &[u8]) -> String {
+    let mut stream = TcpStream::connect(to).await.unwrap();
+    stream.write_all(head.as_bytes()).await.unwrap();
+    stream.write_all(part).await.unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.unwrap();
+    String::from_utf8(answer).unwrap()
+}
+
+/// The same, with a byte now and then.
+async fn drip(to: SocketAddr, head: &str) -> String {
+    let (mut read, mut write) = TcpStream::connect(to).await.unwrap().into_split();
+    write.write_all(head.as_bytes()).await.unwrap();
+    let drops = tokio::spawn(async move {
+        let mut every = tokio::time::interval(Duration::from_millis(20));
+        while write.write_all(b" ").await.is_ok() {
+            every.tick().await;
+        }
+    });
+    let mut answer = Vec::new();
+    // What is sent to a closed connection resets it.
+    let _ = read.read_to_end(&mut answer).await;
+    drops.abort();
+    String::from_utf8(answer).unwrap()
+}
+
 fn chunked(body: &[u8]) -> Vec<u8> {
     let mut chunks = Vec::new();
     for chunk in body.chunks(1_000) {
@@ -156,6 +183,47 @@ impl WebhookProcessor for Slow {
 async fn what_could_not_be_stored_is_asked_for_again() {
     let endpoints = Endpoints::of(Arc::new(Slow)).await;
     assert_eq!(endpoints.post(&[(SIGNATURE_HEADER, "t=1,v1=00")], b"{}").await, 503);
+    endpoints.handle.stop(false).await;
+}
+
+/// A processor that waits no longer for a body than a test does.
+#[derive(Debug)]
+struct Hurried;
+
+#[async_trait]
+impl WebhookProcessor for Hurried {
+    async fn process(&self, _: &[u8], _: &str) -> Result<Accepted, BillingError> {
+        Ok(Accepted::Stored)
+    }
+
+    fn body_limit(&self) -> usize {
+        LIMIT
+    }
+
+    fn body_deadline(&self) -> Duration {
+        Duration::from_millis(200)
+    }
+}
+
+// W13: before the signature is checked, whoever sends is anybody
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_body_that_does_not_come_in_time_is_given_up_and_its_connection_closed() {
+    let endpoints = Endpoints::of(Arc::new(Hurried)).await;
+    assert_eq!(endpoints.post(&[], b"{}").await, 200);
+    let head = |length: &str| format!("POST {PATH} HTTP/1.1\r\nhost: localhost\r\n{length}\r\n\r\n");
+    let (sized, chunks) = (head("content-length: 1000"), head("transfer-encoding: chunked"));
+    for to in [endpoints.axum, endpoints.actix] {
+        let large = format!("{:x}\r\n{}", LIMIT + 9, " ".repeat(LIMIT + 9));
+        let answer = stall(to, &chunks, large.as_bytes()).await;
+        assert!(answer.starts_with("HTTP/1.1 413 "), "nor is what is too large waited for: {answer}");
+        for (head, part) in [(&sized, b"{\"id\": ".as_slice()), (&sized, b""), (&chunks, b"7\r\n{\"id\": \r\n")] {
+            let answer = stall(to, head, part).await.to_ascii_lowercase();
+            assert!(answer.starts_with("http/1.1 408 "), "{answer}");
+            assert!(answer.contains("connection: close"), "{answer}");
+        }
+        let answer = drip(to, &sized).await;
+        assert!(answer.starts_with("HTTP/1.1 408 "), "the whole body has the time, not each byte: {answer}");
+    }
     endpoints.handle.stop(false).await;
 }
 

@@ -1,10 +1,12 @@
-//! The webhook endpoint for web frameworks: each adapter reads the raw body itself, up to the processor's limit, so that no
-//! extractor, parser or limit of the application's comes in between. All answer alike.
+//! The webhook endpoint for web frameworks: each adapter reads the raw body itself, up to the processor's limit and
+//! deadline, so that no extractor, parser or limit of the application's comes in between. All answer alike.
 
 #[cfg(feature = "actix")]
 pub mod actix;
 #[cfg(feature = "tower")]
 pub mod tower;
+
+use std::time::Duration;
 
 use saas_core::ErrorKind;
 
@@ -16,16 +18,18 @@ pub(crate) struct Answer {
     pub(crate) status: u16,
     /// What the caller may do instead.
     pub(crate) allow: Option<&'static str>,
+    /// Whether the connection ends with it.
+    pub(crate) closes: bool,
 }
 
 impl Answer {
     const fn of(status: u16) -> Self {
-        Self { status, allow: None }
+        Self { status, allow: None, closes: false }
     }
 
     /// Of a request by another method than POST.
     pub(crate) const fn wrong_method() -> Self {
-        Self { status: 405, allow: Some("POST") }
+        Self { status: 405, allow: Some("POST"), closes: false }
     }
 
     /// Of a body that is larger than the processor takes.
@@ -37,6 +41,13 @@ impl Answer {
     /// Of a body that broke off.
     pub(crate) const fn cut_off() -> Self {
         Self::of(400)
+    }
+
+    /// Of a body that took longer than the processor waits (RFC 9110, 15.5.9: the connection is closed). Anybody can send one:
+    /// no warning.
+    pub(crate) fn too_slow(deadline: Duration) -> Self {
+        tracing::debug!(target: "saas.billing.web", ?deadline, "a body did not come in in time");
+        Self { status: 408, allow: None, closes: true }
     }
 }
 

@@ -9,7 +9,8 @@
 //! # }
 //! ```
 //!
-//! Put nothing around it that reads or changes the body, such as a layer that decompresses or signs people in.
+//! Put nothing around it that reads or changes the body, such as a layer that decompresses or signs people in. It needs
+//! tokio's clock, for the body's deadline.
 
 use std::{
     convert::Infallible,
@@ -23,7 +24,7 @@ use http_body_util::{BodyExt as _, Empty, LengthLimitError, Limited};
 use hyper::{
     Method, Request, Response, StatusCode,
     body::{Body, Bytes},
-    header::{ALLOW, HeaderValue},
+    header::{ALLOW, CONNECTION, HeaderValue},
 };
 use tower_service::Service;
 
@@ -50,9 +51,12 @@ impl WebhookEndpoint {
         if request.method() != Method::POST {
             return Answer::wrong_method();
         }
-        let limit = self.processor.body_limit();
+        let (limit, deadline) = (self.processor.body_limit(), self.processor.body_deadline());
         let (head, body) = request.into_parts();
-        let body = match Limited::new(body, limit).collect().await {
+        let Ok(read) = tokio::time::timeout(deadline, Limited::new(body, limit).collect()).await else {
+            return Answer::too_slow(deadline);
+        };
+        let body = match read {
             Ok(body) => body.to_bytes(),
             Err(why) if why.is::<LengthLimitError>() => return Answer::too_large(limit),
             Err(_) => return Answer::cut_off(),
@@ -77,11 +81,14 @@ where
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let answered = self.clone().answer(request);
         Box::pin(async move {
-            let Answer { status, allow } = answered.await;
+            let Answer { status, allow, closes } = answered.await;
             let mut response = Response::new(Empty::new());
             *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
             if let Some(allow) = allow {
                 response.headers_mut().insert(ALLOW, HeaderValue::from_static(allow));
+            }
+            if closes {
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
             Ok(response)
         })
