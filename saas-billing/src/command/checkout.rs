@@ -16,7 +16,7 @@ use crate::{
         command::{self, Asked, Slot, Stage},
         state, trial,
     },
-    provider::{PaymentProvider, ProviderError},
+    provider::{NewDiscount, PaymentProvider, ProviderError},
 };
 
 /// How long what a trial is claimed by is kept for one tenant: a page lives a day, and its event may come three days late.
@@ -45,7 +45,9 @@ impl Billing {
     /// a tenant with a live subscription gets none. If Stripe does not answer, call again: the same page comes.
     ///
     /// # Errors
-    /// [`Invalid`](BillingError::Invalid) when no price is one of a plan; [`TrialUsed`](BillingError::TrialUsed) when a trial was
+    /// [`Invalid`](BillingError::Invalid) when no price is one of a plan, or when there is a discount and a field for promotion
+    /// codes; [`Provider`](BillingError::Provider) with [`Missing`](ProviderError::Missing) and the discount's id when Stripe does not
+    /// know that; [`TrialUsed`](BillingError::TrialUsed) when a trial was
     /// asked for and there was one, of this tenant or of one with the same fingerprint; [`Provider`](BillingError::Provider) when Stripe
     /// refuses or does not answer.
     pub async fn checkout(
@@ -62,10 +64,20 @@ impl Billing {
             )
             .into());
         }
+        if page.promotion_codes && page.discount.is_some() {
+            return Err(InvalidInput::new(
+                "the checkout",
+                "takes a discount and has a field for promotion codes, which Stripe refuses",
+                "choose one of the two",
+            )
+            .into());
+        }
         let customer = self.ensure_customer(provider, ctx, &page.details).await?;
         match self.open_page(provider, ctx, page, customer.clone()).await {
-            // Perhaps the customer was deleted and no event has told of it.
-            Err(BillingError::Provider(ProviderError::Missing { id })) => {
+            // Perhaps the customer was deleted and no event has told of it. What is taken off is told by its id.
+            Err(BillingError::Provider(ProviderError::Missing { id }))
+                if id.is_none() || id.as_ref() != page.discount.as_ref().map(NewDiscount::id) =>
+            {
                 let _ = self.read_in(provider, ctx.tenant(), ObjectKind::Customer, &customer).await?;
                 let present = self.ensure_customer(provider, ctx, &page.details).await?;
                 if present == customer {

@@ -8,7 +8,7 @@ use super::customer::{CustomerDetails, metadata};
 use crate::{
     merge::ContentHash,
     object::ObjectId,
-    provider::{Command, NewCheckout, TrialPayment, WebAddress},
+    provider::{Command, NewCheckout, NewDiscount, TrialPayment, WebAddress},
 };
 
 /// What a tenant wants to buy.
@@ -20,7 +20,8 @@ pub struct CheckoutPage {
     pub(super) details: CustomerDetails,
     trial_days: Option<u32>,
     trial_payment: TrialPayment,
-    promotion_codes: bool,
+    pub(super) promotion_codes: bool,
+    pub(super) discount: Option<NewDiscount>,
     automatic_tax: bool,
     tax_ids: bool,
     marks: Vec<Vec<u8>>,
@@ -38,6 +39,7 @@ impl CheckoutPage {
             trial_days: None,
             trial_payment: TrialPayment::Required,
             promotion_codes: false,
+            discount: None,
             automatic_tax: false,
             tax_ids: false,
             marks: Vec::new(),
@@ -81,7 +83,14 @@ impl CheckoutPage {
         self.trial_days.filter(|days| *days > 0).map(|_| self.marks.as_slice())
     }
 
-    /// Has a field for promotion codes.
+    /// Takes a coupon or a promotion code off. Not together with a field for promotion codes.
+    #[must_use]
+    pub fn with_discount(mut self, discount: NewDiscount) -> Self {
+        self.discount = Some(discount);
+        self
+    }
+
+    /// Has a field for promotion codes. Not together with a discount.
     #[must_use]
     pub const fn with_promotion_codes(mut self) -> Self {
         self.promotion_codes = true;
@@ -111,6 +120,7 @@ impl CheckoutPage {
             self.trial_days,
             self.trial_payment,
             (self.promotion_codes, self.automatic_tax, self.tax_ids),
+            &self.discount,
         ));
         hash.as_str().to_owned()
     }
@@ -124,6 +134,7 @@ impl CheckoutPage {
             trial_days: self.trial_days,
             trial_payment: self.trial_payment,
             promotion_codes: self.promotion_codes,
+            discount: self.discount.clone(),
             automatic_tax: self.automatic_tax,
             tax_ids: self.tax_ids,
             metadata: metadata(tenant, id),

@@ -258,14 +258,37 @@ pub struct NewCheckout {
     pub trial_days: Option<u32>,
     /// Whether a trial needs a payment method.
     pub trial_payment: TrialPayment,
-    /// Whether the page has a field for promotion codes.
+    /// Whether the page has a field for promotion codes. Stripe refuses a page that has one and a discount.
     pub promotion_codes: bool,
+    /// What is taken off from the beginning.
+    #[serde(default)]
+    pub discount: Option<NewDiscount>,
     /// Whether Stripe computes taxes.
     pub automatic_tax: bool,
     /// Whether the page asks for tax ids.
     pub tax_ids: bool,
     /// Kept by Stripe beside the session and the subscription.
     pub metadata: BTreeMap<String, String>,
+}
+
+/// What is taken off a subscription from its beginning.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NewDiscount {
+    /// By the id of a coupon.
+    Coupon(ObjectId),
+    /// By the id of a promotion code: `promo_…`, not what a buyer types.
+    PromotionCode(ObjectId),
+}
+
+impl NewDiscount {
+    /// The id.
+    #[must_use]
+    pub const fn id(&self) -> &ObjectId {
+        match self {
+            Self::Coupon(id) | Self::PromotionCode(id) => id,
+        }
+    }
 }
 
 /// Whether a trial needs a payment method.
@@ -298,6 +321,9 @@ pub struct NewSubscription {
     pub items: Vec<(ObjectId, Option<u64>)>,
     /// A free beginning.
     pub trial_days: Option<u32>,
+    /// What is taken off from the beginning.
+    #[serde(default)]
+    pub discount: Option<NewDiscount>,
     /// What happens when the first payment fails.
     pub on_failed_payment: OnFailedPayment,
     /// Kept by Stripe beside it.
@@ -396,6 +422,9 @@ pub struct Phase {
     /// What is charged for when it begins: [`NextInvoice`](Proration::NextInvoice) for what was used at a usage price that goes.
     #[serde(default = "Phase::usual")]
     pub proration: Proration,
+    /// The discounts of the subscription that hold in it, `di_…`: a phase that names none ends them.
+    #[serde(default)]
+    pub discounts: Vec<ObjectId>,
 }
 
 impl Phase {

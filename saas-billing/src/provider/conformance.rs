@@ -85,6 +85,7 @@ impl Fixture {
             customer: customer.clone(),
             items: vec![(price.clone(), Some(2))],
             trial_days: Some(30),
+            discount: None,
             on_failed_payment: OnFailedPayment::Owe,
             metadata: BTreeMap::new(),
         };
@@ -157,6 +158,7 @@ fn page(customer: &ObjectId, price: &ObjectId) -> NewCheckout {
         trial_days: Some(14),
         trial_payment: TrialPayment::IfDue,
         promotion_codes: true,
+        discount: None,
         automatic_tax: false,
         tax_ids: false,
         metadata: BTreeMap::new(),
@@ -267,8 +269,15 @@ pub async fn a_schedule_plans_and_lets_go(fixture: Fixture) {
             end: instant(&present["end_date"]),
             items: vec![(large, Some(2))],
             proration: Proration::None,
+            discounts: Vec::new(),
         },
-        Phase { start: None, end: None, items: vec![(small, Some(2))], proration: Proration::None },
+        Phase {
+            start: None,
+            end: None,
+            items: vec![(small, Some(2))],
+            proration: Proration::None,
+            discounts: Vec::new(),
+        },
     ];
     let planned = json(&fixture.done(Command::PlanPhases { schedule: schedule.clone(), phases }, "plan").await.object);
     assert_eq!(planned["phases"].as_array().unwrap().len(), 2);

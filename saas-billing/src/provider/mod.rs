@@ -16,9 +16,9 @@ use std::fmt;
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 pub use command::{
-    Aggregation, Cancellation, Command, CustomerUpdate, ItemChange, MeterReading, NewCheckout, NewCustomer, NewFeature,
-    NewMeter, NewPortal, NewPrice, NewProduct, NewSubscription, OnFailedPayment, Phase, PostalAddress, PricedBy,
-    Proration, SubscriptionChange, Tier, TrialPayment, WebAddress,
+    Aggregation, Cancellation, Command, CustomerUpdate, ItemChange, MeterReading, NewCheckout, NewCustomer,
+    NewDiscount, NewFeature, NewMeter, NewPortal, NewPrice, NewProduct, NewSubscription, OnFailedPayment, Phase,
+    PostalAddress, PricedBy, Proration, SubscriptionChange, Tier, TrialPayment, WebAddress,
 };
 pub use error::ProviderError;
 pub use query::{Listed, PageLimit, Query};

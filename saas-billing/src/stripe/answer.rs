@@ -115,6 +115,11 @@ fn word(text: Option<String>) -> Option<String> {
     text.filter(fits)
 }
 
+/// Whether a parameter says what is taken off.
+pub(crate) fn names_discount(param: Option<&str>) -> bool {
+    param.is_some_and(|param| param.starts_with("discounts["))
+}
+
 fn refusal(status: u16, reason: Reason, named: Option<&ObjectId>) -> ProviderError {
     let kind = reason.kind.as_deref().unwrap_or_default();
     let code = word(reason.code);
@@ -130,6 +135,10 @@ fn refusal(status: u16, reason: Reason, named: Option<&ObjectId>) -> ProviderErr
         },
         (_, _) if kind == "idempotency_error" => ProviderError::KeyReused,
         (404, _) => ProviderError::Missing { id: named.cloned() },
+        // A coupon or a promotion code: what the call is about is there.
+        (_, Some(code)) if code == "resource_missing" && names_discount(reason.param.as_deref()) => {
+            ProviderError::Refused { code, param: word(reason.param) }
+        }
         // What a parameter names, which may be any of several.
         (_, Some(code)) if code == "resource_missing" => ProviderError::Missing { id: None },
         (_, Some(code)) if code.contains("unexpected_state") || code.ends_with("_not_open") => {

@@ -8,8 +8,8 @@ use crate::{
     object::{InvoiceStatus, ObjectId, ObjectKind},
     provider::{
         Aggregation, Cancellation, Command, CustomerUpdate, ItemChange, MeterReading, NewCheckout, NewCustomer,
-        NewPrice, NewSubscription, OnFailedPayment, PageLimit, Phase, PricedBy, Proration, Query, SubscriptionChange,
-        Tier, TrialPayment,
+        NewDiscount, NewPrice, NewSubscription, OnFailedPayment, PageLimit, Phase, PricedBy, Proration, Query,
+        SubscriptionChange, Tier, TrialPayment,
     },
 };
 
@@ -360,6 +360,7 @@ fn checkout(form: &mut Form, new: &NewCheckout) {
     if new.promotion_codes {
         form.put("allow_promotion_codes", true);
     }
+    discount(form, new.discount.as_ref());
     if new.automatic_tax {
         form.put("automatic_tax[enabled]", true).put("customer_update[address]", "auto");
     }
@@ -382,12 +383,22 @@ fn subscription(form: &mut Form, new: &NewSubscription) {
     form.put("customer", &new.customer);
     priced(form, "items", &new.items);
     form.put_some("trial_period_days", new.trial_days);
+    discount(form, new.discount.as_ref());
     let behavior = match new.on_failed_payment {
         OnFailedPayment::Wait => "default_incomplete",
         OnFailedPayment::Refuse => "error_if_incomplete",
         OnFailedPayment::Owe => "allow_incomplete",
     };
     form.put("payment_behavior", behavior).put_map("metadata", &new.metadata);
+}
+
+fn discount(form: &mut Form, new: Option<&NewDiscount>) {
+    let name = match new {
+        Some(NewDiscount::Coupon(_)) => "discounts[0][coupon]",
+        Some(NewDiscount::PromotionCode(_)) => "discounts[0][promotion_code]",
+        None => return,
+    };
+    form.put_some(name, new.map(NewDiscount::id));
 }
 
 fn priced(form: &mut Form, name: &str, items: &[(ObjectId, Option<u64>)]) {
@@ -455,6 +466,9 @@ fn plan_phase(form: &mut Form, n: usize, phase: &Phase) {
     form.put_some(format!("phases[{n}][end_date]"), phase.end.map(|at| at.timestamp()));
     priced(form, &format!("phases[{n}][items]"), &phase.items);
     form.put(format!("phases[{n}][proration_behavior]"), proration(phase.proration));
+    for (m, discount) in phase.discounts.iter().enumerate() {
+        form.put(format!("phases[{n}][discounts][{m}][discount]"), discount);
+    }
 }
 
 fn price(form: &mut Form, new: &NewPrice) {
@@ -552,6 +566,7 @@ mod tests {
             customer: id("cus_1"),
             items: vec![(id("price_1"), None)],
             trial_days: None,
+            discount: None,
             on_failed_payment: OnFailedPayment::Owe,
             metadata: Default::default(),
         };

@@ -3,9 +3,12 @@
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+use super::answer::names_discount;
 use crate::{
     object::{ObjectKind, SubscriptionStatus},
-    provider::{Cancellation, Command, Fetched, MeterReading, ObjectSource, ProviderError, Reply},
+    provider::{
+        Cancellation, Command, Fetched, MeterReading, NewCheckout, NewSubscription, ObjectSource, ProviderError, Reply,
+    },
 };
 
 /// What became of a command, from what it was answered with.
@@ -36,6 +39,14 @@ pub(crate) async fn interpret(
         }
         // As for subscriptions: what is not there any more has been detached.
         (Command::DetachFeature { .. }, Err(ProviderError::Missing { .. })) => gone(),
+        // Told by its id, so that nobody takes it for the customer.
+        (
+            Command::OpenCheckout(NewCheckout { discount: Some(discount), .. })
+            | Command::CreateSubscription(NewSubscription { discount: Some(discount), .. }),
+            Err(ProviderError::Refused { code, param }),
+        ) if code == "resource_missing" && names_discount(param.as_deref()) => {
+            Err(ProviderError::Missing { id: Some(discount.id().clone()) })
+        }
         (_, outcome) => outcome,
     }
 }

@@ -289,9 +289,16 @@ fn next_period(
     let (start, end) = schedule.present;
     // Where both periods meet there is nothing else to prorate.
     let proration = if drops_usage(subscription, &changes) { Proration::NextInvoice } else { Proration::None };
+    let discounts: Vec<ObjectId> = subscription.discounts.iter().map(|discount| discount.id.clone()).collect();
     let phases = vec![
-        Phase { start: Some(start), end: Some(end), items: present, proration: Proration::None },
-        Phase { start: None, end: None, items: target, proration },
+        Phase {
+            start: Some(start),
+            end: Some(end),
+            items: present,
+            proration: Proration::None,
+            discounts: discounts.clone(),
+        },
+        Phase { start: None, end: None, items: target, proration, discounts },
     ];
     Ok(Next::Do("plan_phases", Command::PlanPhases { schedule: schedule.id.clone(), phases }))
 }

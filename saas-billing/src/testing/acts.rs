@@ -176,7 +176,13 @@ impl StripeSimulator {
             let start = sub.period.1;
             let end = engine.one_period(&items, start);
             let schedule = engine.attach_schedule(subscription.as_str())?;
-            engine.world.schedules.get_mut(&schedule)?.phases.push(SimPhase { start, end, items, prorate: true });
+            engine.world.schedules.get_mut(&schedule)?.phases.push(SimPhase {
+                start,
+                end,
+                items,
+                prorate: true,
+                discounts: None,
+            });
             engine.announce_schedule("subscription_schedule.updated", &schedule);
             Some(())
         });

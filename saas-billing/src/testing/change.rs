@@ -258,7 +258,7 @@ impl Engine<'_> {
             customer: sub.customer.clone(),
             subscription: subscription.to_owned(),
             status: "active",
-            phases: vec![SimPhase { start: sub.period.0, end: sub.period.1, items, prorate: false }],
+            phases: vec![SimPhase { start: sub.period.0, end: sub.period.1, items, prorate: false, discounts: None }],
             at: 0,
         };
         sub.schedule = Some(id.clone());
@@ -289,6 +289,7 @@ impl Engine<'_> {
         match schedule.phases.get(schedule.at + 1).cloned() {
             Some(next) => {
                 schedule.at += 1;
+                self.keep_discounts(id, next.discounts.as_deref());
                 let items = self.items_of(id, &next.items);
                 let Some(sub) = self.world.subscriptions.get(id) else { return };
                 let restarts = self.bill_of_change(sub, &items, Prorate::Never, now).restarts;

@@ -167,6 +167,13 @@ impl Engine<'_> {
         }
     }
 
+    /// Ends the discounts that a phase does not name, as Stripe does.
+    pub(super) fn keep_discounts(&mut self, subscription: &str, named: Option<&[String]>) {
+        if let Some(named) = named {
+            self.drop_discounts(subscription, |discount| !named.contains(&discount.id));
+        }
+    }
+
     /// The terms that a new invoice of a subscription bears. What is for one invoice is used up by the first that asks for
     /// something.
     pub(super) fn terms(&mut self, subscription: &str, lines: &[SimLine]) -> Vec<(String, Off)> {

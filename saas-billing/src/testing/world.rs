@@ -222,6 +222,8 @@ pub(super) struct SimPhase {
     pub(super) items: Vec<(String, Option<u64>)>,
     /// Whether beginning it charges for what is left uncharged then.
     pub(super) prorate: bool,
+    /// The discounts that hold in it; `None` leaves them as they are.
+    pub(super) discounts: Option<Vec<String>>,
 }
 
 #[derive(Debug, Clone)]

@@ -114,6 +114,7 @@ async fn after_failures_in_a_row_stripe_is_left_alone_and_declined_cards_are_no_
         customer,
         items: vec![("price_pro".parse().unwrap(), Some(1))],
         trial_days: None,
+        discount: None,
         on_failed_payment: saas_billing::provider::OnFailedPayment::Refuse,
         metadata: Default::default(),
     });

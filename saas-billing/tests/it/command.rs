@@ -181,6 +181,7 @@ async fn pages_and_subscriptions_that_others_made_are_found_before_a_page_is_ope
         trial_days: None,
         trial_payment: TrialPayment::Required,
         promotion_codes: false,
+        discount: None,
         automatic_tax: false,
         tax_ids: false,
         metadata: Default::default(),
@@ -196,6 +197,7 @@ async fn pages_and_subscriptions_that_others_made_are_found_before_a_page_is_ope
         customer,
         items: vec![(id("price_pro"), Some(1))],
         trial_days: Some(14),
+        discount: None,
         on_failed_payment: OnFailedPayment::Owe,
         metadata: Default::default(),
     };

@@ -10,6 +10,7 @@ mod catalog;
 mod changes;
 mod command;
 mod counter;
+mod coupons;
 mod crash;
 mod dependents;
 mod desk;

@@ -78,12 +78,14 @@ async fn a_scheduled_downgrade_comes_with_the_next_period_at_its_price() {
                 end: DateTime::from_timestamp(end, 0),
                 items: vec![(old.parse().unwrap(), Some(1))],
                 proration: Proration::None,
+                discounts: Vec::new(),
             },
             Phase {
                 start: None,
                 end: None,
                 items: vec![(price.parse().unwrap(), Some(1))],
                 proration: Proration::None,
+                discounts: Vec::new(),
             },
         ];
         let schedule = schedule["id"].as_str().unwrap().parse().unwrap();
@@ -133,6 +135,7 @@ async fn usage_is_charged_with_the_period_after_it_in_tiers() {
         customer: customer.clone(),
         items: vec![(price["id"].as_str().unwrap().parse().unwrap(), None)],
         trial_days: None,
+        discount: None,
         on_failed_payment: OnFailedPayment::Owe,
         metadata: Default::default(),
     };
@@ -185,6 +188,7 @@ async fn a_browser_subscribes_looks_after_things_and_pays() {
         trial_days: None,
         trial_payment: saas_billing::provider::TrialPayment::Required,
         promotion_codes: false,
+        discount: None,
         automatic_tax: false,
         tax_ids: false,
         metadata: Default::default(),

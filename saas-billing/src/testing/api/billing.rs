@@ -266,16 +266,28 @@ impl Request<'_, '_> {
             if end <= start || phases.last().is_some_and(|last| last.end != start) {
                 return Err(ApiError::invalid("parameter_invalid", &field("start_date")));
             }
-            phases.push(SimPhase { start, end, items, prorate });
+            let mut discounts = Vec::new();
+            for one in self.params.entries(&field("discounts")) {
+                let of = format!("{one}[discount]");
+                let id = self.params.take(&of).ok_or_else(|| ApiError::missing(&of))?;
+                let sub = self.engine.world.subscriptions.get(&known.subscription);
+                if !sub.is_some_and(|sub| sub.discounts.iter().any(|discount| discount.id == id)) {
+                    return Err(ApiError::no_such("discount", &id, &of));
+                }
+                discounts.push(id);
+            }
+            phases.push(SimPhase { start, end, items, prorate, discounts: Some(discounts) });
         }
         std::mem::take(&mut self.params).finish()?;
         let present = known.phases.get(known.at).map(|phase| phase.start);
         if phases.first().map(|phase| phase.start) != present {
             return Err(ApiError::invalid("parameter_invalid", "phases[0][start_date]"));
         }
+        let kept = phases.first().and_then(|phase| phase.discounts.clone());
         if let Some(schedule) = self.engine.world.schedules.get_mut(id) {
             (schedule.phases, schedule.at) = (phases, 0);
         }
+        self.engine.keep_discounts(&known.subscription, kept.as_deref());
         self.engine.announce_schedule("subscription_schedule.updated", id);
         self.schedule(id)
     }

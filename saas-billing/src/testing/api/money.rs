@@ -188,9 +188,10 @@ impl Request<'_, '_> {
         if coupon_id.is_none() && code_id.is_none() {
             return Ok(None);
         }
+        let (what, param) = if code_id.is_some() { ("promotion code", code) } else { ("coupon", coupon) };
         let wanted = self.engine.wanted(coupon_id.as_deref(), code_id.as_deref());
         let named = code_id.or(coupon_id).unwrap_or_default();
-        wanted.map(Some).ok_or_else(|| ApiError::no_such("coupon or promotion code", &named, coupon))
+        wanted.map(Some).ok_or_else(|| ApiError::no_such(what, &named, param))
     }
 }
 
