@@ -38,6 +38,8 @@ create table saas.billing_state (
     updated_at    timestamptz not null,
     primary key (tenant_id, livemode)
 );
+-- Tenants with alerts, for operators: few of many.
+create index billing_state_alerts on saas.billing_state (livemode, tenant_id) where has_alerts;
 select saas.fence('saas.billing_state', 'select');
 grant insert, update, delete on saas.billing_state to saas_system;
 

@@ -18,6 +18,9 @@ use crate::{
 /// A receipt that has waited longer for the worker is worth a look.
 const SLOW: TimeDelta = TimeDelta::minutes(5);
 
+/// A receipt is parked until its customer is linked, which is a matter of seconds where the checkout does it.
+const LONG: TimeDelta = TimeDelta::days(1);
+
 /// Seconds on the way that are still no sign of a clock that is off.
 const MAX_AGE: i64 = 30;
 
@@ -32,6 +35,8 @@ pub struct WebhookHealth {
     /// The endpoint at Stripe, or all of the account when its address was not configured
     /// ([`with_endpoint`](crate::BillingConfig::with_endpoint)).
     pub endpoints: Vec<EndpointHealth>,
+    /// Tenants with an alert that needs a person ([`Billing::list_alerts`]).
+    pub urgent_tenants: u64,
     /// What somebody has to look at; empty when all is well.
     pub alarms: Vec<WebhookAlarm>,
 }
@@ -115,6 +120,19 @@ pub enum WebhookAlarm {
         /// How many bodies.
         bodies: u64,
     },
+    /// Receipts have waited for their customer's link to a tenant for more than a day: somebody sells on this account by other
+    /// ways than the checkout, or a link was lost.
+    Parked {
+        /// How many wait.
+        receipts: u64,
+        /// Since when the oldest does.
+        since: DateTime<Utc>,
+    },
+    /// Tenants have alerts that need a person: two subscriptions, a price that no plan has.
+    Alerts {
+        /// How many tenants.
+        tenants: u64,
+    },
 }
 
 impl Billing {
@@ -135,11 +153,15 @@ impl Billing {
         if door.age_seconds.abs() > MAX_AGE {
             alarms.push(WebhookAlarm::Clock { age_seconds: door.age_seconds });
         }
+        let urgent_tenants = self.count_urgent(actor).await?;
+        if urgent_tenants > 0 {
+            alarms.push(WebhookAlarm::Alerts { tenants: urgent_tenants });
+        }
         let endpoints = match self.endpoints(provider).await {
             Ok(endpoints) => endpoints,
             Err(why) => {
                 alarms.push(WebhookAlarm::NotAsked { code: why.code().to_owned() });
-                return Ok(WebhookHealth { door, inbox, endpoints: Vec::new(), alarms });
+                return Ok(WebhookHealth { door, inbox, endpoints: Vec::new(), urgent_tenants, alarms });
             }
         };
         if endpoints.is_empty() {
@@ -151,7 +173,7 @@ impl Billing {
         for endpoint in ours {
             alarms.extend(self.endpoint_alarms(endpoint));
         }
-        Ok(WebhookHealth { door, inbox, endpoints, alarms })
+        Ok(WebhookHealth { door, inbox, endpoints, urgent_tenants, alarms })
     }
 
     async fn endpoints(&self, provider: &dyn PaymentProvider) -> Result<Vec<EndpointHealth>, ProviderError> {
@@ -203,6 +225,9 @@ fn inbox_alarms(inbox: &InboxHealth, now: DateTime<Utc>) -> Vec<WebhookAlarm> {
     }
     if inbox.conflicts > 0 {
         alarms.push(WebhookAlarm::Conflicts { bodies: inbox.conflicts });
+    }
+    if let Some(since) = inbox.oldest_parked.filter(|since| now - *since > LONG) {
+        alarms.push(WebhookAlarm::Parked { receipts: inbox.parked, since });
     }
     alarms
 }

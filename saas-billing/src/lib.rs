@@ -73,7 +73,8 @@
 //!    read time, so no job has to fire.
 //! 6. [`dunning`]: while an invoice is not paid, [`dunning::DunningHandler`] sends what the policy says and when.
 //!
-//! [`Billing::webhook_health`] says whether all that works, [`Billing::list_notices`] what an operator should know.
+//! [`Billing::webhook_health`] says whether all that works, [`Billing::list_notices`] what an operator should know,
+//! [`Billing::list_alerts`] which tenants need one.
 //!
 //! What happened to money is written beside that, in the same transaction: [`ledger`] in whole minor units ([`money`]),
 //! [`revenue`] per month. Call [`Billing::roll_revenue`] from a worker, so that what time alone changes is recorded, and
@@ -82,6 +83,8 @@
 // Money is counted, never measured.
 #![deny(clippy::float_arithmetic)]
 
+#[cfg(feature = "postgres")]
+mod alerts;
 #[cfg(feature = "postgres")]
 mod apply;
 #[cfg(feature = "postgres")]
@@ -157,6 +160,8 @@ pub mod usage;
 #[cfg(any(feature = "tower", feature = "actix"))]
 pub mod web;
 
+#[cfg(feature = "postgres")]
+pub use alerts::{AlertCursor, TenantAlerts};
 #[cfg(feature = "postgres")]
 pub use apply::Applied;
 #[cfg(feature = "postgres")]

@@ -73,6 +73,8 @@ pub struct InboxHealth {
     pub ignored: u64,
     /// Waiting for their customer's link.
     pub parked: u64,
+    /// When the oldest of them came in.
+    pub oldest_parked: Option<DateTime<Utc>>,
     /// Kept without effect.
     pub quarantined: u64,
     /// Dead letters.
@@ -195,7 +197,7 @@ impl Billing {
                 }
                 "applied" => health.applied = count,
                 "ignored" => health.ignored = count,
-                "parked" => health.parked += count,
+                "parked" => (health.parked, health.oldest_parked) = (count, oldest),
                 "quarantined" => health.quarantined += count,
                 "dead" => health.dead += count,
                 _ => return Err(CoreError::Corrupt { table: "saas.billing_receipt", column: "state" }.into()),

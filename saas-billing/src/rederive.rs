@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use sqlx::PgConnection;
 
 use crate::{
+    alerts,
     billing::Billing,
     derive::Derived,
     dunning::{DunningException, DunningTerms, Held},
@@ -156,6 +157,7 @@ impl Billing {
             let was = self.held_with(&change.previous, known.exception.as_ref());
             let held = self.held_with(&change.stored, known.exception.as_ref());
             self.follow(connection, tenant, (&was, &held), true, (known.paying, known.dunning), (at, now)).await?;
+            alerts::tell(tenant, &change.previous, &change.stored);
             if !change.stored.answers_like(&change.previous) {
                 let terms = held.terms;
                 self.record(connection, &mut change, &terms).await?;

@@ -85,6 +85,51 @@ pub(crate) async fn tenants(
     Ok(tenants.into_iter().map(TenantId::from_uuid).collect())
 }
 
+/// Tenants with alerts, with what was derived and when it was stored, in one order.
+pub(crate) async fn with_alerts(
+    connection: &mut PgConnection,
+    livemode: bool,
+    after: Option<TenantId>,
+    limit: i64,
+) -> Result<Vec<(TenantId, Derived, DateTime<Utc>)>, CoreError> {
+    let rows: Vec<(uuid::Uuid, Value, DateTime<Utc>)> = sqlx::query_as(
+        "select tenant_id, derived, updated_at
+         from saas.billing_state
+         where livemode = $1 and has_alerts and ($2::uuid is null or tenant_id > $2)
+         order by tenant_id
+         limit $3",
+    )
+    .bind(livemode)
+    .bind(after.map(TenantId::as_uuid))
+    .bind(limit)
+    .fetch_all(connection)
+    .await
+    .map_err(CoreError::from_database)?;
+    let row = |(tenant, derived, at)| Ok((TenantId::from_uuid(tenant), read(derived)?, at));
+    rows.into_iter().map(row).collect()
+}
+
+/// How many tenants have an alert of one of these names.
+pub(crate) async fn count_with_alerts(
+    connection: &mut PgConnection,
+    livemode: bool,
+    names: &[&str],
+) -> Result<u64, CoreError> {
+    let tenants: i64 = sqlx::query_scalar(
+        "select count(*)
+         from saas.billing_state
+         where livemode = $1 and has_alerts
+           and exists (select from jsonb_array_elements(derived -> 'alerts') as one (alert)
+                       where alert ->> 'alert' = any($2))",
+    )
+    .bind(livemode)
+    .bind(names)
+    .fetch_one(connection)
+    .await
+    .map_err(CoreError::from_database)?;
+    Ok(u64::try_from(tenants).unwrap_or(0))
+}
+
 /// Writes billing's columns of the operators' list, and with `is_new` stores what was derived. The list has room for one
 /// currency: that of the subscription which decides, or the first in which anything is paid.
 pub(crate) async fn show(

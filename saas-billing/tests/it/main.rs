@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test's helpers fail the test")]
 
 mod account;
+mod alerts;
 mod apply;
 mod bills;
 mod calls;
