@@ -9,8 +9,10 @@ create table saas.billing_reconcile (
     actor        text not null,
     -- How many objects it may have read again; 0 only reports.
     repairs      bigint not null check (repairs >= 0),
+    -- A run over what was made since then, and what is live or open; null: over everything.
+    created_from timestamptz,
     -- Where it stands: the list it goes through, and behind which object; null at its beginning.
-    list         text not null check (list in ('customer', 'subscription', 'invoice', 'charge', 'refund', 'dispute',
+    list         text not null check (list in ('customer', 'subscription', 'invoice', 'open_invoice', 'charge', 'refund', 'dispute',
                                                'credit_note', 'ours', 'usage')),
     after        text,
     looked_at    bigint not null default 0,

@@ -3,6 +3,7 @@
 use chrono::{DateTime, TimeDelta, Utc};
 use saas_core::Actor;
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use crate::{
     billing::Billing,
@@ -128,6 +129,16 @@ pub enum WebhookAlarm {
         /// Since when the oldest does.
         since: DateTime<Utc>,
     },
+    /// A run of reconciliation that finished within the last day found what no event had told
+    /// ([`reconcile_report`](Billing::reconcile_report)).
+    Drift {
+        /// The last one that did.
+        run: Uuid,
+        /// How many objects differed.
+        objects: u64,
+        /// Of those, the ones that are read again.
+        repaired: u64,
+    },
     /// Tenants have alerts that need a person: two subscriptions, a price that no plan has.
     Alerts {
         /// How many tenants.
@@ -156,6 +167,9 @@ impl Billing {
         let urgent_tenants = self.count_urgent(actor).await?;
         if urgent_tenants > 0 {
             alarms.push(WebhookAlarm::Alerts { tenants: urgent_tenants });
+        }
+        if let Some(run) = self.recent_drift(actor).await? {
+            alarms.push(WebhookAlarm::Drift { run: run.id, objects: run.drifted, repaired: run.repaired });
         }
         let endpoints = match self.endpoints(provider).await {
             Ok(endpoints) => endpoints,

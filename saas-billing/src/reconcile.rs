@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use saas_core::{Actor, Page, PageSize, SystemTx, TenantId};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -20,7 +20,7 @@ use crate::{
     error::BillingError,
     event::{AnySnapshot, read_fetched},
     merge::Origin,
-    object::{Invoice, ObjectId, ObjectKind},
+    object::{Invoice, InvoiceStatus, ObjectId, ObjectKind},
     postgres::{
         directory, fetch, object,
         reconcile::{self, Met, Noted, Step},
@@ -40,6 +40,8 @@ const CUSTOMERS: i64 = 50;
 pub struct ReconcileRun {
     /// Its id.
     pub id: Uuid,
+    /// A run over what was made since then, and what is live or open; `None` for one over everything.
+    pub created_from: Option<DateTime<Utc>>,
     /// What it goes through at present.
     pub list: ReconcileList,
     /// Compared so far: objects, and a customer's usage of a meter.
@@ -64,10 +66,12 @@ pub struct ReconcileRun {
 pub enum ReconcileList {
     /// Stripe's customers.
     Customers,
-    /// Stripe's subscriptions, ended ones too.
+    /// Stripe's subscriptions; ended ones too, but in a run over what is new.
     Subscriptions,
     /// Stripe's invoices.
     Invoices,
+    /// Stripe's open invoices, however old; in a run over what is new.
+    OpenInvoices,
     /// Stripe's charges. Before what names them: a refund does not say whose it is.
     Charges,
     /// Stripe's refunds.
@@ -78,9 +82,23 @@ pub enum ReconcileList {
     CreditNotes,
     /// What is stored as current and was in none of Stripe's lists.
     Ours,
-    /// What customers used of meters on each of the last 35 days that are over.
+    /// What customers used of meters on each of the last 35 days that are over. Not in a run over what is new.
     Usage,
 }
+
+/// All lists, in their order.
+const LISTS: [ReconcileList; 10] = [
+    ReconcileList::Customers,
+    ReconcileList::Subscriptions,
+    ReconcileList::Invoices,
+    ReconcileList::OpenInvoices,
+    ReconcileList::Charges,
+    ReconcileList::Refunds,
+    ReconcileList::Disputes,
+    ReconcileList::CreditNotes,
+    ReconcileList::Ours,
+    ReconcileList::Usage,
+];
 
 impl ReconcileList {
     pub(crate) const fn as_str(self) -> &'static str {
@@ -88,6 +106,7 @@ impl ReconcileList {
             Self::Customers => "customer",
             Self::Subscriptions => "subscription",
             Self::Invoices => "invoice",
+            Self::OpenInvoices => "open_invoice",
             Self::Charges => "charge",
             Self::Refunds => "refund",
             Self::Disputes => "dispute",
@@ -98,25 +117,27 @@ impl ReconcileList {
     }
 
     pub(crate) fn from_stored(name: &str) -> Option<Self> {
-        let mut list = Some(Self::Customers);
-        while let Some(one) = list.filter(|list| list.as_str() != name) {
-            list = one.next();
-        }
-        list
+        LISTS.into_iter().find(|list| list.as_str() == name)
     }
 
-    const fn next(self) -> Option<Self> {
+    /// Whether a run over what is new, or over everything, goes through it.
+    const fn is_of(self, is_delta: bool) -> bool {
         match self {
-            Self::Customers => Some(Self::Subscriptions),
-            Self::Subscriptions => Some(Self::Invoices),
-            Self::Invoices => Some(Self::Charges),
-            Self::Charges => Some(Self::Refunds),
-            Self::Refunds => Some(Self::Disputes),
-            Self::Disputes => Some(Self::CreditNotes),
-            Self::CreditNotes => Some(Self::Ours),
-            Self::Ours => Some(Self::Usage),
-            Self::Usage => None,
+            Self::OpenInvoices => is_delta,
+            Self::Usage => !is_delta,
+            Self::Customers
+            | Self::Subscriptions
+            | Self::Invoices
+            | Self::Charges
+            | Self::Refunds
+            | Self::Disputes
+            | Self::CreditNotes
+            | Self::Ours => true,
         }
+    }
+
+    fn next(self, is_delta: bool) -> Option<Self> {
+        LISTS.into_iter().skip_while(|list| *list != self).skip(1).find(|list| list.is_of(is_delta))
     }
 }
 
@@ -152,9 +173,37 @@ impl Billing {
     /// # Errors
     /// When the database does not answer.
     pub async fn start_reconcile(&self, actor: &Actor, repairs: u32) -> Result<ReconcileRun, BillingError> {
+        self.open_reconcile(actor, (repairs, None)).await
+    }
+
+    /// Begins a run over what is new, or answers with the one that is open, whichever kind it is
+    /// ([`created_from`](ReconcileRun::created_from) says that): objects that were made at `created_from` or later, subscriptions that
+    /// have not ended and open invoices however old, and what is stored as one of these and is none at Stripe. It costs as many calls as
+    /// there are pages of those, so it can run every hour, with an instant somewhat longer ago than that.
+    ///
+    /// It cannot see what changed later of older objects: a charge that is refunded or disputed (the refund and the dispute it
+    /// sees), a dispute that is decided, a refund that fails, an invoice that was settled and is voided, a customer's address or
+    /// deletion, what was used. Nor whatever an outage longer than its span has lost. A run over everything each night does.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn start_reconcile_since(
+        &self,
+        actor: &Actor,
+        repairs: u32,
+        created_from: DateTime<Utc>,
+    ) -> Result<ReconcileRun, BillingError> {
+        self.open_reconcile(actor, (repairs, Some(created_from))).await
+    }
+
+    async fn open_reconcile(
+        &self,
+        actor: &Actor,
+        asked: (u32, Option<DateTime<Utc>>),
+    ) -> Result<ReconcileRun, BillingError> {
         let now = self.clock.now();
         let mut tx = SystemTx::begin(&self.system, actor.clone(), "begin to reconcile with Stripe").await?;
-        let run = reconcile::open(&mut tx, &self.scope, &actor.to_string(), repairs, now).await?;
+        let run = reconcile::open(&mut tx, &self.scope, &actor.to_string(), asked, now).await?;
         tx.commit().await?;
         Ok(run)
     }
@@ -171,7 +220,7 @@ impl Billing {
         let open = reconcile::find_open(&mut tx, &self.scope).await?;
         tx.commit().await?;
         let Some((run, after)) = open else { return Ok(None) };
-        let run = match source_of(run.list) {
+        let run = match source_of(run.list, run.created_from) {
             Source::Stripe(kind, query) => {
                 let page = provider.list(&query, after.as_ref(), PageLimit::MAX).await?;
                 // An object that cannot be read is for the fetch to explain.
@@ -212,7 +261,7 @@ impl Billing {
     ) -> Result<(Vec<Met>, Option<ObjectId>), BillingError> {
         let mut tx = SystemTx::begin_with(&self.system, ACTOR, "list what Stripe did not", BOUNDS).await?;
         let customers = directory::customers(&mut tx, &self.scope, after, CUSTOMERS).await?;
-        let unmet = reconcile::unmet(&mut tx, &self.scope, run.id, &customers).await?;
+        let unmet = reconcile::unmet(&mut tx, &self.scope, run, &customers).await?;
         tx.commit().await?;
         let met = unmet.into_iter().map(|(kind, id)| Met { kind, id, theirs: None }).collect();
         Ok((met, behind(&customers)))
@@ -249,8 +298,15 @@ impl Billing {
                 step.unlinked += 1;
                 continue;
             }
+            let fields = match (run.created_from, &met.theirs) {
+                // An older one that is neither live nor open is no part of the run.
+                (Some(_), None) => match ended_elsewhere(ours) {
+                    Some(field) => BTreeMap::from([("status".to_owned(), field)]),
+                    None => continue,
+                },
+                (_, theirs) => differences(ours, theirs.as_ref()),
+            };
             step.looked_at += 1;
-            let fields = differences(ours, met.theirs.as_ref());
             let mut repaired = false;
             if !fields.is_empty() {
                 step.drifted += 1;
@@ -310,9 +366,21 @@ impl Billing {
         next: Option<ObjectId>,
     ) -> Result<ReconcileRun, BillingError> {
         reconcile::note(&mut tx, &self.scope, run.id, noted).await?;
-        let list = if next.is_some() { Some(run.list) } else { run.list.next() };
+        let list = if next.is_some() { Some(run.list) } else { run.list.next(run.created_from.is_some()) };
         let run =
             reconcile::advance(&mut tx, &self.scope, run.id, &step, (list, next.as_ref()), self.clock.now()).await?;
+        tx.commit().await?;
+        if run.finished_at.is_some() && run.drifted > 0 {
+            let (drifted, repaired) = (run.drifted, run.repaired);
+            tracing::warn!(target: "saas.billing.reconcile", run = %run.id, drifted, repaired, "what is stored differed from Stripe");
+        }
+        Ok(run)
+    }
+
+    /// The run that found a difference and finished last, within a day.
+    pub(crate) async fn recent_drift(&self, actor: &Actor) -> Result<Option<ReconcileRun>, BillingError> {
+        let mut tx = SystemTx::begin(&self.system, actor.clone(), "look whether a run found a difference").await?;
+        let run = reconcile::last_drifted(&mut tx, &self.scope, self.clock.now() - TimeDelta::days(1)).await?;
         tx.commit().await?;
         Ok(run)
     }
@@ -331,22 +399,47 @@ enum Source {
     Usage,
 }
 
-const fn source_of(list: ReconcileList) -> Source {
-    match list {
-        ReconcileList::Customers => Source::Stripe(ObjectKind::Customer, Query::Customers { created_from: None }),
-        ReconcileList::Subscriptions => {
-            Source::Stripe(ObjectKind::Subscription, Query::Subscriptions { customer: None })
+fn source_of(list: ReconcileList, created_from: Option<DateTime<Utc>>) -> Source {
+    let (kind, all) = match list {
+        ReconcileList::Customers => (ObjectKind::Customer, Query::Customers { created_from: None }),
+        ReconcileList::Subscriptions => match created_from {
+            None => (ObjectKind::Subscription, Query::Subscriptions { customer: None }),
+            // All that live: whether one changed is not said by when it was made.
+            Some(_) => return Source::Stripe(ObjectKind::Subscription, Query::LiveSubscriptions),
+        },
+        ReconcileList::OpenInvoices => {
+            let query = Query::Invoices { customer: None, status: Some(InvoiceStatus::Open) };
+            return Source::Stripe(ObjectKind::Invoice, query);
         }
-        ReconcileList::Invoices => {
-            Source::Stripe(ObjectKind::Invoice, Query::Invoices { customer: None, status: None })
-        }
-        ReconcileList::Charges => Source::Stripe(ObjectKind::Charge, Query::Charges),
-        ReconcileList::Refunds => Source::Stripe(ObjectKind::Refund, Query::Refunds),
-        ReconcileList::Disputes => Source::Stripe(ObjectKind::Dispute, Query::Disputes),
-        ReconcileList::CreditNotes => Source::Stripe(ObjectKind::CreditNote, Query::CreditNotes),
-        ReconcileList::Ours => Source::Ours,
-        ReconcileList::Usage => Source::Usage,
+        ReconcileList::Invoices => (ObjectKind::Invoice, Query::Invoices { customer: None, status: None }),
+        ReconcileList::Charges => (ObjectKind::Charge, Query::Charges),
+        ReconcileList::Refunds => (ObjectKind::Refund, Query::Refunds),
+        ReconcileList::Disputes => (ObjectKind::Dispute, Query::Disputes),
+        ReconcileList::CreditNotes => (ObjectKind::CreditNote, Query::CreditNotes),
+        ReconcileList::Ours => return Source::Ours,
+        ReconcileList::Usage => return Source::Usage,
+    };
+    match created_from {
+        Some(created_from) => Source::Stripe(kind, Query::Recent { kind, created_from }),
+        None => Source::Stripe(kind, all),
     }
+}
+
+/// What a run over what is new says of an object that Stripe's lists of what lives did not hold; `None` where it belongs to none.
+fn ended_elsewhere(ours: Option<&AnyMerged>) -> Option<FieldDrift> {
+    let (ours, theirs) = match ours? {
+        AnyMerged::Subscription(merged) if !merged.value().is_final() => (merged.value().status.as_str(), "ended"),
+        AnyMerged::Invoice(merged) if merged.value().status == InvoiceStatus::Open => ("open", "not open"),
+        AnyMerged::Subscription(_)
+        | AnyMerged::Invoice(_)
+        | AnyMerged::Customer(_)
+        | AnyMerged::CheckoutSession(_)
+        | AnyMerged::Charge(_)
+        | AnyMerged::Refund(_)
+        | AnyMerged::Dispute(_)
+        | AnyMerged::CreditNote(_) => return None,
+    };
+    Some(FieldDrift { ours: ours.into(), theirs: theirs.into() })
 }
 
 fn read(kind: ObjectKind, json: &serde_json::value::RawValue) -> Option<Met> {

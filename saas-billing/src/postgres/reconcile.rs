@@ -32,18 +32,31 @@ pub(crate) struct Step {
     pub(crate) repaired: u64,
 }
 
-/// Id, repairs, list, after, looked at, unlinked, drifted, repaired, started, finished.
-type Row = (Uuid, i64, String, Option<String>, i64, i64, i64, i64, DateTime<Utc>, Option<DateTime<Utc>>);
+/// Id, repairs, created from, list, after, looked at, unlinked, drifted, repaired, started, finished.
+type Row = (
+    Uuid,
+    i64,
+    Option<DateTime<Utc>>,
+    String,
+    Option<String>,
+    i64,
+    i64,
+    i64,
+    i64,
+    DateTime<Utc>,
+    Option<DateTime<Utc>>,
+);
 
 const fn corrupt(column: &'static str) -> CoreError {
     CoreError::Corrupt { table: "saas.billing_reconcile", column }
 }
 
 fn read_run(row: Row) -> Result<(ReconcileRun, Option<ObjectId>), CoreError> {
-    let (id, repairs, list, after, looked_at, unlinked, drifted, repaired, started_at, finished_at) = row;
+    let (id, repairs, created_from, list, after, looked_at, unlinked, drifted, repaired, started_at, finished_at) = row;
     let number = |number: i64| u64::try_from(number).map_err(|_| corrupt("looked_at"));
     let run = ReconcileRun {
         id,
+        created_from,
         list: ReconcileList::from_stored(&list).ok_or(corrupt("list"))?,
         looked_at: number(looked_at)?,
         unlinked: number(unlinked)?,
@@ -62,14 +75,14 @@ pub(crate) async fn open(
     connection: &mut PgConnection,
     scope: &Scope,
     actor: &str,
-    repairs: u32,
+    (repairs, created_from): (u32, Option<DateTime<Utc>>),
     now: DateTime<Utc>,
 ) -> Result<ReconcileRun, CoreError> {
     let row: Row = sqlx::query_as(
-        "insert into saas.billing_reconcile as open (account, livemode, id, actor, repairs, list, started_at)
-         values ($1, $2, $3, $4, $5, $6, $7)
+        "insert into saas.billing_reconcile as open (account, livemode, id, actor, repairs, list, started_at, created_from)
+         values ($1, $2, $3, $4, $5, $6, $7, $8)
          on conflict (account, livemode) where finished_at is null do update set list = open.list
-         returning id, repairs, list, after, looked_at, unlinked, drifted, repaired, started_at, finished_at",
+         returning id, repairs, created_from, list, after, looked_at, unlinked, drifted, repaired, started_at, finished_at",
     )
     .bind(&scope.account)
     .bind(scope.livemode)
@@ -78,6 +91,7 @@ pub(crate) async fn open(
     .bind(i64::from(repairs))
     .bind(ReconcileList::Customers.as_str())
     .bind(now)
+    .bind(created_from)
     .fetch_one(connection)
     .await
     .map_err(CoreError::from_database)?;
@@ -90,7 +104,7 @@ pub(crate) async fn find_open(
     scope: &Scope,
 ) -> Result<Option<(ReconcileRun, Option<ObjectId>)>, CoreError> {
     let row: Option<Row> = sqlx::query_as(
-        "select id, repairs, list, after, looked_at, unlinked, drifted, repaired, started_at, finished_at
+        "select id, repairs, created_from, list, after, looked_at, unlinked, drifted, repaired, started_at, finished_at
          from saas.billing_reconcile
          where account = $1 and livemode = $2 and finished_at is null",
     )
@@ -105,7 +119,7 @@ pub(crate) async fn find_open(
 /// A run.
 pub(crate) async fn find(connection: &mut PgConnection, scope: &Scope, run: Uuid) -> Result<ReconcileRun, CoreError> {
     let row: Option<Row> = sqlx::query_as(
-        "select id, repairs, list, after, looked_at, unlinked, drifted, repaired, started_at, finished_at
+        "select id, repairs, created_from, list, after, looked_at, unlinked, drifted, repaired, started_at, finished_at
          from saas.billing_reconcile
          where account = $1 and livemode = $2 and id = $3",
     )
@@ -126,7 +140,7 @@ pub(crate) async fn lock(
     (list, after): (ReconcileList, Option<&ObjectId>),
 ) -> Result<Option<ReconcileRun>, CoreError> {
     let row: Option<Row> = sqlx::query_as(
-        "select id, repairs, list, after, looked_at, unlinked, drifted, repaired, started_at, finished_at
+        "select id, repairs, created_from, list, after, looked_at, unlinked, drifted, repaired, started_at, finished_at
          from saas.billing_reconcile
          where account = $1 and livemode = $2 and id = $3 and list = $4 and after is not distinct from $5
            and finished_at is null
@@ -208,7 +222,7 @@ pub(crate) async fn advance(
          set list = coalesce($4::text, list), after = $5, looked_at = looked_at + $6, unlinked = unlinked + $7,
              drifted = drifted + $8, repaired = repaired + $9, finished_at = case when $4::text is null then $10::timestamptz end
          where account = $1 and livemode = $2 and id = $3
-         returning id, repairs, list, after, looked_at, unlinked, drifted, repaired, started_at, finished_at",
+         returning id, repairs, created_from, list, after, looked_at, unlinked, drifted, repaired, started_at, finished_at",
     )
     .bind(&scope.account)
     .bind(scope.livemode)
@@ -226,11 +240,12 @@ pub(crate) async fn advance(
     read_run(row).map(|(run, _)| run)
 }
 
-/// Current objects of these customers' tenants that a run has not met.
+/// Current objects of these customers' tenants that a run has not met. Of a run over what is new, subscriptions and invoices that
+/// nobody has told of since it began.
 pub(crate) async fn unmet(
     connection: &mut PgConnection,
     scope: &Scope,
-    run: Uuid,
+    run: &ReconcileRun,
     customers: &[(ObjectId, TenantId)],
 ) -> Result<Vec<(ObjectKind, ObjectId)>, CoreError> {
     let rows: Vec<(String, String)> = sqlx::query_as(
@@ -243,16 +258,40 @@ pub(crate) async fn unmet(
              limit 1
          ) met on true
          where o.tenant_id = any($4) and o.livemode = $2 and o.is_current and met.is_met is null
-           and o.kind in ('customer', 'subscription', 'invoice')",
+           and o.kind in ('customer', 'subscription', 'invoice')
+           and ($5::timestamptz is null or o.kind <> 'customer' and o.updated_at <= $5)",
     )
     .bind(&scope.account)
     .bind(scope.livemode)
-    .bind(run)
+    .bind(run.id)
     .bind(customers.iter().map(|(_, tenant)| tenant.as_uuid()).collect::<Vec<_>>())
+    .bind(run.created_from.map(|_| run.started_at))
     .fetch_all(connection)
     .await
     .map_err(CoreError::from_database)?;
     rows.into_iter().map(read_met).collect()
+}
+
+/// The run that found a difference and finished last, at that instant or later.
+pub(crate) async fn last_drifted(
+    connection: &mut PgConnection,
+    scope: &Scope,
+    finished_from: DateTime<Utc>,
+) -> Result<Option<ReconcileRun>, CoreError> {
+    let row: Option<Row> = sqlx::query_as(
+        "select id, repairs, created_from, list, after, looked_at, unlinked, drifted, repaired, started_at, finished_at
+         from saas.billing_reconcile
+         where account = $1 and livemode = $2 and finished_at >= $3 and drifted > 0
+         order by finished_at desc
+         limit 1",
+    )
+    .bind(&scope.account)
+    .bind(scope.livemode)
+    .bind(finished_from)
+    .fetch_optional(connection)
+    .await
+    .map_err(CoreError::from_database)?;
+    Ok(row.map(read_run).transpose()?.map(|(run, _)| run))
 }
 
 /// What differed, by id.

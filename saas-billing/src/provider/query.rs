@@ -5,7 +5,7 @@ use std::fmt;
 use chrono::{DateTime, Utc};
 use serde_json::value::RawValue;
 
-use crate::object::{InvoiceStatus, ObjectId};
+use crate::object::{InvoiceStatus, ObjectId, ObjectKind};
 
 /// A list of Stripe's.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,6 +37,15 @@ pub enum Query {
         /// In which state; in any if `None`.
         status: Option<InvoiceStatus>,
     },
+    /// Objects of a kind, newest first, in any state; customers that are not deleted.
+    Recent {
+        /// Which.
+        kind: ObjectKind,
+        /// Made at this second or later.
+        created_from: DateTime<Utc>,
+    },
+    /// Subscriptions of all customers that have not been cancelled.
+    LiveSubscriptions,
     /// Charges, failed ones too.
     Charges,
     /// Refunds.

@@ -226,16 +226,6 @@ impl Call {
 
     /// The request of one object, in a version of the API. Of a subscription, the terms of its discounts are asked for too.
     pub(crate) fn fetch(kind: ObjectKind, id: &ObjectId, version: &str) -> Self {
-        let list = match kind {
-            ObjectKind::Customer => "/v1/customers",
-            ObjectKind::CheckoutSession => "/v1/checkout/sessions",
-            ObjectKind::Subscription => "/v1/subscriptions",
-            ObjectKind::Invoice => "/v1/invoices",
-            ObjectKind::Charge => "/v1/charges",
-            ObjectKind::Refund => "/v1/refunds",
-            ObjectKind::Dispute => "/v1/disputes",
-            ObjectKind::CreditNote => "/v1/credit_notes",
-        };
         let terms: &[&str] = match kind {
             // Versions begin with their date; since this one a coupon stands under `source`, as an id. Of an item's discount
             // it would be a fifth level, and Stripe expands four.
@@ -250,7 +240,7 @@ impl Call {
             | ObjectKind::Dispute
             | ObjectKind::CreditNote => &[],
         };
-        Self::get(at(list, id, "")).with(|form| {
+        Self::get(at(list_of(kind), id, "")).with(|form| {
             for (n, term) in terms.iter().enumerate() {
                 form.put(format!("expand[{n}]"), term);
             }
@@ -285,6 +275,13 @@ impl Call {
                 form.put_some("customer", customer.as_ref()).put_some("status", status);
                 form.put_some("expand[0]", (version >= PAID_ELSEWHERE_SINCE).then_some("data.amount_paid_off_stripe"));
             }),
+            Query::Recent { kind, created_from } => Self::get(list_of(*kind)).with(|form| {
+                form.put("created[gte]", created_from.timestamp());
+                if *kind == ObjectKind::Subscription {
+                    form.put("status", "all");
+                }
+            }),
+            Query::LiveSubscriptions => Self::get("/v1/subscriptions"),
             Query::Charges => Self::get("/v1/charges"),
             Query::Refunds => Self::get("/v1/refunds"),
             Query::Disputes => Self::get("/v1/disputes"),
@@ -314,6 +311,20 @@ impl Call {
         Ok(call.with(|form| {
             form.put("limit", limit.get()).put_some("starting_after", after);
         }))
+    }
+}
+
+/// Where the objects of a kind are.
+const fn list_of(kind: ObjectKind) -> &'static str {
+    match kind {
+        ObjectKind::Customer => "/v1/customers",
+        ObjectKind::CheckoutSession => "/v1/checkout/sessions",
+        ObjectKind::Subscription => "/v1/subscriptions",
+        ObjectKind::Invoice => "/v1/invoices",
+        ObjectKind::Charge => "/v1/charges",
+        ObjectKind::Refund => "/v1/refunds",
+        ObjectKind::Dispute => "/v1/disputes",
+        ObjectKind::CreditNote => "/v1/credit_notes",
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use chrono::TimeDelta;
 use saas_billing::{
-    Accepted, BackFilled, Drift, ReconcileRun,
+    Accepted, BackFilled, Drift, ReconcileRun, WebhookAlarm,
     ledger::Account,
     object::{ObjectId, ObjectKind},
     stripe::StripeApi,
@@ -14,7 +14,7 @@ use saas_core::{Clock as _, ErrorKind, PageSize, RequestContext};
 
 use crate::{
     provider::adapter,
-    shop::{OPERATOR, Shop, id},
+    shop::{OPERATOR, Shop, config, id, service},
 };
 
 /// A shop whose Stripe is reached over HTTP.
@@ -47,6 +47,17 @@ impl Line {
     /// A whole run.
     async fn reconcile(&self, repairs: u32) -> (ReconcileRun, Vec<Drift>) {
         let run = self.shop.billing.start_reconcile(&OPERATOR, repairs).await.unwrap();
+        self.finish(run).await
+    }
+
+    /// A run over what was made within these hours.
+    async fn reconcile_since(&self, hours: i64, repairs: u32) -> (ReconcileRun, Vec<Drift>) {
+        let since = self.shop.stripe.now() - TimeDelta::hours(hours);
+        let run = self.shop.billing.start_reconcile_since(&OPERATOR, repairs, since).await.unwrap();
+        self.finish(run).await
+    }
+
+    async fn finish(&self, run: ReconcileRun) -> (ReconcileRun, Vec<Drift>) {
         let mut last = run;
         while last.finished_at.is_none() {
             last = self.shop.billing.reconcile_step(&self.stripe).await.unwrap().unwrap();
@@ -369,4 +380,108 @@ async fn a_draft_that_was_deleted_unheard_is_deleted_by_the_next_reconcile() {
     line.fetch_all().await;
     assert_eq!(shop.billing.inbox_health(&OPERATOR).await.unwrap().dead_fetches, 0);
     assert_eq!(line.reconcile(10).await.0.drifted, 0);
+}
+
+// W20: hourly over what is new, daily over everything
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_over_what_is_new_lists_less_finds_what_was_lost_and_leaves_older_changes_to_a_whole_run() {
+    let line = Line::open().await;
+    let stripe = &line.shop.stripe;
+    let (acme, renewed) = line.shop.buyer("acme").await;
+    let (globex, cancelled) = line.shop.buyer("globex").await;
+    for n in 0..220 {
+        stripe.create_customer(&format!("stranger-{n}@example.com"));
+    }
+    line.shop.deliver_all().await;
+    line.fetch_all().await;
+    // Past the renewal, and the hour for which its invoices are drafts.
+    stripe.advance(TimeDelta::days(31) + TimeDelta::hours(5));
+    line.shop.deliver_all().await;
+    line.fetch_all().await;
+    let calls = async |whole: bool| {
+        let before = stripe.calls();
+        let (run, drifts) = if whole { line.reconcile(0).await } else { line.reconcile_since(1, 0).await };
+        assert_eq!((run.drifted, drifts), (0, vec![]));
+        (stripe.calls() - before, run.looked_at)
+    };
+    let (whole, all) = calls(true).await;
+    let (delta, live) = calls(false).await;
+    assert!(delta < whole && live < all, "{delta} calls of {whole}, {live} objects of {all}");
+    assert_eq!(live, 2, "the subscriptions: nothing is new");
+
+    // All of this is told by events that are lost.
+    let old = stripe.charge_of(renewed.invoice.as_ref().unwrap()).unwrap();
+    let refund = stripe.refund(&old, Some(300)).unwrap();
+    stripe.cancel(&cancelled.subscription);
+    drop(stripe.deliveries());
+    let (run, drifts) = line.reconcile_since(1, 100).await;
+    assert!(run.created_from.is_some());
+    let of = |object: &saas_billing::ObjectId| drifts.iter().find(|drift| drift.object == *object);
+    assert_eq!(of(&refund).unwrap().fields["whole"].ours, "missing");
+    let ended = &of(&cancelled.subscription).unwrap().fields["status"];
+    assert_eq!((&ended.ours, &ended.theirs), (&"active".into(), &"ended".into()));
+    assert_eq!((drifts.len(), run.drifted, run.repaired), (2, 2, 2), "{drifts:?}");
+    let health = line.shop.billing.webhook_health(&line.stripe, &OPERATOR).await.unwrap();
+    let alarm = WebhookAlarm::Drift { run: run.id, objects: 2, repaired: 2 };
+    assert!(health.alarms.contains(&alarm), "{health:?}");
+    line.fetch_all().await;
+    assert_eq!((line.plan(&acme).await.as_deref(), line.plan(&globex).await), (Some("pro@1"), None));
+    // What becomes later of an object that is not new: the refund is sent back.
+    stripe.advance(TimeDelta::hours(2));
+    stripe.fail_refund(&refund).unwrap();
+    drop(stripe.deliveries());
+    assert_eq!(line.reconcile_since(1, 100).await.1, vec![]);
+    let (_, drifts) = line.reconcile(100).await;
+    assert!(drifts.iter().any(|drift| drift.object == refund), "{drifts:?}");
+    line.fetch_all().await;
+    line.shop.database.clock().advance(TimeDelta::hours(25));
+    let health = line.shop.billing.webhook_health(&line.stripe, &OPERATOR).await.unwrap();
+    assert!(!health.alarms.iter().any(|alarm| matches!(alarm, WebhookAlarm::Drift { .. })), "{health:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_over_what_is_new_finds_a_new_object_and_an_old_invoice_that_was_paid_and_goes_on_after_a_kill() {
+    let line = Line::open().await;
+    let stripe = &line.shop.stripe;
+    let (_, bought) = line.shop.buyer("acme").await;
+    let (_, behind) = line.shop.buyer("globex").await;
+    line.shop.deliver_all().await;
+    stripe.fail_next_payment(&behind.customer);
+    stripe.advance(TimeDelta::days(31) + TimeDelta::hours(2));
+    line.shop.deliver_all().await;
+    line.fetch_all().await;
+    let owed: saas_billing::ObjectId = {
+        let subscription = stripe.object(ObjectKind::Subscription, &behind.subscription).unwrap();
+        id(subscription["latest_invoice"].as_str().unwrap())
+    };
+    stripe.advance(TimeDelta::hours(3));
+    line.shop.deliver_all().await;
+    line.fetch_all().await;
+    stripe.pay_invoice(&owed).unwrap();
+    stripe.update_quantity(&bought.subscription, 7);
+    drop(stripe.deliveries());
+
+    let since = stripe.now() - TimeDelta::hours(1);
+    let run = line.shop.billing.start_reconcile_since(&OPERATOR, 0, since).await.unwrap();
+    let other = service(&line.shop.database, config(stripe));
+    let mut dropped = 0;
+    loop {
+        let Some(done) = cut_after(dropped, other.reconcile_step(&line.stripe)).await else {
+            dropped += 1;
+            continue;
+        };
+        match done.unwrap() {
+            Some(step) if step.finished_at.is_none() => assert_eq!(step.created_from, run.created_from),
+            _ => break,
+        }
+        dropped = 0;
+    }
+    let drifts = line.report(&run).await;
+    let of = |object: &saas_billing::ObjectId| drifts.iter().find(|drift| drift.object == *object).unwrap();
+    assert_eq!(of(&owed).fields["status"].theirs, "not open");
+    assert!(of(&bought.subscription).fields.contains_key("items"));
+    let charge = stripe.charge_of(&owed).unwrap();
+    assert_eq!(of(&charge).fields["whole"].ours, "missing");
+    let counted = "select drifted from saas.billing_reconcile where finished_at is not null";
+    assert_eq!(line.shop.scalar(counted).await, i64::try_from(drifts.len()).unwrap(), "each once: {drifts:?}");
 }

@@ -41,7 +41,12 @@ impl Request<'_, '_> {
         self.show(kind, id)
     }
 
-    pub(super) fn many(self, kind: ObjectKind, url: &str, ids: Vec<String>) -> Outcome {
+    pub(super) fn many(mut self, kind: ObjectKind, url: &str, mut ids: Vec<String>) -> Outcome {
+        let from = self.params.instant("created[gte]")?.map(|from| from.timestamp());
+        if let Some(from) = from {
+            let created = |id: &String| self.engine.show(self.shape, kind, id).and_then(|one| one["created"].as_i64());
+            ids.retain(|id| created(id).is_some_and(|created| created >= from));
+        }
         let (engine, shape) = (&*self.engine, self.shape);
         let show = |id: &str| engine.show(shape, kind, id);
         Self::window(self.params, url, ids, show)
@@ -121,11 +126,8 @@ impl Request<'_, '_> {
         self.done(ObjectKind::Customer, id)
     }
 
-    pub(super) fn list_customers(mut self) -> Outcome {
-        let from = self.params.instant("created[gte]")?;
-        let fits = |customer: &crate::testing::world::SimCustomer| {
-            !customer.deleted && from.is_none_or(|from| customer.created >= from)
-        };
+    pub(super) fn list_customers(self) -> Outcome {
+        let fits = |customer: &crate::testing::world::SimCustomer| !customer.deleted;
         let ids = Self::all(&self.engine.world.customers, fits);
         self.many(ObjectKind::Customer, "/v1/customers", ids)
     }
