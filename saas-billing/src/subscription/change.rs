@@ -202,7 +202,9 @@ impl Billing {
     /// - [`StateForbids`](BillingError::StateForbids): says what is in the way, and what to do first.
     /// - [`Invalid`](BillingError::Invalid): the catalogue has no such price, or does not sell it.
     /// - [`KeyReused`](saas_core::CoreError::KeyReused): the key came with another request.
-    /// - [`Provider`](BillingError::Provider): Stripe refuses or does not answer; retryable, the outbox goes on.
+    /// - [`Provider`](BillingError::Provider): Stripe refuses, or does not answer, which is retryable: call again with the same key.
+    ///   If anything was sent, the outbox goes on by itself; if the first look at Stripe failed, nothing was sent, nothing is left
+    ///   behind and the key is free.
     pub async fn change_plan(
         &self,
         provider: &dyn PaymentProvider,
