@@ -59,6 +59,8 @@ impl LeasedUse {
 /// Uses of tenants, spent from memory under a limit that all processes share.
 ///
 /// A clone is another handle to the same leases. Make one per process, and call [`shutdown`](Self::shutdown) at its end.
+/// Reports are sent by a task on the runtime of whoever used them first. When that runtime ends, the next use on another one
+/// starts the task there.
 /// A changed limit is noticed within a tick of the gate's hearing of it; units that were lent before may still be used until
 /// then.
 #[derive(Clone)]
@@ -86,9 +88,7 @@ impl Consuming {
         Self::Asking(Box::pin(async move {
             let unavailable = || EntitlementsError::Unavailable { cause: None };
             let runtime = tokio::runtime::Handle::try_current().map_err(|_| unavailable())?;
-            if !inner.ticking.swap(true, Ordering::Relaxed) {
-                drop(runtime.spawn(keep_reporting(Arc::downgrade(&inner))));
-            }
+            inner.keep_ticking(&runtime);
             let deciding = runtime.spawn(async move { inner.consume(&caller, &meter, amount).await });
             deciding.await.unwrap_or_else(|_| Err(unavailable()))
         }))
@@ -119,6 +119,7 @@ pub(super) struct Inner {
     shards: [ArcSwap<Map>; SHARDS],
     /// Whoever changes a map.
     writer: Mutex<()>,
+    /// Whether a task ticks, on the runtime of whoever started it.
     ticking: AtomicBool,
     closed: AtomicBool,
 }
@@ -221,8 +222,21 @@ impl fmt::Debug for Leases {
     }
 }
 
+/// Says that nothing ticks any more, however its task ended: with the runtime that it was on, or by a panic.
+struct Ticking(Weak<Inner>);
+
+impl Drop for Ticking {
+    fn drop(&mut self) {
+        let Some(inner) = self.0.upgrade() else { return };
+        inner.ticking.store(false, Ordering::Release);
+        // Whoever uses what is in memory would ask nobody for long: the next use of each looks.
+        inner.cells().for_each(|cell| cell.watch(u64::MAX));
+    }
+}
+
 /// Ticks until the leases are gone.
-async fn keep_reporting(leases: Weak<Inner>) {
+async fn keep_reporting(ticking: Ticking) {
+    let Ticking(leases) = &ticking;
     let Some(period) = leases.upgrade().map(|inner| inner.options.tick) else { return };
     let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + period, period);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -242,7 +256,19 @@ impl Inner {
         &self.shards[usize::from(last) % SHARDS]
     }
 
-    /// Borrows more while there is some left, once for all who find that it is little.
+    fn cells(&self) -> impl Iterator<Item = Arc<Cell>> {
+        let of_shard = |shard: &ArcSwap<Map>| shard.load().values().flat_map(Cells::iter).cloned().collect::<Vec<_>>();
+        self.shards.iter().flat_map(of_shard)
+    }
+
+    /// Ticks on this runtime, unless something ticks already.
+    fn keep_ticking(self: &Arc<Self>, runtime: &tokio::runtime::Handle) {
+        if !self.ticking.swap(true, Ordering::AcqRel) {
+            drop(runtime.spawn(keep_reporting(Ticking(Arc::downgrade(self)))));
+        }
+    }
+
+    /// Borrows more while there is some left, once for all who find that it is little, or that nothing ticks any more.
     #[cold]
     #[inline(never)]
     fn borrow_ahead(self: &Arc<Self>, cell: &Arc<Cell>) {
@@ -250,6 +276,10 @@ impl Inner {
             return;
         }
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        self.keep_ticking(&runtime);
+        if !self.options.borrows_ahead {
+            return;
+        }
         let (inner, cell) = (Arc::clone(self), Arc::clone(cell));
         drop(runtime.spawn(async move { inner.top_up(&cell).await }));
     }
@@ -324,11 +354,7 @@ impl Drop for Inner {
     fn drop(&mut self) {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         let now = self.entitlements.core.clock.now();
-        for cell in self
-            .shards
-            .iter()
-            .flat_map(|shard| shard.load().values().flat_map(Cells::iter).cloned().collect::<Vec<_>>())
-        {
+        for cell in self.cells() {
             let Ok(mut state) = cell.state().try_lock() else { continue };
             cell.end(&mut state, self.options.life);
             let owed = std::mem::take(&mut state.endings);

@@ -116,6 +116,41 @@ async fn a_process_that_holds_gives_back_what_another_was_refused() {
     assert_eq!(two.consume(1, tenant, 950).await, LeasedUse::Granted);
 }
 
+// C11
+#[test]
+fn reports_go_on_when_the_runtime_that_sent_them_has_ended() {
+    for ahead in [false, true] {
+        let stage = Stage::new();
+        let tenant = stage.tenant("free");
+        let store = Arc::new(MemoryLeases::new());
+        let tick = Duration::from_secs(3_600);
+        let options = LeaseOptions::default().with_size(100, 100).with_exposed_share(2).with_tick(tick);
+        let options = if ahead { options } else { options.without_borrowing_ahead() };
+        let leases = Leases::new(stage.gate.clone(), store.clone(), options.with_life(Duration::from_secs(7_200)));
+        let ctx = RequestContext::new_at(tenant, Actor::system("test"), stage.now());
+        let used_of = async || {
+            let period = period_at(&stage.gate.snapshot(tenant).await.limit(&CALLS).unwrap(), None, stage.now());
+            store.balance(&ctx, &CALLS, Window::Day, period).await.unwrap().used
+        };
+        let runtime = || {
+            let mut builder = tokio::runtime::Builder::new_current_thread();
+            builder.enable_time().start_paused(true).build().unwrap()
+        };
+        for used in [1, 2, 3] {
+            // The first asks, the second uses what is in memory.
+            runtime().block_on(async {
+                assert_eq!(leases.consume(&ctx, &CALLS, 1).await.unwrap(), LeasedUse::Granted);
+                let deadline = std::time::Instant::now() + Duration::from_secs(10);
+                while used_of().await < used {
+                    assert!(std::time::Instant::now() < deadline, "nobody reports");
+                    tokio::time::advance(tick).await;
+                    tokio::task::yield_now().await;
+                }
+            });
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_use_takes_what_is_left_and_the_rest_of_it_is_counted_with_the_refill() {
     let two = Two::new();
