@@ -99,7 +99,7 @@ create table saas.usage_counter (
     -- beyond so much the tenant may only read: a use or a correction that crosses it raises the tenant's revision, so that
     -- every gate hears of it. Set by who asks; null: nobody does.
     over_above    bigint,
-    -- somebody was refused while units were held: holders that are idle give theirs back
+    -- somebody was refused what would fit if all holders of leases gave back: they do, and nothing is lent for a second
     wanted_at     timestamptz,
     primary key (tenant_id, meter, window_kind, window_start)
 ) with (fillfactor = 50);

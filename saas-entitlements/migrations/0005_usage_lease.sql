@@ -220,10 +220,13 @@ begin
         free := up_to - greatest(used, 0) - held - known.carried;
     end if;
     if need > free then
-        update saas.usage_counter c
-        set wanted_at = clock_timestamp()
-        where c.tenant_id = of_tenant and c.meter = of_counter and c.window_kind = in_window
-          and c.window_start = from_start and c.held > known.own;
+        -- Only where it would fit if all holders gave back: what never fits must not keep others from lending.
+        if outstanding > 0 and need <= free + outstanding + known.own - reported then
+            update saas.usage_counter c
+            set wanted_at = clock_timestamp()
+            where c.tenant_id = of_tenant and c.meter = of_counter and c.window_kind = in_window
+              and c.window_start = from_start;
+        end if;
         outcome := 'refused';
         return;
     end if;

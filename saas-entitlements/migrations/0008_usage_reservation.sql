@@ -122,6 +122,7 @@ declare
     mine record;
     parts record;
     from_plan bigint;
+    leased bigint;
     until timestamptz;
 begin
     select t.revision into usage_reserve.revision from saas.tenant t where t.id = of_tenant;
@@ -182,9 +183,16 @@ begin
         -- What was reserved and never used may be in the way.
         if saas.usage_reservation_expire(of_tenant, of_counter) = 0 then
             room := burnt + greatest(up_to - used - held - counter.carried, 0);
-            update saas.usage_counter c set wanted_at = clock_timestamp()
-            where c.tenant_id = of_tenant and c.meter = of_counter and c.window_kind = in_window
-              and c.window_start = from_start and c.held > 0;
+            -- Holders of leases give back where that would make it fit.
+            leased := (
+                select coalesce(sum(l.lent - l.spent - l.returned), 0) from saas.usage_lease l
+                where l.tenant_id = of_tenant and l.counter = of_counter and l.window_kind = in_window
+                  and l.window_start = from_start and l.ended_at is null);
+            if leased > 0 and of_units - burnt <= up_to - used - held - counter.carried + leased then
+                update saas.usage_counter c set wanted_at = clock_timestamp()
+                where c.tenant_id = of_tenant and c.meter = of_counter and c.window_kind = in_window
+                  and c.window_start = from_start;
+            end if;
             outcome := 'refused';
             return next;
             return;

@@ -205,6 +205,19 @@ pub async fn a_refusal_leaves_nothing_but_the_wish(fixture: Fixture) {
     assert_eq!(fixture.balance(0).await, (18, 0));
 }
 
+/// What would not fit if all holders gave back is no wish: nobody gives back for it, and lending goes on.
+pub async fn a_refusal_that_no_return_could_prevent_leaves_nothing(fixture: Fixture) {
+    let holder = fixture.ask(1, 5, 20);
+    assert_eq!(fixture.lent(&holder).await, 5);
+    assert_eq!(fixture.borrow(&fixture.ask(20, 0, 20)).await, Borrowed::Refused { used: 1, held: 5 });
+    assert_eq!(fixture.report(holder.lease, 1, 2, false).await, Reported::Kept { wanted: false, used: 3 });
+    let next = fixture.ask(1, 4, 20);
+    assert_eq!(fixture.lent(&next).await, 4, "still lent");
+    assert_eq!(fixture.balance(0).await, (4, 7));
+    assert_eq!(fixture.borrow(&fixture.ask(16, 0, 20)).await, Borrowed::Refused { used: 4, held: 7 });
+    assert_eq!(fixture.report(next.lease, 1, 1, false).await, Reported::Kept { wanted: true, used: 5 });
+}
+
 /// A refill counts what was spent and what is needed, and lends on top, in one step.
 pub async fn a_refill_reports_and_tops_up_in_one_step(fixture: Fixture) {
     let first = fixture.ask(1, 100, 10_000);
@@ -367,6 +380,7 @@ macro_rules! lease_store_conformance {
             @tests $name, $fixture;
             contention_lends_exactly_the_cap, exposure_is_bounded, reports_count_once_and_the_last_gives_back,
             an_overdue_lease_counts_as_used_and_is_fenced, borrowing_reclaims, a_refusal_leaves_nothing_but_the_wish,
+            a_refusal_that_no_return_could_prevent_leaves_nothing,
             a_refill_reports_and_tops_up_in_one_step, a_lease_is_topped_up_ahead, a_refill_that_was_overtaken_moves_nothing,
             what_an_unanswered_refill_lent_is_given_back, a_refill_that_is_refused_changes_nothing,
             a_late_refill_counts_until_the_lease_is_ended, refills_at_once_count_exactly_the_cap,

@@ -85,7 +85,7 @@ pub enum Borrowed {
 pub enum Reported {
     /// It counts, and the lease lives on.
     Kept {
-        /// Whether somebody was refused within the last second while units were held.
+        /// Whether somebody was refused within the last second what would fit if all holders gave back.
         wanted: bool,
         /// Used in the window.
         used: u64,

@@ -119,13 +119,16 @@ impl Books {
             None => {}
         }
         self.strand(|of| *of == name, Some(ask.lease));
+        let own = self.leases.get(&(tenant, ask.lease)).map_or(0, |lease| lease.lent - ask.spent);
         let open = self.leases.values().filter(|lease| !lease.ended && lease.of == name);
         let outstanding = open.map(|lease| lease.lent - lease.spent).sum::<u64>() - reported;
         let counter = self.windows.entry(name.clone()).or_default();
         let (used, held) = (counter.balance.used + reported, counter.balance.held - reported);
         let free = draw.cap.saturating_sub(used).saturating_sub(held);
         let Some(rest) = free.checked_sub(draw.units) else {
-            counter.wanted = (held > 0).then(Instant::now);
+            if held > own && draw.units <= draw.cap.saturating_sub(used) {
+                counter.wanted = Some(Instant::now());
+            }
             return Ok(Borrowed::Refused { used, held });
         };
         let mut units = 0;

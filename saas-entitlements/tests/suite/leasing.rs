@@ -11,8 +11,8 @@ use saas_core::{
 };
 use saas_entitlements::{
     Adjustments, Balance, Entitlements, GrantSource, LeaseOptions, LeaseStore, LeasedUse, Leases, Meter, NewGrant,
-    Period, PostgresCounters, PostgresLeases, PostgresSource, SCHEMA, THRESHOLD_RESOLVED_TOPIC, THRESHOLD_TOPIC,
-    ThresholdCrossed, ThresholdResolved, period_at,
+    Period, PostgresCounters, PostgresLeases, PostgresSource, Reservations, Reserved, SCHEMA, THRESHOLD_RESOLVED_TOPIC,
+    THRESHOLD_TOPIC, ThresholdCrossed, ThresholdResolved, period_at,
     usage::{Recorded, UsagePipeline, UsageRecord, record_many},
 };
 use sqlx::Executor;
@@ -194,6 +194,30 @@ async fn leased_uses_that_reach_a_threshold_announce_it_once_and_a_new_window_ta
     assert_eq!(app.crossed().await[2..], [(80, 851)], "armed again");
     next.shutdown().await.unwrap();
     app.assert_that_all_agrees().await;
+}
+
+#[tokio::test]
+async fn a_reservation_that_is_refused_asks_holders_to_give_back_only_where_that_could_be_enough() {
+    let app = App::start().await;
+    let counters = PostgresCounters::new(Arc::new(app.database.tenants().clone()));
+    let reservations = Reservations::new(app.gate.clone(), Arc::new(counters));
+    let leases = app.process(of_size(50));
+    assert!(leases.consume(&app.acme, &CALLS, 1).await.unwrap().is_granted());
+    let minute = Duration::from_secs(60);
+    let kept = reservations.reserve(&app.acme, &CALLS, 99, &key("kept"), minute).await.unwrap();
+    assert!(matches!(kept, Reserved::Granted { .. }), "{kept:?}");
+    // 900 would fit if the lease of 50 came back; what is reserved does not come back for it.
+    for (amount, wanted) in [(901, 0), (900, 1)] {
+        let refused = reservations.reserve(&app.acme, &CALLS, amount, &key("large"), minute).await.unwrap();
+        assert!(matches!(refused, Reserved::Exhausted { held: 149, .. }), "{refused:?}");
+        let sql = "select count(*) from saas.usage_counter where wanted_at is not null";
+        assert_eq!(app.count(sql).await, wanted, "{amount}");
+    }
+    leases.tick().await.unwrap();
+    assert_eq!(app.balance(&CALLS, Window::Day).await, (1, 149), "nothing is new to report");
+    assert!(leases.try_consume(app.acme.tenant(), &CALLS, 1));
+    leases.tick().await.unwrap();
+    assert_eq!(app.balance(&CALLS, Window::Day).await, (2, 99));
 }
 
 // C18

@@ -245,9 +245,9 @@ impl Inner {
                     let Some(pool) = answer.token(0) else { return Err(impossible()) };
                     let refill = Refill { pool, number: answer.number(1), spent: answer.number(2) };
                     match self.refill(place, ctx, ask, (question, refill), now).await? {
-                        Some(Borrowed::Refused { .. }) if !is_trimmed => {
+                        Some(Borrowed::Refused { used, held }) if !is_trimmed => {
                             is_trimmed = true;
-                            self.trim(place, Some(ask.lease)).await?;
+                            self.trim(place, Some((ask.lease, lacking(ask, used, held)))).await?;
                         }
                         Some(Borrowed::Refused { used, held }) => {
                             let own = place.unreported(ask);
@@ -352,7 +352,9 @@ impl Inner {
     ) -> Result<Borrowed, EntitlementsError> {
         add(&self.shelf.totals.direct, 1);
         let borrowed = self.leases.borrow(ctx, ask, now).await?;
-        if matches!(borrowed, Borrowed::Refused { .. }) && self.trim(place, Some(ask.lease)).await? {
+        if let Borrowed::Refused { used, held } = borrowed
+            && self.trim(place, Some((ask.lease, lacking(ask, used, held)))).await?
+        {
             return self.leases.borrow(ctx, ask, now).await;
         }
         Ok(borrowed)
@@ -443,6 +445,11 @@ impl Inner {
             _ => Ok(Reported::Fenced),
         }
     }
+}
+
+/// The least that has to be given back before what is needed can fit, of a limit of which so much is used and held.
+fn lacking(ask: &Ask, used: u64, held: u64) -> u64 {
+    used.saturating_add(held).saturating_add(ask.draw.units).saturating_sub(ask.draw.cap).min(MOST)
 }
 
 /// Nothing beside what is needed: Redis is to lend the rest next time.

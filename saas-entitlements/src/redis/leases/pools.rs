@@ -86,10 +86,16 @@ impl Inner {
         Ok(answer.number(0))
     }
 
-    /// Gives back what nobody holds; whether that was anything. For one who `wants` more, those who hold hear of it.
-    pub(super) async fn trim(&self, place: &Arc<Place>, wants: Option<LeaseToken>) -> Result<bool, EntitlementsError> {
-        let wants = wants.map(|lease| lease.to_string());
-        let Ok(answer) = self.shelf.trim(place, wants.as_deref()).await else { return Ok(false) };
+    /// Gives back what nobody holds; whether that was anything. For one who wants so many units more, those who hold hear of it
+    /// where theirs could be enough.
+    pub(super) async fn trim(
+        &self,
+        place: &Arc<Place>,
+        wants: Option<(LeaseToken, u64)>,
+    ) -> Result<bool, EntitlementsError> {
+        let wants = wants.map(|(lease, lacks)| (lease.to_string(), lacks));
+        let wants = wants.as_ref().map(|(lease, lacks)| (lease.as_str(), *lacks));
+        let Ok(answer) = self.shelf.trim(place, wants).await else { return Ok(false) };
         self.try_to_carry_out(place, &answer.orders).await?;
         Ok(!answer.orders.is_empty())
     }
@@ -109,7 +115,7 @@ impl Inner {
     /// PostgreSQL said so.
     async fn try_to_carry_out(&self, place: &Arc<Place>, orders: &[Order]) -> Result<Option<u64>, EntitlementsError> {
         let (used, is_wanted) = self.make_reports(place, orders).await?;
-        if is_wanted && let Ok(answer) = self.shelf.trim(place, Some("somebody")).await {
+        if is_wanted && let Ok(answer) = self.shelf.trim(place, Some(("somebody", 0))).await {
             self.make_reports(place, &answer.orders).await?;
         }
         Ok(used)

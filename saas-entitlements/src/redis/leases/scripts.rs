@@ -161,10 +161,12 @@ impl Shelf {
         self.ask(&call).await
     }
 
-    /// Takes back what nobody holds; for one who `wants` more, those who hold are asked to give back.
-    pub(super) async fn trim(&self, place: &Place, wants: Option<&str>) -> Result<Answer, Missed> {
+    /// Takes back what nobody holds; for one who wants so many units more, those who hold are asked to give back where that
+    /// could be enough.
+    pub(super) async fn trim(&self, place: &Place, wants: Option<(&str, u64)>) -> Result<Answer, Missed> {
         let mut call = self.begin(&self.scripts.trim, place);
-        call.arg(wants.unwrap_or_default());
+        let (lease, lacks) = wants.unwrap_or_default();
+        call.arg(lease).arg(lacks);
         confirm(&mut call, place);
         self.ask(&call).await
     }

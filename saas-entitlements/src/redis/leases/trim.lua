@@ -1,8 +1,8 @@
--- Takes back what nobody holds, and has it given back. ARGV: life of the place, a lease whose holder wants more, or '', and
--- borrows that were answered.
+-- Takes back what nobody holds, and has it given back. ARGV: life of the place, a lease whose holder wants more, or '', how
+-- many units it lacks, and borrows that were answered.
 local place, why = load()
 if not place then return { why, '0', '0', '0' } end
-confirm_answered(place, 3)
+confirm_answered(place, 4)
 strand(place, ARGV[2])
 local given, held, orders = 0, 0, {}
 for _, pool in ipairs(place.p) do
@@ -23,5 +23,5 @@ for _, pool in ipairs(place.p) do
         order(orders, pool, '0')
     end
 end
-if ARGV[2] ~= '' and held > 0 then place.w = now + WANTED end
+if ARGV[2] ~= '' and held > 0 and given + held >= tonumber(ARGV[3]) then place.w = now + WANTED end
 return answer(place, 'trimmed', text(given), nil, nil, orders)
