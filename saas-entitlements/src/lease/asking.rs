@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Instant};
 
 use chrono::{DateTime, Utc};
-use saas_core::{IdempotencyKey, LeaseToken, MeterKey, RequestContext, TenantContext};
+use saas_core::{ErrorKind, IdempotencyKey, LeaseToken, MeterKey, RequestContext, TenantContext};
 
 use super::{
     Ask, Borrowed, LeaseStore, LeasedUse, Report, Reported,
@@ -28,8 +28,9 @@ impl Inner {
         amount: u64,
     ) -> Result<LeasedUse, EntitlementsError> {
         let tenant = ctx.tenant();
-        // Units of this use that a lease which was ended has paid for.
-        let mut paid = 0;
+        // Units of this use that a lease which was ended has paid for: they count as used whatever comes of the rest. Whole
+        // uses of the meter, as all that is lent.
+        let (mut paid, mut cost) = (0_u64, 1);
         for _ in 0..ATTEMPTS {
             let snapshot = self.entitlements.snapshot(tenant).await;
             // After it: the first load may have found the clock to be wrong.
@@ -39,17 +40,18 @@ impl Inner {
                 Way::Denied(why) => return Ok(LeasedUse::Denied(why)),
                 Way::Direct(why) => {
                     let direct = self.direct.get().ok_or(why)?;
-                    return consume_directly(direct, ctx, meter, amount, now).await;
+                    return consume_directly(direct, ctx, meter, amount.saturating_sub(paid / cost), now).await;
                 }
             };
-            let cell = self.cell(tenant, meter, rule.cost, now);
+            cost = rule.cost;
+            let cell = self.cell(tenant, meter, cost, now);
             let mut state = cell.state().lock().await;
             if state.retired {
                 continue;
             }
             // Whoever held the lock before may have borrowed for this one, too.
             // Cannot overflow: it is at most `i64::MAX`.
-            let units = amount.saturating_mul(rule.cost).saturating_sub(paid);
+            let units = amount.saturating_mul(cost).saturating_sub(paid);
             if cell.take_units(units) {
                 return Ok(LeasedUse::Granted);
             }
@@ -61,7 +63,8 @@ impl Inner {
                     let exhausted = LeasedUse::Exhausted { limit, used, held, resets_at };
                     // Grants are not lent, and may have what the plan has not.
                     let Some(direct) = self.direct.get() else { return Ok(exhausted) };
-                    return Ok(match consume_directly(direct, ctx, meter, amount, now).await? {
+                    let rest = amount.saturating_sub(paid / cost);
+                    return Ok(match consume_directly(direct, ctx, meter, rest, now).await? {
                         LeasedUse::Exhausted { .. } => exhausted,
                         decided @ (LeasedUse::Granted | LeasedUse::Denied(_)) => decided,
                     });
@@ -176,6 +179,11 @@ impl Inner {
                 state.held = None;
                 *paid += rest;
                 Ok(Borrowed::Fenced)
+            }
+            // It did not happen: what is held stays, and so does what was left of it.
+            Err(error) if matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Invalid) => {
+                cell.add(rest);
+                Err(error)
             }
             Err(error) => {
                 // It may have happened. What is not known to be lent is not used, and goes back with the last report; what was

@@ -121,6 +121,9 @@ pub struct Balance {
 /// - *Current*: a store that knows revisions lends only at the ask's own.
 /// - *Announced once*: each threshold that is reached is in one answer of `announce` per window and limit, whatever runs at
 ///   once.
+/// - *Certain*: an error of the kind [`Unavailable`](saas_core::ErrorKind::Unavailable) or
+///   [`Invalid`](saas_core::ErrorKind::Invalid) says that nothing was counted, lent or reported. Where that is not known it is
+///   [`OutcomeUnknown`](saas_core::ErrorKind::OutcomeUnknown).
 /// - *Isolated*: reads and writes only the context's tenant.
 #[async_trait]
 pub trait LeaseStore: fmt::Debug + Send + Sync + 'static {

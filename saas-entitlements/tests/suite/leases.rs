@@ -242,6 +242,7 @@ async fn another_rule_or_window_ends_the_lease() {
 struct Flaky {
     store: MemoryLeases,
     refuse_to_announce: AtomicBool,
+    refuse_to_lend: AtomicBool,
     lose_answers: AtomicBool,
     announced: Mutex<Vec<u16>>,
 }
@@ -254,6 +255,9 @@ impl LeaseStore for Flaky {
         ask: &Ask,
         now: DateTime<Utc>,
     ) -> Result<Borrowed, EntitlementsError> {
+        if self.refuse_to_lend.load(Ordering::Relaxed) {
+            return Err(CoreError::Unavailable { cause: "the test cut the store off".into() }.into());
+        }
         let borrowed = self.store.borrow(ctx, ask, now).await;
         if self.lose_answers.load(Ordering::Relaxed) {
             return Err(CoreError::OutcomeUnknown { cause: "the test lost the answer".into() }.into());
@@ -337,6 +341,29 @@ async fn an_announcement_that_fails_is_made_up_for_and_a_lost_answer_gives_its_u
     assert_eq!(leases.consume(&ctx, &CALLS, 89).await.unwrap(), LeasedUse::Granted);
     assert!(!leases.consume(&ctx, &CALLS, 1).await.unwrap().is_granted());
     assert_eq!(announced(), [80, 100]);
+}
+
+// C11, C20
+#[tokio::test]
+async fn a_refill_that_did_not_happen_leaves_what_was_left() {
+    let stage = Stage::new();
+    let tenant = stage.tenant("free");
+    let ctx = RequestContext::new_at(tenant, Actor::system("test"), stage.now());
+    let store = Arc::new(Flaky::default());
+    let options = LeaseOptions::default().without_borrowing_ahead().with_size(50, 50).with_exposed_share(1);
+    let leases = Leases::new(stage.gate.clone(), store.clone(), options.with_tick(Duration::from_secs(3_600)));
+    assert_eq!(leases.consume(&ctx, &CALLS, 1).await.unwrap(), LeasedUse::Granted);
+    assert!(leases.try_consume(tenant, &CALLS, 30));
+    store.refuse_to_lend.store(true, Ordering::Relaxed);
+    let error = leases.consume(&ctx, &CALLS, 60).await.unwrap_err();
+    assert_eq!(error.kind(), saas_core::ErrorKind::Unavailable);
+    assert!(leases.try_consume(tenant, &CALLS, 20) && !leases.try_consume(tenant, &CALLS, 1), "20 were left");
+    store.refuse_to_lend.store(false, Ordering::Relaxed);
+    assert_eq!(leases.consume(&ctx, &CALLS, 5).await.unwrap(), LeasedUse::Granted);
+    leases.shutdown().await.unwrap();
+    let period = period_at(&stage.gate.snapshot(tenant).await.limit(&CALLS).unwrap(), None, stage.now());
+    let balance = store.balance(&ctx, &CALLS, Window::Day, period).await.unwrap();
+    assert_eq!(balance, Balance { used: 56, held: 0 }, "each use once");
 }
 
 // C12, Q12

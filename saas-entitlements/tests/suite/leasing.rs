@@ -341,6 +341,26 @@ async fn grants_are_burnt_one_by_one_once_the_plans_own_units_are_used_up() {
     app.assert_that_all_agrees().await;
 }
 
+// C4
+#[tokio::test]
+async fn what_an_ended_lease_has_paid_of_a_use_is_not_counted_again_by_the_meter() {
+    let app = App::start().await;
+    let counters = Arc::new(PostgresCounters::new(Arc::new(app.database.tenants().clone())));
+    let id = UsageGrantId::mint(app.database.clock());
+    let grant = NewGrant::new(id, CALLS, 500, GrantSource::Given, "goodwill").unwrap();
+    Adjustments::new(app.gate.clone(), counters).give(&app.acme, &grant).await.unwrap();
+    let late = app.process(of_size(50).with_life(Duration::ZERO)).with_meter(app.meter.clone());
+    assert!(late.consume(&app.acme, &CALLS, 1).await.unwrap().is_granted());
+    app.store.reclaim(&app.acme, app.database.clock().now()).await.unwrap();
+    assert_eq!(app.balance(&CALLS, Window::Day).await, (51, 0), "what it had counts as used");
+    assert!(app.meter.consume(&app.acme, &CALLS, 949, &key("rest")).await.unwrap().is_granted());
+    // 50 of it are paid; nothing of the plan is left for the other 10.
+    assert!(late.consume(&app.acme, &CALLS, 60).await.unwrap().is_granted());
+    assert_eq!(app.count("select burnt from saas.usage_counter").await, 10);
+    assert_eq!(app.balance(&CALLS, Window::Day).await, (1_000, 0));
+    app.assert_that_all_agrees().await;
+}
+
 /// Windows that began in another order than their counters are named: whoever takes several takes them by name.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whoever_takes_several_counters_waits_for_nobody_who_waits_for_it() {
