@@ -112,9 +112,9 @@ pub use openfeature::OpenFeatureProvider;
 pub use overrides::{NewOverride, Override, OverrideGrant, OverrideSubject};
 #[cfg(feature = "postgres")]
 pub use postgres::{
-    AssignedPlans, Assignments, Because, Cohorts, History, MovePreview, MoveReport, OverrideFilter, OverridePlace,
-    Overrides, PlanMove, PostgresCounters, PostgresLeases, PostgresSource, RevisionListener, RevisionPoller,
-    THRESHOLD_RESOLVED_TOPIC, THRESHOLD_TOPIC, ThresholdCrossed, ThresholdResolved,
+    AssignedPlans, Assignments, Because, Cohorts, History, MovePreview, MovePreviews, MoveReport, OverrideFilter,
+    OverridePlace, Overrides, PlanMove, PostgresCounters, PostgresLeases, PostgresSource, RevisionListener,
+    RevisionPoller, THRESHOLD_RESOLVED_TOPIC, THRESHOLD_TOPIC, ThresholdCrossed, ThresholdResolved,
 };
 pub use require::{FeatureRequired, UpgradeLink};
 pub use resolve::resolve;

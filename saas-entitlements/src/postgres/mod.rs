@@ -25,7 +25,7 @@ pub use history::History;
 pub(crate) use history::turn_in;
 pub use leases::PostgresLeases;
 pub use listener::RevisionListener;
-pub use moving::{MovePreview, MoveReport, PlanMove};
+pub use moving::{MovePreview, MovePreviews, MoveReport, PlanMove};
 pub use overrides::{OverrideFilter, OverridePlace, Overrides};
 pub use poller::RevisionPoller;
 #[cfg(feature = "redis")]

@@ -12,7 +12,7 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::assigned::{Assignments, find_in};
-use crate::{EntitlementsError, Snapshot};
+use crate::{EntitlementsError, Origin, Snapshot};
 
 /// Which tenants are moved, and where to.
 #[derive(Debug, Clone)]
@@ -60,6 +60,17 @@ pub struct MovePreview {
     pub limits: Vec<(MeterKey, Option<Limit>, Option<Limit>)>,
 }
 
+/// What a move would mean to a page of tenants.
+#[derive(Debug)]
+pub struct MovePreviews {
+    /// What it would mean to each whose state is known, by id.
+    pub previews: Vec<MovePreview>,
+    /// Tenants whose state cannot be read at present, and why: nothing can be said about them.
+    pub failed: Vec<(TenantId, EntitlementsError)>,
+    /// The place from which the next page goes on; `None` when the end was reached.
+    pub next: Option<TenantId>,
+}
+
 /// What one run did.
 #[derive(Debug)]
 pub struct MoveReport {
@@ -79,21 +90,24 @@ impl Assignments {
     /// Shows what a move would mean, one page of tenants at a time, by id from after `after` on. Changes nothing.
     ///
     /// # Errors
-    /// [`UnknownPlan`](EntitlementsError::UnknownPlan) when the catalogue lacks the new version; when the database does not
-    /// answer.
+    /// [`UnknownPlan`](EntitlementsError::UnknownPlan) when the catalogue lacks the new version; when the page cannot be read.
+    /// What cannot be said about a tenant is in the result.
     pub async fn preview_move(
         &self,
         planned: &PlanMove,
         after: Option<TenantId>,
         size: PageSize,
-    ) -> Result<Page<MovePreview, TenantId>, EntitlementsError> {
+    ) -> Result<MovePreviews, EntitlementsError> {
         let to = self.version(&planned.to)?;
         let Page { items, next } = self.list_on_version(planned, after, size).await?;
-        let mut previews = Vec::with_capacity(items.len());
+        let mut shown = MovePreviews { previews: Vec::with_capacity(items.len()), failed: Vec::new(), next };
         for tenant in items {
-            previews.push(preview(&*self.entitlements.snapshot(tenant).await, to));
+            match preview(&*self.entitlements.snapshot(tenant).await, to) {
+                Ok(preview) => shown.previews.push(preview),
+                Err(error) => shown.failed.push((tenant, error)),
+            }
         }
-        Ok(Page { items: previews, next })
+        Ok(shown)
     }
 
     /// Moves one page of tenants, each in a transaction of its own with its revision, history and audit row.
@@ -216,7 +230,13 @@ async fn list_in(
     .map_err(CoreError::from_database)
 }
 
-fn preview(before: &Snapshot, to: &PlanVersion) -> MovePreview {
+fn preview(before: &Snapshot, to: &PlanVersion) -> Result<MovePreview, EntitlementsError> {
+    match before.origin() {
+        Origin::Loaded => {}
+        Origin::UnknownTenant => return Err(CoreError::NotFound { what: "tenant" }.into()),
+        // What a fail policy or an older state says would be compared with is not what the tenant has.
+        Origin::LastKnown { .. } | Origin::FailPolicy => return Err(EntitlementsError::Unavailable { cause: None }),
+    }
     let after = before.on_version(to);
     let mut preview = MovePreview {
         tenant: before.tenant(),
@@ -242,5 +262,5 @@ fn preview(before: &Snapshot, to: &PlanVersion) -> MovePreview {
             preview.limits.push((meter.key().clone(), limit(before), limit(&after)));
         }
     }
-    preview
+    Ok(preview)
 }

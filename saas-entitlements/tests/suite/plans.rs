@@ -245,11 +245,12 @@ async fn tenants_are_moved_between_versions_page_by_page_and_a_run_that_stopped_
     let all = PageSize::default();
     let page = shop.assignments.preview_move(&planned, None, all).await.unwrap();
     let (calls, seats) = (MeterKey::from_static("calls"), FeatureKey::from_static("seats"));
-    assert_eq!(page.items.iter().map(|preview| preview.tenant).collect::<Vec<_>>(), tenants);
-    assert!(!page.items[0].losses.contains(&CSV) && page.items[1].losses.contains(&CSV), "the override stays");
+    assert_eq!(page.previews.iter().map(|preview| preview.tenant).collect::<Vec<_>>(), tenants);
+    assert!(page.failed.is_empty() && page.next.is_none());
+    assert!(!page.previews[0].losses.contains(&CSV) && page.previews[1].losses.contains(&CSV), "the override stays");
     let number = |value| Some(saas_core::plan::StaticValue::Integer(value));
-    assert_eq!(page.items[1].values, [(seats.clone(), number(7), number(9))], "the add-on counts before and after");
-    assert_eq!(page.items[1].limits, [(calls, Some(Limit::Max(150)), Some(Limit::Max(50)))]);
+    assert_eq!(page.previews[1].values, [(seats.clone(), number(7), number(9))], "the add-on counts before and after");
+    assert_eq!(page.previews[1].limits, [(calls, Some(Limit::Max(150)), Some(Limit::Max(50)))]);
     assert_eq!(shop.assignments.count_to_move(&planned).await.unwrap(), 5, "looking changes nothing");
 
     let friends = planned.clone().with_cohort("friends");
@@ -297,6 +298,33 @@ async fn tenants_are_moved_between_versions_page_by_page_and_a_run_that_stopped_
     .await
     .unwrap();
     assert_eq!(moves, [1; 5]);
+}
+
+#[tokio::test]
+async fn a_preview_says_nothing_about_a_tenant_whose_state_cannot_be_read() {
+    let database = database().await;
+    let shop = Shop::open(&database, PlanCatalog::from_toml(&second()).unwrap());
+    let version = |version| PlanVersionRef { plan: PRO.clone(), version };
+    let mut tenants = Vec::new();
+    for slug in ["one", "two"] {
+        let tenant = database.create_tenant(slug).await.tenant();
+        let on_first = PlanAssignment { version: Some(1), ..PlanAssignment::active(PRO.clone()) };
+        shop.assignments.put_assignment(tenant, on_first, &ACTOR).await.unwrap();
+        tenants.push(tenant);
+    }
+    tenants.sort_unstable();
+    sqlx::query("update saas.plan_assignment set assigned = jsonb_set(assigned, '{addons}', '[[\"gone\", 1]]') where tenant_id = $1")
+        .bind(tenants[0].as_uuid())
+        .execute(&mut database.owner().await)
+        .await
+        .unwrap();
+    // A process that has nothing in memory.
+    let fresh = Shop::open(&database, PlanCatalog::from_toml(&second()).unwrap());
+    let planned = PlanMove::new(version(1), version(2));
+    let shown = fresh.assignments.preview_move(&planned, None, PageSize::default()).await.unwrap();
+    assert_eq!(shown.previews.iter().map(|preview| preview.tenant).collect::<Vec<_>>(), tenants[1..]);
+    let failed: Vec<_> = shown.failed.iter().map(|(tenant, error)| (*tenant, error.code())).collect();
+    assert_eq!(failed, [(tenants[0], "entitlements_unavailable")]);
 }
 
 #[tokio::test]
