@@ -241,9 +241,9 @@ pub(crate) fn thresholds(rule: &MeterLimit) -> Box<[Threshold]> {
     rule.warn.iter().map(|percent| Threshold::of(max, *percent)).collect()
 }
 
-/// Whether a plan lets so much more through.
+/// Whether a plan lets so much more through, overage included as far as its cap goes.
 pub(super) fn admits(rule: &MeterLimit, used: u64, more: u64) -> bool {
-    rule.overage != Overage::Block || rule.limit.admits(used, more)
+    Limit::Max(cap(rule)).admits(used, more)
 }
 
 /// The lowest plan above the tenant's that would let the use through.
@@ -264,5 +264,34 @@ pub(super) const fn level(access: AccessLevel) -> &'static str {
         AccessLevel::Full => "full",
         AccessLevel::Restricted => "restricted",
         AccessLevel::Suspended => "suspended",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use saas_core::PlanCatalog;
+
+    use super::*;
+
+    /// The rule of `limits.calls` as a catalogue writes it.
+    fn rule(limit: &str) -> MeterLimit {
+        let catalog = format!(
+            "default_plan = 'pro'\n[meters]\ncalls = {{ aggregation = 'sum' }}\n[plans.pro]\nrank = 0\n\
+             [[plans.pro.versions]]\nversion = 1\nlimits.calls = {{ {limit} }}"
+        );
+        let catalog = PlanCatalog::from_toml(&catalog).unwrap();
+        let calls = catalog.meter(&MeterKey::from_static("calls")).unwrap().id();
+        catalog.default_version().limit(calls).unwrap().clone()
+    }
+
+    #[test]
+    fn a_plan_is_named_only_where_its_cap_on_overage_lets_the_use_through() {
+        let blocks = rule("max = 100, window = 'day', overage = 'block'");
+        assert!(admits(&blocks, 90, 10) && !admits(&blocks, 90, 11));
+        let capped = rule("max = 100, window = 'day', overage = 'bill', overage_max = 20");
+        assert!(admits(&capped, 90, 30) && !admits(&capped, 90, 31));
+        let billed = rule("max = 100, window = 'day', overage = 'bill'");
+        assert!(admits(&billed, 90, MOST - 90) && !admits(&billed, 90, MOST), "no more than can be counted");
+        assert!(admits(&rule("max = 'unlimited', window = 'day'"), 90, 1_000_000));
     }
 }
