@@ -5,7 +5,9 @@ create table saas.usage_horizon (
     single         boolean primary key default true check (single),
     pruned_before  timestamptz not null default '-infinity',
     -- the same of what gates were told of usage that lets a tenant only read
-    excess_before  timestamptz not null default '-infinity'
+    excess_before  timestamptz not null default '-infinity',
+    -- the server whose transactions the positions of events and readers count
+    server         bigint not null default ((pg_control_system()).system_identifier)
 );
 insert into saas.usage_horizon default values;
 revoke all on saas.usage_horizon from public;
@@ -294,6 +296,72 @@ grant execute on function saas.usage_roll_up(integer), saas.usage_part_make(date
 select saas.accept_finding('definer-function', f::regprocedure::text, 'parts belong to the owner; only the system role may call it')
 from unnest(array['saas.usage_part_make(date)', 'saas.usage_part_lock(date)', 'saas.usage_part_drop(date)',
                   'saas.usage_parts()']) as f;
+
+-- Why positions of events and readers mean nothing here; null where they are of this server. A database that was copied into
+-- another one brings the numbers of transactions that this one has not begun, or has used for something else: events that are
+-- recorded here would be behind a reader that never saw them.
+create function saas.usage_positions_foreign() returns text
+language sql stable as $$
+    select case
+        when h.server <> (pg_control_system()).system_identifier then 'the database was copied from another server'
+        when exists (select from saas.usage_consumer c where greatest(c.after_position, c.upto_position) >= s.next)
+            then 'a reader is ahead of the transactions of this server'
+        when exists (select from saas.usage_event e where e.position >= s.next)
+            then 'events are ahead of the transactions of this server'
+    end
+    from saas.usage_horizon h, (select pg_snapshot_xmax(pg_current_snapshot())::text::bigint as next) s
+$$;
+
+-- Makes positions those of this server: of the events that were copied, low numbers that keep which reader has read which.
+-- Events that were recorded here, from `since` on, keep theirs and have been read by nobody. Returns how many were changed.
+-- Call it only where positions are foreign: elsewhere readers have read events of this server.
+create function saas.usage_positions_adopt(since timestamptz) returns bigint
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+set lock_timeout = '2s'
+as $$
+declare
+    next    constant bigint := pg_snapshot_xmax(pg_current_snapshot())::text::bigint;
+    last_id constant uuid := 'ffffffff-ffff-ffff-ffff-ffffffffffff';
+    -- every place that a reader is at, or that a batch under way ends with
+    marks   constant text := '(
+        select c.after_position as position, c.after_tenant as tenant, c.after_event as event from saas.usage_consumer c
+        union
+        select c.upto_position, c.upto_tenant, c.upto_event from saas.usage_consumer c where c.batch_id is not null)';
+    part    regclass;
+    changed bigint;
+    total   bigint := 0;
+begin
+    -- Nobody reads meanwhile.
+    lock table saas.usage_consumer in share row exclusive mode;
+    -- Each part by itself: the table as a whole shows its owner nothing.
+    for part in select i.inhrelid::regclass from pg_inherits i where i.inhparent = 'saas.usage_event'::regclass loop
+        execute format(
+            'update %s e
+             set position = 1 + (select count(*) from %s m where (m.position, m.tenant, m.event) < (e.position, e.tenant_id, e.id))
+             where e.position >= $1 or e.recorded_at < $2', part, marks)
+            using next, since;
+        get diagnostics changed = row_count;
+        total := total + changed;
+    end loop;
+    execute format(
+        'update saas.usage_consumer c
+         set after_position = (select count(*) from %1$s m
+                               where (m.position, m.tenant, m.event) <= (c.after_position, c.after_tenant, c.after_event)),
+             after_tenant = $1, after_event = $1,
+             upto_position = case when c.batch_id is not null then
+                                 (select count(*) from %1$s m
+                                  where (m.position, m.tenant, m.event) <= (c.upto_position, c.upto_tenant, c.upto_event)) end,
+             upto_tenant = case when c.batch_id is not null then $1 end,
+             upto_event = case when c.batch_id is not null then $1 end', marks)
+        using last_id;
+    update saas.usage_horizon set server = (pg_control_system()).system_identifier;
+    return total;
+end $$;
+revoke all on function saas.usage_positions_adopt(timestamptz) from public;
+grant execute on function saas.usage_positions_adopt(timestamptz) to saas_system;
+select saas.accept_finding('definer-function', 'saas.usage_positions_adopt(timestamp with time zone)',
+                           'events are only added to by everybody else; only the system role may call it');
 
 -- Why the part of a month has to stay, as of `moment`; null when it can go. The caller has locked it.
 create function saas.usage_part_held(month date, moment timestamptz) returns text

@@ -61,6 +61,14 @@ pub enum EntitlementsError {
         /// For how long it took uses after that.
         late_hours: u16,
     },
+    /// How far usage events are read is written down in the transactions of another server. Nothing was read or dropped.
+    #[error(
+        "how far usage events are read is not known on this server: {why}; after a restore or an upgrade call `UsagePipeline::adopt_positions` once"
+    )]
+    ForeignPositions {
+        /// What shows it.
+        why: String,
+    },
     /// A document is no plan catalogue.
     #[error(transparent)]
     Catalog(#[from] CatalogError),
@@ -101,7 +109,9 @@ impl EntitlementsError {
             | Self::UnknownFeature { .. }
             | Self::UnknownMeter { .. }
             | Self::TooLate { .. } => ErrorKind::Invalid,
-            Self::UnknownPlan { .. } | Self::UnknownAddOn { .. } => ErrorKind::Misconfigured,
+            Self::UnknownPlan { .. } | Self::UnknownAddOn { .. } | Self::ForeignPositions { .. } => {
+                ErrorKind::Misconfigured
+            }
             Self::Outdated { .. } | Self::TrialUsed { .. } => ErrorKind::Conflict,
             Self::Unrecorded { .. } => ErrorKind::NotFound,
             Self::FeatureRequired(refused) => refused.kind(),
@@ -121,6 +131,7 @@ impl EntitlementsError {
             Self::UnknownAddOn { .. } => "unknown_addon",
             Self::Outdated { .. } => "entitlements_outdated",
             Self::TooLate { .. } => "use_too_late",
+            Self::ForeignPositions { .. } => "foreign_usage_positions",
             Self::Catalog(_) => "invalid_catalog",
             Self::TrialUsed { .. } => "trial_used",
             Self::Unrecorded { .. } => "unrecorded",

@@ -12,7 +12,7 @@ use saas_core::{CoreError, MeterKey, SystemTx, TenantId, UsageEventId};
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::{ACTOR, UsagePipeline};
+use super::{ACTOR, UsagePipeline, position};
 use crate::EntitlementsError;
 
 /// Events of one batch.
@@ -126,7 +126,8 @@ impl UsagePipeline {
     ///
     /// # Errors
     /// What the receiver answers: its batch comes again. [`Misconfigured`](saas_core::ErrorKind::Misconfigured) when it
-    /// does not answer for each row.
+    /// does not answer for each row. [`ForeignPositions`](EntitlementsError::ForeignPositions) after a restore into another
+    /// server: nothing new was handed out.
     #[tracing::instrument(name = "saas.entitlements.usage.export", level = "debug", skip_all, fields(reader = name))]
     pub async fn export(&self, name: &str, receiver: &dyn UsageExport) -> Result<ExportReport, EntitlementsError> {
         let mut report = ExportReport::default();
@@ -169,6 +170,7 @@ impl UsagePipeline {
     /// The batch that is not answered for, or else the next one, written down.
     async fn claim(&self, name: &str) -> Result<Option<Claimed>, EntitlementsError> {
         let mut tx = SystemTx::begin(&self.system, ACTOR, "take a batch of usage events").await?;
+        position::check(&mut tx).await?;
         sqlx::query("insert into saas.usage_consumer (name) values ($1) on conflict (name) do nothing")
             .bind(name)
             .execute(&mut *tx)

@@ -4,7 +4,7 @@ use chrono::{DateTime, Datelike, Months, NaiveDate, TimeDelta, Utc};
 use saas_core::{CoreError, InvalidInput, SystemTx};
 use serde::Serialize;
 
-use super::{ACTOR, UsagePipeline};
+use super::{ACTOR, UsagePipeline, position};
 use crate::EntitlementsError;
 
 /// Keys that one transaction deletes.
@@ -87,12 +87,14 @@ impl UsagePipeline {
     ///
     /// # Errors
     /// [`Unavailable`](saas_core::ErrorKind::Unavailable) when the table is busy for more than two seconds, or the database
-    /// does not answer: what is done is done, run it again.
+    /// does not answer: what is done is done, run it again. [`ForeignPositions`](EntitlementsError::ForeignPositions) after a
+    /// restore into another server: nothing was done.
     #[tracing::instrument(name = "saas.entitlements.usage.maintain", skip_all)]
     pub async fn maintain(
         &self,
         progress: &mut (dyn FnMut(&Maintained) + Send),
     ) -> Result<Maintained, EntitlementsError> {
+        self.check_positions().await?;
         let now = self.now().await?;
         let mut done = Maintained::default();
         let this_month = month_of(now);
@@ -142,6 +144,13 @@ impl UsagePipeline {
         Ok(done)
     }
 
+    async fn check_positions(&self) -> Result<(), EntitlementsError> {
+        let mut tx = SystemTx::begin(&self.system, ACTOR, "look whose the positions of usage events are").await?;
+        position::check(&mut tx).await?;
+        tx.rollback().await?;
+        Ok(())
+    }
+
     /// The months that have a part, and those of which the default part has rows.
     async fn parts(&self) -> Result<(Vec<NaiveDate>, Vec<NaiveDate>), EntitlementsError> {
         let mut tx = SystemTx::begin(&self.system, ACTOR, "list the parts of usage events").await?;
@@ -176,6 +185,7 @@ impl UsagePipeline {
         if !is_there {
             return Ok(Dropped::Absent);
         }
+        position::check(&mut tx).await?;
         let held: Option<String> = sqlx::query_scalar("select saas.usage_part_held($1, $2)")
             .bind(month)
             .bind(now)

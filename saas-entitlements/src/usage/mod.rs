@@ -9,10 +9,13 @@
 //! The instant at which an event was recorded does not say when its transaction commits, so a reader that remembered the
 //! last instant it saw would miss what commits late. Events carry the number of their transaction instead, and readers go
 //! only up to the oldest transaction that still runs: below it, nothing can appear any more. The price is that one
-//! transaction that stays open, in any database of the server, holds roll-ups and exports back until it ends.
+//! transaction that stays open, in any database of the server, holds roll-ups and exports back until it ends. And the
+//! numbers are of one server: after a restore into another one, readers refuse until
+//! [`adopt_positions`](UsagePipeline::adopt_positions) was called.
 
 mod export;
 mod maintain;
+mod position;
 mod rebuild;
 mod roll_up;
 mod series;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use saas_core::{CoreError, SystemTx};
 use serde::Serialize;
 
-use super::{ACTOR, UsagePipeline};
+use super::{ACTOR, UsagePipeline, position};
 use crate::EntitlementsError;
 
 /// Events that one transaction adds up.
@@ -33,6 +33,7 @@ impl UsagePipeline {
     ///
     /// # Errors
     /// [`Unavailable`](saas_core::ErrorKind::Unavailable) when the database does not answer; what is added is added.
+    /// [`ForeignPositions`](EntitlementsError::ForeignPositions) after a restore into another server.
     #[tracing::instrument(name = "saas.entitlements.usage.roll_up", level = "debug", skip_all)]
     pub async fn roll_up(&self, patience: Duration) -> Result<RolledUp, EntitlementsError> {
         let started = tokio::time::Instant::now();
@@ -55,6 +56,7 @@ impl UsagePipeline {
     /// Adds at most `most` events in one transaction: how many, and the transaction below which nothing is missing.
     async fn roll_up_batch(&self, most: i32) -> Result<(u64, i64), EntitlementsError> {
         let mut tx = SystemTx::begin(&self.system, ACTOR, "roll up usage events").await?;
+        position::check(&mut tx).await?;
         let (events, up_to): (i64, i64) = sqlx::query_as("select events, up_to from saas.usage_roll_up($1)")
             .bind(most)
             .fetch_one(&mut *tx)

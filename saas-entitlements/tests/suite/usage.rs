@@ -446,6 +446,89 @@ async fn an_export_that_ends_at_any_step_repeats_its_batch_and_leaves_nothing_ou
     assert_eq!(second.units(), 121);
 }
 
+/// What the database looks like after it was copied from a server that has seen `ahead` transactions more.
+async fn come_from_another_server(stage: &Stage, ahead: i64) {
+    let mut owner = stage.database.owner().await;
+    for sql in [
+        "update saas.usage_event_2026_03 set position = position + $1",
+        "update saas.usage_consumer
+         set after_position = after_position + $1, upto_position = upto_position + $1
+         where after_position > 0 or batch_id is not null",
+        "update saas.usage_horizon set server = server + 1 where $1 >= 0",
+    ] {
+        sqlx::query(sql).bind(ahead).execute(&mut owner).await.unwrap();
+    }
+}
+
+// C4, C5, C6
+#[tokio::test]
+async fn after_a_restore_into_another_server_nothing_is_read_or_dropped_until_positions_are_adopted() {
+    // Ahead of this server; behind it is told by the server's name alone.
+    for ahead in [1_i64 << 40, 0] {
+        let stage = Stage::start().await;
+        let pipeline = stage.pipeline.clone();
+        let pipeline = pipeline.with_retention(Retention::new(TimeDelta::days(90), TimeDelta::days(45)).unwrap());
+        let (quick, slow) = (Receiver::default(), Receiver::default());
+        stage.move_to(at("2026-03-10T09:00:00Z"));
+        pipeline.maintain(&mut |_| {}).await.unwrap();
+        let used = async |units| {
+            stage.used(&stage.acme, units, stage.now()).await;
+            stage.database.clock().advance(TimeDelta::minutes(1));
+        };
+        used(1).await;
+        assert!(pipeline.roll_up(PATIENCE).await.unwrap().complete);
+        pipeline.export("slow", &slow).await.unwrap();
+        used(2).await;
+        assert!(pipeline.roll_up(PATIENCE).await.unwrap().complete);
+        pipeline.export("quick", &quick).await.unwrap();
+        // A batch of it is under way, and one more event is not in it.
+        slow.ends(End::BeforeTaking);
+        pipeline.export("slow", &slow).await.unwrap_err();
+        used(4).await;
+        come_from_another_server(&stage, ahead).await;
+        stage.database.clock().advance(TimeDelta::minutes(1));
+        let restored_at = stage.now();
+        used(8).await;
+
+        let refused = [
+            pipeline.roll_up(Duration::ZERO).await.map(drop),
+            pipeline.export("quick", &quick).await.map(drop),
+            pipeline.export("new", &quick).await.map(drop),
+            {
+                stage.database.clock().advance(TimeDelta::days(365));
+                pipeline.maintain(&mut |_| {}).await.map(drop)
+            },
+        ];
+        for refused in refused {
+            let error = refused.unwrap_err();
+            assert_eq!((error.code(), error.kind()), ("foreign_usage_positions", saas_core::ErrorKind::Misconfigured));
+            assert!(error.to_string().contains("adopt_positions"), "{error}");
+        }
+        assert_eq!((quick.units(), slow.units()), (3, 1));
+        assert_eq!(stage.count("select count(*) from saas.usage_event_2026_03").await, 4, "nothing is dropped");
+
+        // Two at once, and again.
+        let (one, other) = tokio::join!(pipeline.adopt_positions(restored_at), pipeline.adopt_positions(restored_at));
+        assert_eq!(one.unwrap() + other.unwrap(), 3, "what was recorded here keeps its position");
+        assert_eq!(pipeline.adopt_positions(restored_at).await.unwrap(), 0);
+        used(16).await;
+        assert!(pipeline.roll_up(PATIENCE).await.unwrap().complete);
+        slow.ends(End::Well);
+        for (name, receiver) in [("quick", &quick), ("slow", &slow)] {
+            pipeline.export(name, receiver).await.unwrap();
+            let taken = receiver.taken.lock().unwrap();
+            assert!(taken.values().all(|(_, times)| *times == 1), "{name} {taken:?}");
+            drop(taken);
+            assert_eq!(receiver.units(), 31, "{name}");
+        }
+        let new = Receiver::default();
+        pipeline.export("new", &new).await.unwrap();
+        assert_eq!(new.units(), 31, "a new reader begins with the oldest");
+        assert_eq!(stage.count("select sum(units)::bigint from saas.usage_day").await, 31, "each once");
+        assert_eq!(doctor::examine(stage.database.tenants().pool()).await.unwrap(), []);
+    }
+}
+
 fn record(ctx: &RequestContext, key: &str, amount: u64, moment: DateTime<Utc>) -> UsageRecord {
     let start = moment.date_naive().and_time(chrono::NaiveTime::MIN).and_utc();
     UsageRecord {
