@@ -15,9 +15,9 @@ use std::{
 
 use chrono::TimeDelta;
 use saas_benches::{Contender, Server, nanos, race, ratio, rounds};
-use saas_core::{Clock, MeterKey, SystemClock, SystemPool, TenantContext, plan::Window};
+use saas_core::{Clock, MeterKey, PlanCatalog, SystemClock, SystemPool, TenantContext, plan::Window};
 use saas_entitlements::{
-    Period, SCHEMA,
+    Period, SCHEMA, Use,
     usage::{Recorded, UsageRecord, record_many},
 };
 use sqlx::{Connection, PgPool};
@@ -137,6 +137,7 @@ fn main() {
 
 struct Bench {
     server: Server,
+    catalog: PlanCatalog,
     bare: PgPool,
     system: SystemPool,
     next: AtomicU64,
@@ -152,7 +153,11 @@ impl Bench {
         sqlx::query("select saas.usage_part_make(date_trunc('month', now() at time zone 'UTC')::date)")
             .execute(&bare)
             .await?;
-        Ok(Self { server, bare, system, next: AtomicU64::new(0), recorded: AtomicU64::new(0) })
+        let catalog = PlanCatalog::from_toml(
+            "default_plan = 'free'\n[meters]\ncalls = { aggregation = 'sum' }\n[plans.free]\nrank = 0\n\
+             [[plans.free.versions]]\nversion = 1",
+        )?;
+        Ok(Self { server, catalog, bare, system, next: AtomicU64::new(0), recorded: AtomicU64::new(0) })
     }
 
     fn records(&self, uses: usize) -> Vec<UsageRecord> {
@@ -162,19 +167,9 @@ impl Bench {
         let record = |n: usize| {
             let ctx = &self.server.tenants()[n % TENANTS];
             let key = self.next.fetch_add(1, Ordering::Relaxed);
-            UsageRecord {
-                tenant: ctx.tenant(),
-                actor: ctx.actor().clone(),
-                meter: CALLS,
-                counter: CALLS,
-                amount: 1,
-                units: 1,
-                window: Window::Day,
-                period,
-                at: now,
-                key: format!("use-{key}").parse().expect("a key"),
-                member: None,
-            }
+            let key = format!("use-{key}").parse().expect("a key");
+            let (of, day) = (Use::new(CALLS, 1, &key), (Window::Day, period));
+            UsageRecord::in_window(&self.catalog, ctx.tenant(), &of, ctx.actor(), day, now).expect("a use of the day")
         };
         (0..uses).map(record).collect()
     }
@@ -188,14 +183,16 @@ impl Bench {
             let mut connection = self.bare.acquire().await.expect("a connection");
             let mut tx = connection.begin().await.expect("a transaction");
             sqlx::query(sql)
-                .bind(piece.iter().map(|use_| use_.tenant.as_uuid()).collect::<Vec<Uuid>>())
-                .bind(piece.iter().map(|use_| use_.meter.as_str()).collect::<Vec<_>>())
-                .bind(piece.iter().map(|use_| use_.key.as_str()).collect::<Vec<_>>())
-                .bind(piece.iter().map(|use_| saas_core::UsageEventId::mint_at(use_.at).as_uuid()).collect::<Vec<_>>())
-                .bind(piece.iter().map(|use_| use_.units as i64).collect::<Vec<_>>())
-                .bind(piece.iter().map(|use_| use_.period.start).collect::<Vec<_>>())
-                .bind(piece.iter().map(|use_| use_.actor.to_string()).collect::<Vec<_>>())
-                .bind(piece[0].at)
+                .bind(piece.iter().map(|use_| use_.tenant().as_uuid()).collect::<Vec<Uuid>>())
+                .bind(piece.iter().map(|use_| use_.meter().as_str()).collect::<Vec<_>>())
+                .bind(piece.iter().map(|use_| use_.key().as_str()).collect::<Vec<_>>())
+                .bind(
+                    piece.iter().map(|use_| saas_core::UsageEventId::mint_at(use_.at()).as_uuid()).collect::<Vec<_>>(),
+                )
+                .bind(piece.iter().map(|use_| use_.units() as i64).collect::<Vec<_>>())
+                .bind(piece.iter().map(|use_| use_.period().start).collect::<Vec<_>>())
+                .bind(piece.iter().map(|use_| use_.actor().to_string()).collect::<Vec<_>>())
+                .bind(piece[0].at())
                 .execute(&mut *tx)
                 .await
                 .expect("the statement runs");
@@ -209,7 +206,7 @@ impl Bench {
         let records = self.records(uses);
         let begin = Instant::now();
         for piece in records.chunks(piece) {
-            let outcomes = record_many(&self.system, piece, piece[0].at).await.expect("recorded");
+            let outcomes = record_many(&self.system, piece, piece[0].at()).await.expect("recorded");
             assert!(outcomes.iter().all(|outcome| *outcome == Recorded::Counted));
         }
         let took = nanos(begin.elapsed()) / uses as f64;

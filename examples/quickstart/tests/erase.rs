@@ -9,7 +9,7 @@ use saas_core::{
     UserId, plan::Window, subscription::FixedPlan, tenant, testing::TestDatabase,
 };
 use saas_entitlements::{
-    Consumption, Entitlements, GateOptions, Meter, Period, PostgresCounters, PostgresSource,
+    Consumption, Entitlements, GateOptions, Meter, Period, PostgresCounters, PostgresSource, Use,
     usage::{UsageRecord, record_many},
 };
 use saas_tenancy::erase::{EraseState, EraseStep, Erasures, Fate, SlugPolicy};
@@ -104,19 +104,11 @@ impl Ending {
     }
 
     fn record(&self) -> UsageRecord {
-        UsageRecord {
-            tenant: self.acme.tenant(),
-            actor: self.acme.actor().clone(),
-            meter: CALLS,
-            counter: CALLS,
-            amount: 1,
-            units: 1,
-            window: Window::Lifetime,
-            period: Period { start: DateTime::UNIX_EPOCH, end: None },
-            at: self.db.clock().now(),
-            key: "late".parse().unwrap(),
-            member: None,
-        }
+        let key = "late".parse().unwrap();
+        let always = (Window::Lifetime, Period { start: DateTime::UNIX_EPOCH, end: None });
+        let (tenant, actor, now) = (self.acme.tenant(), self.acme.actor(), self.db.clock().now());
+        let catalog = self.gate.catalog();
+        UsageRecord::in_window(catalog, tenant, &Use::new(CALLS, 1, &key), actor, always, now).unwrap()
     }
 
     /// Waits until that many sessions wait for a lock, this one among them: it must not get to its end without.

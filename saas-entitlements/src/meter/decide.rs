@@ -11,21 +11,21 @@ use super::{Consumption, Denial, Draw, DrawKind, Drawn, LimitOf, Threshold, uses
 use crate::{EntitlementsError, Origin, Period, Snapshot};
 
 /// The most that can be counted in one window.
-pub(super) const MOST: u64 = i64::MAX.unsigned_abs();
+pub(crate) const MOST: u64 = i64::MAX.unsigned_abs();
 
 /// How far in the future a use may say it happened: what clocks of different machines may differ by.
-const CLOCKS_DIFFER: TimeDelta = TimeDelta::minutes(5);
+pub(crate) const CLOCKS_DIFFER: TimeDelta = TimeDelta::minutes(5);
 
 /// A use that a store may decide about, or the answer without asking one.
-pub(super) enum Verdict {
+pub(crate) enum Verdict {
     Draw(Box<Ruled>),
     Denied(Consumption),
 }
 
 /// A draw and the rule it was made from.
-pub(super) struct Ruled {
-    pub(super) draw: Draw,
-    pub(super) rule: MeterLimit,
+pub(crate) struct Ruled {
+    pub(crate) draw: Draw,
+    pub(crate) rule: MeterLimit,
 }
 
 /// The window that a meter counts in now, and its rule.
@@ -41,7 +41,7 @@ pub(super) fn rule_at(
 }
 
 /// Whether and how a use by `actor` may be drawn.
-pub(super) fn decide(
+pub(crate) fn decide(
     snapshot: &Snapshot,
     kind: DrawKind,
     of: &Use<'_>,
@@ -115,7 +115,7 @@ pub(crate) fn cap(rule: &MeterLimit) -> u64 {
 }
 
 /// Whether something can have happened then: windows are counted from 1970 on.
-pub(super) fn check_instant(at: DateTime<Utc>, latest: DateTime<Utc>) -> Result<(), InvalidInput> {
+pub(crate) fn check_instant(at: DateTime<Utc>, latest: DateTime<Utc>) -> Result<(), InvalidInput> {
     let refuse = |why| Err(InvalidInput::new("instant", why, "pass when it happened, and set the clock right"));
     if at > latest {
         return refuse("is in the future");
@@ -189,7 +189,7 @@ fn known(snapshot: &Snapshot) -> Result<(), EntitlementsError> {
     }
 }
 
-fn check_amount(meter: &Declared, amount: u64) -> Result<(), InvalidInput> {
+pub(crate) fn check_amount(meter: &Declared, amount: u64) -> Result<(), InvalidInput> {
     let refuse = |why: &'static str, remedy: &'static str| Err(InvalidInput::new("amount", why, remedy));
     match (meter.aggregation(), amount) {
         (_, amount) if amount > MOST => refuse("is more than 2^63-1", "count in larger units"),
@@ -203,7 +203,7 @@ fn check_amount(meter: &Declared, amount: u64) -> Result<(), InvalidInput> {
 }
 
 /// A meter that counts items has to know which, and no other has a place for one.
-pub(super) fn check_item(meter: &Declared, item: Option<&str>) -> Result<Option<Box<str>>, InvalidInput> {
+pub(crate) fn check_item(meter: &Declared, item: Option<&str>) -> Result<Option<Box<str>>, InvalidInput> {
     match (meter.aggregation(), item) {
         (Aggregation::Unique, Some(item)) => Ok(Some(check_name("item", item)?)),
         (Aggregation::Unique, None) => {
@@ -219,7 +219,7 @@ pub(super) fn check_item(meter: &Declared, item: Option<&str>) -> Result<Option<
 }
 
 /// A text that can be kept beside a use, and be found again: 1 to 255 characters, none of control.
-pub(super) fn check_name(field: &'static str, name: &str) -> Result<Box<str>, InvalidInput> {
+pub(crate) fn check_name(field: &'static str, name: &str) -> Result<Box<str>, InvalidInput> {
     if (1..=255).contains(&name.chars().count()) && !name.chars().any(char::is_control) {
         return Ok(name.into());
     }
@@ -228,7 +228,7 @@ pub(super) fn check_name(field: &'static str, name: &str) -> Result<Box<str>, In
 }
 
 /// A peak, a number of items or a level is no sum: counting it as one would be a wrong number.
-pub(super) fn additive(meter: &Declared) -> Result<(), InvalidInput> {
+pub(crate) fn additive(meter: &Declared) -> Result<(), InvalidInput> {
     if meter.aggregation().is_additive() {
         return Ok(());
     }

@@ -32,6 +32,14 @@ pub use uses::Use;
 
 use self::decide::{Verdict, additive, check_name, conclude, decide, declared, rule_at};
 pub(crate) use self::decide::{cap, thresholds};
+
+/// What a use has to pass, for those who record many at once.
+#[cfg(feature = "postgres")]
+pub(crate) mod check {
+    pub(crate) use super::decide::{
+        CLOCKS_DIFFER, MOST, Verdict, additive, check_amount, check_instant, check_item, check_name, decide,
+    };
+}
 #[cfg(feature = "postgres")]
 use crate::Snapshot;
 use crate::{Entitlements, EntitlementsError, Period};

@@ -21,12 +21,12 @@ use saas_core::{IdempotencyKey, MeterKey};
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Use<'a> {
-    pub(super) meter: MeterKey,
-    pub(super) amount: u64,
-    pub(super) key: &'a IdempotencyKey,
-    pub(super) item: Option<&'a str>,
-    pub(super) member: Option<&'a str>,
-    pub(super) at: Option<DateTime<Utc>>,
+    pub(crate) meter: MeterKey,
+    pub(crate) amount: u64,
+    pub(crate) key: &'a IdempotencyKey,
+    pub(crate) item: Option<&'a str>,
+    pub(crate) member: Option<&'a str>,
+    pub(crate) at: Option<DateTime<Utc>>,
 }
 
 impl<'a> Use<'a> {

@@ -17,6 +17,7 @@ mod export;
 mod maintain;
 mod position;
 mod rebuild;
+mod record;
 mod roll_up;
 mod series;
 mod sweep;
@@ -28,11 +29,12 @@ use chrono::{DateTime, Utc};
 pub use export::{Delivery, ExportReport, UsageBatch, UsageExport, UsageKind, UsageRow};
 pub use maintain::{HeldPart, Maintained, Retention};
 pub use rebuild::{CounterDrift, DriftCursor, DriftReport, Rebuild};
+pub use record::UsageRecord;
 pub use roll_up::RolledUp;
 use saas_core::{Actor, SharedClock, SystemPool, SystemTx};
 pub use series::{Bucket, SeriesPoint, SeriesQuery, series_in};
 pub use sweep::Swept;
-pub use writer::{Recorded, Ticket, UsageRecord, UsageWriter, WriterOptions, record_many};
+pub use writer::{Recorded, Ticket, UsageWriter, WriterOptions, record_many};
 
 use crate::{
     EntitlementsError,

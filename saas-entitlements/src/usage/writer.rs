@@ -8,43 +8,15 @@ use std::{collections::HashMap, fmt, num::NonZeroUsize, sync::Arc, time::Duratio
 
 use chrono::{DateTime, Utc};
 use saas_core::{
-    Actor, CoreError, ErrorKind, IdempotencyKey, MeterKey, SharedClock, SystemPool, SystemTx, TenantId, UsageEventId,
-    plan::Window,
+    CoreError, ErrorKind, MeterKey, SharedClock, SystemPool, SystemTx, TenantId, UsageEventId, plan::Window,
 };
 use tokio::{
     sync::{mpsc, oneshot},
     task::JoinHandle,
 };
 
-use super::ACTOR;
+use super::{ACTOR, UsageRecord};
 use crate::{EntitlementsError, Period};
-
-/// One use that is to be recorded, with its window decided, of a meter whose uses add up.
-#[derive(Debug, Clone)]
-pub struct UsageRecord {
-    /// Whose.
-    pub tenant: TenantId,
-    /// By whom.
-    pub actor: Actor,
-    /// What was used.
-    pub meter: MeterKey,
-    /// What counts it: the meter itself, or the one whose units pay for it.
-    pub counter: MeterKey,
-    /// How much of the meter.
-    pub amount: u64,
-    /// The same in units of the counter.
-    pub units: u64,
-    /// The kind of window it counts in.
-    pub window: Window,
-    /// The window it counts in.
-    pub period: Period,
-    /// When it happened.
-    pub at: DateTime<Utc>,
-    /// Names this one use.
-    pub key: IdempotencyKey,
-    /// By which member of the tenant.
-    pub member: Option<String>,
-}
 
 /// What became of a recorded use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

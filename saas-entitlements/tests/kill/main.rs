@@ -77,6 +77,7 @@ jobs = { aggregation = 'sum' }
 calls = { aggregation = 'sum' }
 taps = { aggregation = 'sum' }
 tokens = { aggregation = 'sum' }
+pings = { aggregation = 'sum' }
 [plans.free]
 rank = 0
 [[plans.free.versions]]

@@ -17,6 +17,7 @@ use saas_core::{
 use saas_entitlements::{
     AssignedPlans, Consumption, Entitlements, EntitlementsError, GateOptions, LeaseOptions, LeasedUse, Leases, Meter,
     Period, PostgresCounters, PostgresLeases, PostgresSource, RedisRevisions, RevisionListener, RevisionRelay, SCHEMA,
+    Use,
     usage::{Recorded, UsageRecord, UsageWriter, WriterOptions},
 };
 use sqlx::postgres::PgConnectOptions;
@@ -222,19 +223,11 @@ impl Process {
     }
 
     fn ping(&self, n: u64) -> UsageRecord {
-        UsageRecord {
-            tenant: self.busy.tenant(),
-            actor: Actor::system("worker"),
-            meter: PINGS,
-            counter: PINGS,
-            amount: 1,
-            units: 1,
-            window: Window::Lifetime,
-            period: Period { start: DateTime::<Utc>::UNIX_EPOCH, end: None },
-            at: SystemClock.now(),
-            key: format!("{}-{n}", self.worker).parse().unwrap(),
-            member: None,
-        }
+        let key = format!("{}-{n}", self.worker).parse().unwrap();
+        let always = (Window::Lifetime, Period { start: DateTime::<Utc>::UNIX_EPOCH, end: None });
+        let (of, actor) = (Use::new(PINGS, 1, &key), Actor::system("worker"));
+        let (catalog, now) = (self.gate.catalog(), SystemClock.now());
+        UsageRecord::in_window(catalog, self.busy.tenant(), &of, &actor, always, now).unwrap()
     }
 
     /// Uses from memory: without a key, so whatever is not answered may have been granted.

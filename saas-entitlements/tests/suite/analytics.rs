@@ -4,11 +4,11 @@ use std::{sync::Arc, time::Duration};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use saas_core::{
-    Actor, Clock, ErrorKind, IdempotencyKey, MeterKey, RequestContext, TenantContext, TenantId, UsageEventId,
-    plan::Window, testing::TestDatabase,
+    Actor, Clock, ErrorKind, IdempotencyKey, MeterKey, PlanCatalog, RequestContext, TenantContext, TenantId,
+    UsageEventId, plan::Window, testing::TestDatabase,
 };
 use saas_entitlements::{
-    EntitlementsError, Period, SCHEMA,
+    EntitlementsError, Period, SCHEMA, Use,
     analytics::{
         AnalyticsFeed, AnalyticsSink, HttpPost, MemberIds, PostHog, ProductEvent, Segment, SinkError,
         client::HyperPost, conformance::Fixture,
@@ -239,19 +239,14 @@ impl Stage {
         let calls = MeterKey::from_static("calls");
         let now = self.database.clock().now();
         let number = self.recorded.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
-        let record = UsageRecord {
-            tenant: ctx.tenant(),
-            actor: Actor::system("test"),
-            meter: calls.clone(),
-            counter: calls,
-            amount: 2,
-            units: 2,
-            window: Window::Lifetime,
-            period: Period { start: DateTime::UNIX_EPOCH, end: None },
-            at: now,
-            key: format!("ada@acme.example-{number}").parse::<IdempotencyKey>().unwrap(),
-            member: member.map(str::to_owned),
-        };
+        let catalog = "default_plan = 'free'\n[meters]\ncalls = { aggregation = 'sum' }\n[plans.free]\nrank = 0\n\
+                       [[plans.free.versions]]\nversion = 1";
+        let catalog = PlanCatalog::from_toml(catalog).unwrap();
+        let key = format!("ada@acme.example-{number}").parse::<IdempotencyKey>().unwrap();
+        let (of, actor) = (Use::new(calls, 2, &key), Actor::system("test"));
+        let of = if let Some(member) = member { of.with_member(member) } else { of };
+        let always = (Window::Lifetime, Period { start: DateTime::UNIX_EPOCH, end: None });
+        let record = UsageRecord::in_window(&catalog, ctx.tenant(), &of, &actor, always, now).unwrap();
         assert_eq!(record_many(self.database.system(), &[record], now).await.unwrap().len(), 1);
     }
 

@@ -6,7 +6,6 @@ use chrono::{DateTime, TimeDelta, Utc};
 use saas_core::{
     Actor, Clock, ErrorKind, IdempotencyKey, Limit, MeterKey, PageSize, PlanCatalog, PlanKey, RequestContext,
     TenantContext, TenantPool, TenantTx, TestClock, UsageGrantId, UserId,
-    plan::Window,
     subscription::FixedPlan,
     testing::{Proxy, TestDatabase},
 };
@@ -335,20 +334,17 @@ async fn a_limit_that_an_override_gives_to_a_level_is_one_of_a_lifetime() {
 async fn uses_recorded_in_bulk_count_for_their_member() {
     let bench = Bench::start().await;
     let now = bench.database.clock().now();
-    let period = bench.meter.usage(&bench.acme, &PAGES).await.unwrap().unwrap().period;
-    let record = |name: &str, member: &str| UsageRecord {
-        tenant: bench.acme.tenant(),
-        actor: bench.acme.actor().clone(),
-        meter: PAGES,
-        counter: PAGES,
-        amount: 2,
-        units: 2,
-        window: Window::Day,
-        period,
-        at: now,
-        key: key(name),
-        member: Some(member.to_owned()),
+    let snapshot = bench.gate.snapshot(bench.acme.tenant()).await;
+    let record = |name: &str, member: &str| {
+        let key = key(name);
+        UsageRecord::new(&snapshot, &Use::new(PAGES, 2, &key).with_member(member), bench.acme.actor(), now).unwrap()
     };
+    let one = key("one");
+    let of =
+        |meter: MeterKey, amount| UsageRecord::new(&snapshot, &Use::new(meter, amount, &one), bench.acme.actor(), now);
+    assert_eq!(of(SCANS, 2).unwrap().units(), 6, "in units of the meter that pays");
+    assert_eq!(of(JOBS, 2).unwrap_err().kind(), ErrorKind::Invalid, "a peak is no sum");
+    assert_eq!(of(PAGES, 0).unwrap_err().kind(), ErrorKind::Invalid);
     // Before the window keeps what each member used, and after.
     for (round, left) in [("a", 4), ("b", 1)] {
         let records = [record(&format!("{round}-1"), &bench.ada), record(&format!("{round}-2"), "bob")];

@@ -12,7 +12,7 @@ use saas_core::{
 use saas_entitlements::{
     Adjustments, Balance, Entitlements, GrantSource, LeaseOptions, LeaseStore, LeasedUse, Leases, Meter, NewGrant,
     Period, PostgresCounters, PostgresLeases, PostgresSource, Reservations, Reserved, SCHEMA, THRESHOLD_RESOLVED_TOPIC,
-    THRESHOLD_TOPIC, ThresholdCrossed, ThresholdResolved, period_at,
+    THRESHOLD_TOPIC, ThresholdCrossed, ThresholdResolved, Use, period_at,
     usage::{Recorded, UsagePipeline, UsageRecord, record_many},
 };
 use sqlx::Executor;
@@ -382,18 +382,11 @@ async fn whoever_takes_several_counters_waits_for_nobody_who_waits_for_it() {
         }
         let records: Vec<Vec<UsageRecord>> = (0..AT_ONCE)
             .map(|task| {
-                let record = |(meter, window, period): &(MeterKey, Window, Period)| UsageRecord {
-                    tenant: app.acme.tenant(),
-                    actor: Actor::system("test"),
-                    meter: meter.clone(),
-                    counter: meter.clone(),
-                    amount: 1,
-                    units: 1,
-                    window: *window,
-                    period: *period,
-                    at: now,
-                    key: key(&format!("{round}-{task}-{meter}")),
-                    member: None,
+                let record = |(meter, window, period): &(MeterKey, Window, Period)| {
+                    let (key, place) = (key(&format!("{round}-{task}-{meter}")), (*window, *period));
+                    let of = Use::new(meter.clone(), 1, &key);
+                    let (tenant, actor) = (app.acme.tenant(), Actor::system("test"));
+                    UsageRecord::in_window(app.gate.catalog(), tenant, &of, &actor, place, now).unwrap()
                 };
                 // In either order.
                 let mut records: Vec<_> = windows.iter().map(record).collect();
@@ -426,25 +419,14 @@ async fn a_use_and_a_batch_with_the_same_key_do_not_wait_for_each_other() {
     let now = app.database.clock().now();
     assert!(app.meter.consume(&app.acme, &ALPHA, 1, &key("opens-the-window")).await.unwrap().is_granted());
     let snapshot = app.gate.snapshot(app.acme.tenant()).await;
-    let record = UsageRecord {
-        tenant: app.acme.tenant(),
-        actor: Actor::system("test"),
-        meter: ALPHA,
-        counter: ALPHA,
-        amount: 1,
-        units: 1,
-        window: Window::Day,
-        period: app.period(&ALPHA).await,
-        at: now,
-        key: key("both"),
-        member: None,
-    };
+    let both = key("both");
+    let record = UsageRecord::new(&snapshot, &Use::new(ALPHA, 1, &both), &Actor::system("test"), now).unwrap();
     // Holds both up at the counter: the use first, then the batch with whatever it has taken by then.
     let mut barrier = app.database.owner().await;
     barrier.execute("begin; select from saas.usage_counter for no key update").await.unwrap();
     let using = async {
         let mut tx = TenantTx::begin(app.database.tenants(), &app.acme).await.unwrap();
-        let used = app.meter.consume_in(&mut tx, &snapshot, &ALPHA, 1, &record.key).await.unwrap();
+        let used = app.meter.consume_in(&mut tx, &snapshot, &ALPHA, 1, &both).await.unwrap();
         tx.commit().await.unwrap();
         used
     };
