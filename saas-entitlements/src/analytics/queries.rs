@@ -35,9 +35,9 @@ pub struct Adoption {
     pub meter: String,
     /// On how many days.
     pub days: i64,
-    /// By how many members; uses without a member count for none.
+    /// By how many members; uses without a member, as those by lease, count for none.
     pub members: i64,
-    /// In how many uses.
+    /// In how many uses. What one report of a lease sums up is one.
     pub events: i64,
 }
 
@@ -57,7 +57,7 @@ pub enum Span {
 pub struct ActiveMembers {
     /// Its first day.
     pub start: NaiveDate,
-    /// Different members with at least one use.
+    /// Different members with at least one use that names them; uses by lease name nobody.
     pub members: i64,
 }
 
