@@ -97,8 +97,9 @@ impl App {
         let link = UpgradeLink::new("/billing?plan={plan}").unwrap();
         let gate = || Entitlements::new(catalog.clone(), source.clone(), clock.clone()).with_upgrade_link(link.clone());
         let (here, there) = (gate(), gate());
-        let listener = RevisionListener::start(there.clone(), database.options("saas_app"));
+        // Before it starts: it may have flushed by the time that this thread goes on.
         let flushes = there.stats().flushes;
+        let listener = RevisionListener::start(there.clone(), database.options("saas_app"));
         while there.stats().flushes == flushes {
             tokio::task::yield_now().await;
         }
