@@ -2,8 +2,11 @@
 //!
 //! `./dev bench peers`. Fifty features, sixteen plans, 10,000 tenants, one and two threads. The flag services' clients get
 //! their easiest job: the plan is handed over ready-made, so they look no tenant up, no event is sent, no network is used.
-//! The policy engines find out the tenant's plan, as the gate does, with as few policies as make sense. Stores are asked over loopback with client and server on one core, where nobody has to be
-//! woken: the view that is kindest to them.
+//! The policy engines find out the tenant's plan, as the gate does, with as few policies as make sense. Stores are asked over
+//! loopback with client and server on one core, where nobody has to be woken: the view that is kindest to them.
+//!
+//! Two Rust crates that answer the same question are not here: `tideway` and `tollgate` bring a database stack of their own
+//! (an older sqlx, SeaORM) and have to be filled from tables of theirs, which would double what this workspace builds.
 //!
 //! `ROUNDS` says how many rounds count (7).
 
