@@ -64,6 +64,7 @@ impl TenantObjects {
     }
 
     /// Forgets what is known about one object.
+    #[cfg(feature = "postgres")]
     pub(crate) fn forget(&mut self, kind: ObjectKind, id: &ObjectId) {
         match kind {
             ObjectKind::Customer => drop(self.customers.remove(id)),
@@ -208,6 +209,7 @@ impl AnyMerged {
     }
 
     /// The customer that the object says it belongs to.
+    #[cfg(feature = "postgres")]
     pub(crate) fn customer(&self) -> Option<&ObjectId> {
         match self {
             Self::Customer(merged) => Some(&merged.value().id),
