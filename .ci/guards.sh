@@ -353,6 +353,30 @@ file  saas-billing/src/subscription/goal.rs
 edit  s/\.filter(|schedule| schedule\.following()\.is_some())//
 test  --package saas-billing --test it -- changes::a_downgrade changes::a_scheduled
 fails changes::a_downgrade_comes_with_the_next_period_and_says_what_will_be_too_much
+
+guard a request while its object is being read
+file  saas-billing/src/postgres/fetch.rs
+edit  s/in ('done', 'dead') and asked_in <> pg_current_xact_id()/in ('done', 'dead') and false/
+test  --package saas-billing --all-features --test it fetch
+fails what_is_told_while_an_object_is_read_is_read_after_it
+
+guard what an operator rereads
+file  saas-billing/src/settle.rs
+edit  s/if report.afresh {/if report.afresh \&\& false {/
+test  --package saas-billing --all-features --test it reread
+fails a_forged_end_of_a_subscription_is_undone
+
+guard one account in one mode per database
+file  saas-billing/src/postgres/home.rs
+edit  s/if (account, livemode) == (&scope.account, &scope.livemode)/if scope.account.is_ascii()/
+test  --package saas-billing --all-features --test it -- home:: fetch::
+fails one_account_in_one_mode_is_written_to_and_shown_and_the_others_are_read
+
+guard whose a checkout is that a visitor names
+file  saas-billing/src/command/returned.rs
+edit  s/if !owners.iter().any(|(_, tenant)| \*tenant == ctx.tenant())/if owners.is_empty()/
+test  --package saas-billing --all-features --test it command
+fails who_comes_back_from_the_page_has_what_was_bought_before_any_event
 LIST
 }
 
