@@ -459,8 +459,11 @@ fn differences(ours: Option<&AnyMerged>, theirs: Option<&AnySnapshot>) -> BTreeM
         let whole = FieldDrift { ours: there(ours.is_some()), theirs: there(theirs.is_some()) };
         return BTreeMap::from([("whole".to_owned(), whole)]);
     };
+    // API versions before 2026-05-27 do not say what was paid by other means.
+    let is_said = |(name, theirs): &(String, Value)| name != "paid_elsewhere" || *theirs != 0;
     theirs
         .into_iter()
+        .filter(is_said)
         .filter_map(|(name, theirs)| {
             let ours = ours.get(&name).cloned().unwrap_or_default();
             (ours != theirs).then_some((name, FieldDrift { ours, theirs }))

@@ -327,15 +327,13 @@ impl Request<'_, '_> {
         };
         let ids = Self::all(&self.engine.world.invoices, fits);
         let expanded = self.expands_payments();
-        let (engine, shape) = (&*self.engine, self.shape);
-        let show = |id: &str| {
-            let mut shown = engine.show(shape, ObjectKind::Invoice, id)?;
-            if let Some(invoice) = engine.world.invoices.get(id).filter(|_| expanded) {
-                payload::expand_invoice(&mut shown, invoice.paid_elsewhere);
-            }
-            Some(shown)
-        };
-        Self::window(self.params, "/v1/invoices", ids, show)
+        let elsewhere = Self::all(&self.engine.world.invoices, |invoice: &SimInvoice| invoice.paid_elsewhere);
+        let mut page = self.many(ObjectKind::Invoice, "/v1/invoices", ids)?;
+        for shown in page["data"].as_array_mut().into_iter().flatten().filter(|_| expanded) {
+            let was_elsewhere = elsewhere.iter().any(|id| shown["id"] == id.as_str());
+            payload::expand_invoice(shown, was_elsewhere);
+        }
+        Ok(page)
     }
 
     pub(super) fn invoice(self, id: &str) -> Outcome {
