@@ -362,7 +362,7 @@ fails what_is_told_while_an_object_is_read_is_read_after_it
 
 guard what an operator rereads
 file  saas-billing/src/settle.rs
-edit  s/if report.afresh {/if report.afresh \&\& false {/
+edit  s/objects.forget(kind, &id);//
 test  --package saas-billing --all-features --test it reread
 fails a_forged_end_of_a_subscription_is_undone
 

@@ -54,4 +54,5 @@ create table saas.billing_effect (
     primary key (tenant_id, livemode, object_id, fact)
 );
 select saas.fence('saas.billing_effect', 'select');
-grant insert on saas.billing_effect to saas_system;
+-- What an operator has read afresh takes back what a forger told.
+grant insert, delete on saas.billing_effect to saas_system;

@@ -183,7 +183,7 @@ impl Billing {
         event_type: &str,
     ) -> Result<Option<Option<State>>, BillingError> {
         let now = self.clock.now();
-        let report = Report { source: claimed.event_id.clone(), event_type: event_type.to_owned(), afresh: false };
+        let report = Report { source: claimed.event_id.clone(), event_type: event_type.to_owned(), afresh: None };
         let mut tx = SystemTx::begin(&self.system, ACTOR, "apply a webhook receipt").await?;
         let settled = self.settle(&mut tx, snapshot, report, now).await?;
         let (state, ending) = match &settled {

@@ -82,17 +82,18 @@ impl Billing {
     ) -> Result<Option<bool>, BillingError> {
         // What is known before the read is what the read supersedes.
         let known = self.known(claimed).await?;
+        let asked = self.clock.now();
         let (object, as_of) = match source.fetch(claimed.kind, &claimed.id).await? {
             Fetched::Found { object, as_of } => (object, as_of),
-            Fetched::Missing => return self.merge_missing(claimed, lease, known, source).await,
+            Fetched::Missing => return self.merge_missing(claimed, lease, (known, asked), source).await,
         };
-        let (origin, created) = self.origin_of(claimed, known.as_ref(), as_of);
+        let (origin, created) = origin_of(claimed, known.as_ref(), as_of, asked);
         match read_fetched(claimed.kind, &object, created, origin) {
             Err(why) => self.end_fetch(claimed, lease, Outcome::Dead(why.to_string())).await,
             Ok(snapshot) if *snapshot.id() != claimed.id => {
                 self.end_fetch(claimed, lease, Outcome::Dead("Stripe answered with another object".to_owned())).await
             }
-            Ok(snapshot) => self.merge_fetched(claimed, lease, snapshot).await,
+            Ok(snapshot) => self.merge_fetched(claimed, lease, known, snapshot).await,
         }
     }
 
@@ -103,26 +104,13 @@ impl Billing {
         Ok(known)
     }
 
-    /// The origin of what was read, which is dated even where it stands for all that was known: later events follow it.
-    fn origin_of(
-        &self,
-        claimed: &Claimed,
-        known: Option<&AnyMerged>,
-        as_of: Option<DateTime<Utc>>,
-    ) -> (Origin, DateTime<Utc>) {
-        if claimed.afresh {
-            return fetch_origin(None, claimed.sequence, as_of.or_else(|| Some(self.clock.now())));
-        }
-        fetch_origin(known, claimed.sequence, as_of)
-    }
-
     /// What Stripe does not have is given up, unless it is a draft, which was deleted then; or was asked for afresh, and
     /// never was.
     async fn merge_missing(
         &self,
         claimed: &Claimed,
         lease: LeaseToken,
-        known: Option<AnyMerged>,
+        (known, asked): (Option<AnyMerged>, DateTime<Utc>),
         source: &dyn ObjectSource,
     ) -> Result<Option<bool>, BillingError> {
         let give_up = |why: &str| Outcome::Dead(why.to_owned());
@@ -130,15 +118,18 @@ impl Billing {
             return self.end_fetch(claimed, lease, give_up("Stripe does not know it")).await;
         };
         // To the key of another account, everything is missing.
-        if let Some(customer) = known.customer()
-            && matches!(source.fetch(ObjectKind::Customer, customer).await?, Fetched::Missing)
-        {
-            let outcome = give_up("Stripe knows neither it nor its customer: is the key one of another account?");
+        let witness = match (known.customer(), known.charge()) {
+            (Some(customer), _) => source.fetch(ObjectKind::Customer, customer).await?,
+            (None, Some(charge)) => source.fetch(ObjectKind::Charge, charge).await?,
+            (None, None) => Fetched::Missing,
+        };
+        if matches!(witness, Fetched::Missing) {
+            let outcome = give_up("Stripe knows neither it nor whose it is: is the key one of another account?");
             return self.end_fetch(claimed, lease, outcome).await;
         }
-        let (origin, created) = self.origin_of(claimed, Some(&known), None);
+        let (origin, created) = origin_of(claimed, Some(&known), None, asked);
         match absent(&known, created, origin) {
-            Some(snapshot) => self.merge_fetched(claimed, lease, snapshot).await,
+            Some(snapshot) => self.merge_fetched(claimed, lease, Some(known), snapshot).await,
             None => self.end_fetch(claimed, lease, give_up("Stripe does not know it")).await,
         }
     }
@@ -147,19 +138,21 @@ impl Billing {
         &self,
         claimed: &Claimed,
         lease: LeaseToken,
+        known: Option<AnyMerged>,
         snapshot: AnySnapshot,
     ) -> Result<Option<bool>, BillingError> {
         let now = self.clock.now();
         let mut tx = SystemTx::begin(&self.system, ACTOR, "merge a fetched object").await?;
         let source = format!("fetch:{}", claimed.sequence);
-        let report = Report { source, event_type: String::new(), afresh: claimed.afresh };
+        let afresh = known.filter(|_| claimed.afresh).map(Box::new);
+        let report = Report { source, event_type: String::new(), afresh };
         let settled = self.settle(&mut tx, snapshot, report, now).await?;
         let outcome = match settled {
             Settled::Applied { still_ambiguous: false, .. } => Outcome::Done,
             Settled::Applied { still_ambiguous: true, .. } => Outcome::Again("still not certain".to_owned()),
             Settled::Ignored(reason) => Outcome::Dead(reason.to_owned()),
             Settled::Parked(waits_for) | Settled::Quarantined { waits_for, .. } => Outcome::Parked(waits_for),
-            Settled::Again => Outcome::Again("its customer was linked at this moment".to_owned()),
+            Settled::Again => Outcome::Again("something else was heard of it at this moment".to_owned()),
         };
         let end = self.end_of(claimed, &outcome);
         if !fetch::finish(&mut tx, &self.scope, (&claimed.id, lease), end, now).await? {
@@ -205,4 +198,17 @@ impl Billing {
             Outcome::Again(reason) => End::Again(self.clock.now() + pause(attempts), reason),
         }
     }
+}
+
+/// The origin of what was read, which is dated even where it stands for all that was known: later events follow it.
+fn origin_of(
+    claimed: &Claimed,
+    known: Option<&AnyMerged>,
+    as_of: Option<DateTime<Utc>>,
+    asked: DateTime<Utc>,
+) -> (Origin, DateTime<Utc>) {
+    if claimed.afresh {
+        return fetch_origin(None, claimed.sequence, Some(as_of.unwrap_or(asked)));
+    }
+    fetch_origin(known, claimed.sequence, as_of)
 }

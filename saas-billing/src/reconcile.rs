@@ -183,7 +183,8 @@ impl Billing {
     ///
     /// It cannot see what changed later of older objects: a charge that is refunded or disputed (the refund and the dispute it
     /// sees), a dispute that is decided, a refund that fails, an invoice that was settled and is voided, a customer's address or
-    /// deletion, what was used. Nor whatever an outage longer than its span has lost. A run over everything each night does.
+    /// deletion, what was used; an older draft that has become final and was paid, and a subscription that began and ended
+    /// unheard within the span. Nor whatever an outage longer than its span has lost. A run over everything each night does.
     ///
     /// # Errors
     /// When the database does not answer.

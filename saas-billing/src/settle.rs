@@ -45,8 +45,8 @@ pub(crate) struct Report {
     pub(crate) source: String,
     /// The event's type.
     pub(crate) event_type: String,
-    /// Whether it stands for all that was known about the object.
-    pub(crate) afresh: bool,
+    /// What was known about the object when it was read, if what was read stands for all of that.
+    pub(crate) afresh: Option<Box<AnyMerged>>,
 }
 
 impl Billing {
@@ -95,7 +95,11 @@ impl Billing {
         }
         let Seated { objects, heard, .. } = self.seat(connection, sitting, tenant, (kind, &id)).await?;
         let before = objects.find(kind, &id);
-        if report.afresh {
+        if let Some(known) = &report.afresh {
+            // What was heard since the read must not be forgotten with the rest.
+            if before.as_ref() != Some(known) {
+                return Ok(Settled::Again);
+            }
             objects.forget(kind, &id);
         }
         objects.merge(snapshot);
@@ -133,7 +137,9 @@ impl Billing {
         }
         let mut facts = Vec::new();
         if !changed.is_empty() {
-            facts = self.write_objects(connection, tenant, &changed, now).await?;
+            let afresh: Vec<ObjectId> =
+                heard.iter().filter(|heard| heard.report.afresh.is_some()).map(|heard| heard.id.clone()).collect();
+            facts = self.write_objects(connection, tenant, &changed, &afresh, now).await?;
             self.post(connection, tenant, &changed, now).await?;
         }
         for object in &changed {
@@ -193,6 +199,7 @@ impl Billing {
         connection: &mut PgConnection,
         tenant: TenantId,
         changed: &[AnyMerged],
+        afresh: &[ObjectId],
         now: DateTime<Utc>,
     ) -> Result<Vec<(ObjectId, Fact)>, CoreError> {
         let livemode = self.scope.livemode;
@@ -201,6 +208,8 @@ impl Billing {
             object.facts().into_iter().map(move |fact| (id.clone(), fact))
         };
         let facts: Vec<(ObjectId, Fact)> = changed.iter().flat_map(told).collect();
+        let afresh: Vec<&str> = afresh.iter().map(|id| id.as_str()).collect();
+        object::forget_effects(connection, (tenant, livemode), &afresh, &facts).await?;
         let facts = object::store(connection, (tenant, livemode), changed, &facts, now).await?;
         for (id, fact) in &facts {
             let is_settled = || changed.iter().any(|object| object.id() == id && object.is_settled_invoice());

@@ -103,7 +103,7 @@ impl Billing {
         let mut whose = None;
         for member in company {
             let event_id = member.claimed.event_id.as_str();
-            let report = Report { source: event_id.to_owned(), event_type: member.event_type.clone(), afresh: false };
+            let report = Report { source: event_id.to_owned(), event_type: member.event_type.clone(), afresh: None };
             let settled = self.hear(&mut tx, &mut sitting, member.snapshot.clone(), report, now).await?;
             let Settled::Applied { tenant, .. } = settled else {
                 merged.push(false);

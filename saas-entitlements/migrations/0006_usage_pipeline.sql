@@ -313,7 +313,8 @@ language sql stable as $$
 $$;
 
 -- Makes positions those of this server: of the events that were copied, low numbers that keep which reader has read which.
--- Events that were recorded here, from `since` on, keep theirs and have been read by nobody. Returns how many were changed.
+-- Events that were recorded here, from `since` on, keep theirs and have been read by nobody: also those that come meanwhile, so
+-- that nothing but the time tells which are which. Returns how many were changed.
 -- Call it only where positions are foreign: elsewhere readers have read events of this server.
 create function saas.usage_positions_adopt(since timestamptz) returns bigint
 language plpgsql security definer
@@ -321,7 +322,6 @@ set search_path = pg_catalog, pg_temp
 set lock_timeout = '2s'
 as $$
 declare
-    next    constant bigint := pg_snapshot_xmax(pg_current_snapshot())::text::bigint;
     last_id constant uuid := 'ffffffff-ffff-ffff-ffff-ffffffffffff';
     -- every place that a reader is at, or that a batch under way ends with
     marks   constant text := '(
@@ -339,8 +339,8 @@ begin
         execute format(
             'update %s e
              set position = 1 + (select count(*) from %s m where (m.position, m.tenant, m.event) < (e.position, e.tenant_id, e.id))
-             where e.position >= $1 or e.recorded_at < $2', part, marks)
-            using next, since;
+             where e.recorded_at < $1', part, marks)
+            using since;
         get diagnostics changed = row_count;
         total := total + changed;
     end loop;

@@ -202,7 +202,7 @@ impl Billing {
             let sequence = fetch::next_sequence(connection, &self.scope, (kind, &tagged.id), now).await?;
             let (origin, created) = fetch_origin(known, sequence, reply.as_of);
             if let Ok(snapshot) = read_fetched(kind, &reply.object, created, origin) {
-                let report = Report { source: source.to_owned(), event_type: String::new(), afresh: false };
+                let report = Report { source: source.to_owned(), event_type: String::new(), afresh: None };
                 let _settled = self.settle(connection, snapshot, report, now).await?;
                 return Ok(());
             }

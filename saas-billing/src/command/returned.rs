@@ -20,7 +20,13 @@ pub enum Returned {
         /// `sub_…`; `None` for a page that sells no subscription.
         subscription: Option<ObjectId>,
     },
-    /// The page is still open: nothing was bought, or a payment that takes its time is under way.
+    /// The buyer went through with it, and the payment takes its time, as a bank debit does: what was bought counts when the
+    /// money has come, or as Stripe says until then.
+    Pending {
+        /// `sub_…`; `None` for a page that sells no subscription.
+        subscription: Option<ObjectId>,
+    },
+    /// The page is still open: nothing was bought.
     Open,
     /// The page is closed, and nothing was bought on it.
     Expired,
@@ -30,8 +36,8 @@ impl Billing {
     /// For the page that Stripe leads a buyer to: reads the checkout session and what was bought, and merges both, so that
     /// the tenant has what it paid for although no event has come yet. An event that comes later changes nothing.
     ///
-    /// Put `{CHECKOUT_SESSION_ID}` into the success address, where Stripe fills in the id. What is known already costs no call to
-    /// Stripe, however often the page is loaded.
+    /// Put `{CHECKOUT_SESSION_ID}` into the success address, where Stripe fills in the id. Once it is bought and paid, or over, a
+    /// page that is loaded again costs no call to Stripe; before that it costs one or two each time.
     ///
     /// # Errors
     /// [`NotFound`](CoreError::NotFound) when the session is not one of this tenant: the id in the address is the visitor's own
@@ -50,14 +56,14 @@ impl Billing {
             return Err(not_found.into());
         }
         let known = object::find_anywhere(&mut tx, self.scope.livemode, session).await?;
-        let (status, subscription) = seen(known.as_ref());
+        let (status, is_settled, subscription) = seen(known.as_ref());
         let has_come = match &subscription {
             Some(subscription) => object::find_anywhere(&mut tx, self.scope.livemode, subscription).await?.is_some(),
             None => true,
         };
         tx.commit().await?;
         match status {
-            Some(CheckoutStatus::Complete) if has_come => return Ok(Returned::Bought { subscription }),
+            Some(CheckoutStatus::Complete) if is_settled && has_come => return Ok(Returned::Bought { subscription }),
             Some(CheckoutStatus::Expired) => return Ok(Returned::Expired),
             Some(CheckoutStatus::Complete | CheckoutStatus::Open | CheckoutStatus::Other(_)) | None => {}
         }
@@ -65,20 +71,23 @@ impl Billing {
         let mut tx = SystemTx::begin(&self.system, ACTOR, "look at what was bought").await?;
         let known = object::find_anywhere(&mut tx, self.scope.livemode, session).await?;
         tx.commit().await?;
+        let (_, is_settled, subscription) = seen(known.as_ref());
         Ok(match status {
-            CheckoutStatus::Complete => Returned::Bought { subscription: seen(known.as_ref()).1 },
+            CheckoutStatus::Complete if is_settled => Returned::Bought { subscription },
+            CheckoutStatus::Complete => Returned::Pending { subscription },
             CheckoutStatus::Open | CheckoutStatus::Other(_) => Returned::Open,
             CheckoutStatus::Expired => Returned::Expired,
         })
     }
 }
 
-fn seen(known: Option<&AnyMerged>) -> (Option<CheckoutStatus>, Option<ObjectId>) {
+/// How far a session has come, whether the money has, and what was bought.
+fn seen(known: Option<&AnyMerged>) -> (Option<CheckoutStatus>, bool, Option<ObjectId>) {
     match known {
         Some(AnyMerged::CheckoutSession(merged)) => {
             let session = merged.value();
-            (Some(session.status.clone()), session.subscription.clone())
+            (Some(session.status.clone()), session.settled, session.subscription.clone())
         }
-        Some(_) | None => (None, None),
+        Some(_) | None => (None, false, None),
     }
 }

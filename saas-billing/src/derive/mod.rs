@@ -210,7 +210,7 @@ pub fn derive(objects: &TenantObjects, catalog: &PlanCatalog) -> Derived {
     for merged in objects.subscriptions.values() {
         let of_customer = objects.customers.get(&merged.value().customer);
         derived.revenue.add(merged.value(), of_customer.and_then(|customer| customer.value().discount.as_ref()));
-        look_for_terms(merged.value(), &mut derived);
+        look_for_terms(merged, &mut derived);
     }
     let live: Vec<(u8, &Merged<Subscription>)> =
         objects.subscriptions.values().filter_map(|merged| Some((preference(merged)?, merged))).collect();
@@ -254,8 +254,10 @@ pub fn derive(objects: &TenantObjects, catalog: &PlanCatalog) -> Derived {
     derived
 }
 
-/// Events hold nothing but the ids of discounts since 2025: what they take off is to be read.
-fn look_for_terms(subscription: &Subscription, derived: &mut Derived) {
+/// Events hold nothing but the ids of discounts since 2025: what they take off is to be read. What a read does not say either
+/// stays unknown.
+fn look_for_terms(merged: &Merged<Subscription>, derived: &mut Derived) {
+    let subscription = merged.value();
     if subscription.is_final() {
         return;
     }
@@ -263,7 +265,9 @@ fn look_for_terms(subscription: &Subscription, derived: &mut Derived) {
     for unknown in all.filter(|discount| discount.terms.is_none()) {
         let (subscription, discount) = (subscription.id.clone(), unknown.id.clone());
         let reason = "a discount of which only the id is known".to_owned();
-        derived.fetches.insert(FetchRequest { kind: ObjectKind::Subscription, id: subscription.clone(), reason });
+        if !merged.was_read() {
+            derived.fetches.insert(FetchRequest { kind: ObjectKind::Subscription, id: subscription.clone(), reason });
+        }
         derived.alerts.insert(Alert::UnknownDiscount { subscription, discount });
     }
 }

@@ -222,6 +222,21 @@ impl AnyMerged {
         }
     }
 
+    /// The charge of a refund or a dispute.
+    #[cfg(feature = "postgres")]
+    pub(crate) fn charge(&self) -> Option<&ObjectId> {
+        match self {
+            Self::Refund(merged) => merged.value().charge.as_ref(),
+            Self::Dispute(merged) => merged.value().charge.as_ref(),
+            Self::Customer(_)
+            | Self::CheckoutSession(_)
+            | Self::Subscription(_)
+            | Self::Invoice(_)
+            | Self::Charge(_)
+            | Self::CreditNote(_) => None,
+        }
+    }
+
     /// What ever happened to the object.
     #[must_use]
     pub fn facts(&self) -> Vec<Fact> {

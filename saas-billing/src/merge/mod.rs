@@ -114,6 +114,13 @@ impl<T: StripeObject> Merged<T> {
         self.resolve().value
     }
 
+    /// Whether the newest value is as a read of Stripe found it: to read it again would say no more.
+    #[must_use]
+    pub fn was_read(&self) -> bool {
+        let newest = self.value();
+        self.candidates.values().any(|candidate| candidate.fetch.is_some() && candidate.value == *newest)
+    }
+
     /// The second that the newest snapshot was created in.
     #[must_use]
     pub const fn as_of(&self) -> DateTime<Utc> {

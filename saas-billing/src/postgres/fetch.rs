@@ -189,7 +189,7 @@ pub(crate) async fn finish(
              attempts = case when is_asked then 0 else listed.attempts end,
              due_at = case when is_asked then $9 else coalesce($6, listed.due_at) end,
              last_error = case when is_asked then null else $7 end,
-             waits_for = $8, lease = null, asked_in = null, afresh = listed.afresh and $5 <> 'done'
+             waits_for = $8, lease = null, asked_in = null, afresh = listed.afresh and $5 not in ('done', 'dead')
          from ended
          where listed.account = ended.account and listed.livemode = ended.livemode and listed.object_id = ended.object_id",
     )

@@ -9,13 +9,21 @@ use crate::error::BillingError;
 const REMEDY: &str = "give each account and mode that is written to a database of its own; if this one has changed sides for \
                       good, delete the row of `saas.billing_home`";
 
-/// Lets the first service that writes be the one that does.
+/// Whether this service may write: the one that does, or any while there is none.
+///
+/// # Errors
+/// [`Misconfigured`](BillingError::Misconfigured) for the service of another account or mode.
+pub(crate) async fn check(connection: &mut PgConnection, scope: &Scope) -> Result<(), BillingError> {
+    find(connection).await?.map_or(Ok(()), |home| compare(&home, scope))
+}
+
+/// Lets the first service that writes be the one that does. Tenants that are locked are locked before.
 ///
 /// # Errors
 /// [`Misconfigured`](BillingError::Misconfigured) for the service of another account or mode.
 pub(crate) async fn claim(connection: &mut PgConnection, scope: &Scope) -> Result<(), BillingError> {
     if let Some(home) = find(connection).await? {
-        return check(&home, scope);
+        return compare(&home, scope);
     }
     sqlx::query("insert into saas.billing_home (account, livemode) values ($1, $2) on conflict (only_one) do nothing")
         .bind(&scope.account)
@@ -24,7 +32,7 @@ pub(crate) async fn claim(connection: &mut PgConnection, scope: &Scope) -> Resul
         .await
         .map_err(CoreError::from_database)?;
     match find(connection).await? {
-        Some(home) => check(&home, scope),
+        Some(home) => compare(&home, scope),
         None => Ok(()),
     }
 }
@@ -36,7 +44,7 @@ async fn find(connection: &mut PgConnection) -> Result<Option<(String, bool)>, C
         .map_err(CoreError::from_database)
 }
 
-fn check((account, livemode): &(String, bool), scope: &Scope) -> Result<(), BillingError> {
+fn compare((account, livemode): &(String, bool), scope: &Scope) -> Result<(), BillingError> {
     if (account, livemode) == (&scope.account, &scope.livemode) {
         return Ok(());
     }

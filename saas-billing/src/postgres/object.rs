@@ -150,6 +150,33 @@ fn read((kind, merged): (String, Value)) -> Result<AnyMerged, CoreError> {
     AnyMerged::from_stored(kind, merged).ok_or(CORRUPT)
 }
 
+/// Forgets what was done about facts of these objects that are none any more, so that it is done when they come true.
+pub(crate) async fn forget_effects(
+    connection: &mut PgConnection,
+    (tenant, livemode): (TenantId, bool),
+    objects: &[&str],
+    facts: &[(ObjectId, Fact)],
+) -> Result<(), CoreError> {
+    if objects.is_empty() {
+        return Ok(());
+    }
+    sqlx::query(
+        "delete from saas.billing_effect as effect
+         where tenant_id = $1 and livemode = $2 and object_id = any($3)
+           and not exists (select from unnest($4::text[], $5::text[]) as told (object_id, fact)
+                           where told.object_id = effect.object_id and told.fact = effect.fact)",
+    )
+    .bind(tenant.as_uuid())
+    .bind(livemode)
+    .bind(objects)
+    .bind(facts.iter().map(|(id, _)| id.as_str()).collect::<Vec<_>>())
+    .bind(facts.iter().map(|(_, fact)| fact.to_string()).collect::<Vec<_>>())
+    .execute(connection)
+    .await
+    .map(drop)
+    .map_err(CoreError::from_database)
+}
+
 /// Stores what is known about these objects, and records facts, each of one of them. Returns the facts that are new.
 pub(crate) async fn store(
     connection: &mut PgConnection,

@@ -79,7 +79,7 @@ impl Billing {
     ) -> Result<(Vec<Sending>, Vec<Sending>), BillingError> {
         let now = self.clock.now();
         let mut tx = SystemTx::begin(&self.system, ACTOR, "take usage that is due to be sent").await?;
-        home::claim(&mut tx, &self.scope).await?;
+        home::check(&mut tx, &self.scope).await?;
         let until = now + self.config.lease;
         let rows = usage::claim(&mut tx, &self.scope, i64::from(limit), lease, (now, until)).await?;
         let (mut due, mut doubtful, mut fates) = (Vec::new(), Vec::new(), Vec::new());
@@ -141,6 +141,10 @@ impl Billing {
             row.first_sent_at = was_sent.or(Some(now));
             let is_doubtful = was_sent.is_some_and(|first| first < now - REMEMBERED);
             if is_doubtful { doubtful.push(row) } else { due.push(row) }
+        }
+        if !due.is_empty() || !doubtful.is_empty() {
+            // After the tenants' locks, as whoever asks for a command.
+            home::claim(&mut tx, &self.scope).await?;
         }
         usage::fix(&mut tx, &self.scope, lease, due.iter().chain(&doubtful)).await?;
         count(&fates, report);

@@ -26,14 +26,15 @@ async fn one_account_in_one_mode_is_written_to_and_shown_and_the_others_are_read
     let ensure = async |billing: &saas_billing::Billing| {
         billing.ensure_customer(shop.stripe.as_ref(), &other, &CustomerDetails::default()).await
     };
+    // A worker with nothing to send takes nothing.
+    let policy = || UsagePolicy::of(&PriceList::from_toml(CATALOG, &PlanCatalog::from_toml(CATALOG).unwrap()).unwrap());
+    let _ = live.send_usage(shop.stripe.as_ref(), &policy(), 10).await.unwrap();
     let customer = ensure(&test).await.unwrap();
     for stranger in [&connected, &live] {
         let why = ensure(stranger).await.unwrap_err();
         assert_eq!(why.kind(), ErrorKind::Misconfigured, "{why:?}");
         assert!(why.to_string().contains("the platform's own account in test mode"), "{why}");
-        let catalog = PlanCatalog::from_toml(CATALOG).unwrap();
-        let policy = UsagePolicy::of(&PriceList::from_toml(CATALOG, &catalog).unwrap());
-        let why = stranger.send_usage(shop.stripe.as_ref(), &policy, 10).await.unwrap_err();
+        let why = stranger.send_usage(shop.stripe.as_ref(), &policy(), 10).await.unwrap_err();
         assert!(matches!(why, BillingError::Misconfigured { .. }), "{why:?}");
     }
     assert_eq!(shop.stripe.living(ObjectKind::Customer), [purchase.customer, customer]);

@@ -1,9 +1,16 @@
 //! What an operator does about what a forger has told.
 
+use std::sync::Arc;
+
+use async_trait::async_trait;
 use chrono::TimeDelta;
-use saas_billing::{FetchPass, ObjectId, ledger::Account, object::ObjectKind};
+use saas_billing::{
+    FetchPass, Fetched, ObjectId, ObjectSource, ProviderError, ledger::Account, object::ObjectKind,
+    testing::StripeSimulator,
+};
 use saas_core::{ErrorKind, RequestContext, TenantContext};
 use serde_json::{Value, json};
+use tokio::sync::Notify;
 
 use crate::shop::{OPERATOR, Shop, id};
 
@@ -51,6 +58,51 @@ async fn a_forged_end_of_a_subscription_is_undone() {
     shop.deliver_all().await;
     assert_eq!(shop.billing.derived(&ctx).await.unwrap().seats, Some(7));
     assert_eq!(shop.billing.fetch_pending(shop.stripe.as_ref(), 10).await.unwrap(), FetchPass::default());
+    // So does its real end, which is a fact of its own.
+    let ended = "select count(*) from saas.billing_effect where fact = 'subscription.ended'";
+    assert_eq!(shop.scalar(ended).await, 0);
+    shop.stripe.cancel(&purchase.subscription);
+    shop.deliver_all().await;
+    assert_eq!((plan(&shop, &ctx).await, shop.scalar(ended).await), (None, 1));
+}
+
+/// A Stripe whose answers are on their way while something happens.
+#[derive(Debug)]
+struct Meanwhile {
+    stripe: Arc<StripeSimulator>,
+    asked: Notify,
+    answer: Notify,
+}
+
+#[async_trait]
+impl ObjectSource for Meanwhile {
+    async fn fetch(&self, kind: ObjectKind, id: &ObjectId) -> Result<Fetched, ProviderError> {
+        let read = self.stripe.fetch(kind, id).await;
+        self.asked.notify_one();
+        self.answer.notified().await;
+        read
+    }
+}
+
+#[tokio::test]
+async fn what_is_heard_while_an_object_is_reread_is_not_forgotten() {
+    let shop = Shop::open().await;
+    let (ctx, purchase) = shop.buyer("acme").await;
+    shop.deliver_all().await;
+    let slow = Meanwhile { stripe: Arc::clone(&shop.stripe), asked: Notify::new(), answer: Notify::new() };
+    shop.billing.reread(&OPERATOR, &purchase.subscription).await.unwrap();
+    let meanwhile = async {
+        slow.asked.notified().await;
+        shop.stripe.cancel(&purchase.subscription);
+        shop.deliver_all().await;
+        slow.answer.notify_one();
+    };
+    let (pass, ()) = tokio::join!(shop.billing.fetch_pending(&slow, 10), meanwhile);
+    assert_eq!(pass.unwrap().retried, 1);
+    assert_eq!(plan(&shop, &ctx).await, None);
+    shop.database.clock().advance(TimeDelta::minutes(5));
+    assert_eq!(shop.billing.fetch_pending(shop.stripe.as_ref(), 10).await.unwrap().done, 1);
+    assert_eq!(plan(&shop, &ctx).await, None);
 }
 
 #[tokio::test]
@@ -99,9 +151,19 @@ async fn what_stripe_never_had_gives_no_access_and_moves_no_money() {
     assert_eq!(reread(&shop, &id("ch_forged")).await.done, 1);
     assert_eq!(balances(&shop, &ctx).await, before);
     // To the key of another account everything is missing: that proves nothing.
-    shop.stripe.set_reachable(&purchase.customer, false);
-    shop.billing.reread(&OPERATOR, &id("sub_forged")).await.unwrap();
-    assert_eq!(shop.billing.fetch_pending(shop.stripe.as_ref(), 10).await.unwrap().done, 0);
+    let elsewhere = StripeSimulator::new("whsec_test_0123456789abcdef", shop.database.clock().clone()).unwrap();
+    let lost = json!({"id": "re_1", "object": "refund", "charge": "ch_forged", "payment_intent": "pi_forged", "amount": 100,
+        "status": "succeeded", "currency": "eur", "created": shop.stripe.now().timestamp()});
+    forge(&shop, "refund", "refund.updated", &lost).await;
+    let before = balances(&shop, &ctx).await;
+    for object in [&purchase.subscription, &id("re_1"), &id("ch_forged")] {
+        shop.billing.reread(&OPERATOR, object).await.unwrap();
+        let pass = shop.billing.fetch_pending(&elsewhere, 10).await.unwrap();
+        assert_eq!((pass.done, pass.retried), (0, 1), "{object}");
+    }
+    assert_eq!(balances(&shop, &ctx).await, before);
+    let given_up = "select count(*) from saas.billing_fetch where state = 'dead' and not afresh";
+    assert_eq!(shop.scalar(given_up).await, 3, "and the next read is one like any other");
     let nobody = shop.billing.reread(&OPERATOR, &id("sub_unheard_of")).await.unwrap_err();
     assert_eq!(nobody.kind(), ErrorKind::NotFound);
 }
