@@ -26,6 +26,7 @@ const ACROSS_TENANTS: &[&str] = &[
     "where state = 'dead'",      // the operators' list of dead letters
     "from saas.tenant_overview", // the operators' list of customers
     "where livemode = $1 and ($2::uuid is null or tenant_id > $2)", // all tenants, page by page, to derive them anew
+    "where livemode = $1 and has_alerts", // the operators' list of tenants with alerts, and its length
     "from saas.billing_object where object_id", // an object whose owner is not known yet
     "where mode <> 'pooled' and ($1::uuid is null or tenant_id > $1)", // all places of tenants, page by page, to migrate them
     "from saas.placement -- of whoever it is",                         // whose a place is, before it is removed
