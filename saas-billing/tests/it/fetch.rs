@@ -113,6 +113,13 @@ struct Slow {
     answer: Notify,
 }
 
+impl Slow {
+    fn of(shop: &Shop) -> Arc<Self> {
+        let (asked, answer) = (Notify::new(), Notify::new());
+        Arc::new(Self { stripe: Arc::clone(&shop.stripe), first: AtomicBool::new(true), asked, answer })
+    }
+}
+
 #[async_trait]
 impl ObjectSource for Slow {
     async fn fetch(&self, kind: ObjectKind, id: &ObjectId) -> Result<Fetched, ProviderError> {
@@ -130,12 +137,7 @@ impl ObjectSource for Slow {
 async fn an_old_answer_that_comes_late_does_not_win() {
     let shop = Shop::open().await;
     let (ctx, subscription) = ambiguous(&shop).await;
-    let slow = Arc::new(Slow {
-        stripe: Arc::clone(&shop.stripe),
-        first: AtomicBool::new(true),
-        asked: Notify::new(),
-        answer: Notify::new(),
-    });
+    let slow = Slow::of(&shop);
     let (billing, source) = (shop.billing.clone(), Arc::clone(&slow));
     let mut first = tokio::spawn(async move { billing.fetch_pending(source.as_ref(), 1).await.unwrap() });
     tokio::select! {
@@ -168,12 +170,7 @@ async fn what_is_told_while_an_object_is_read_is_read_after_it() {
         shop.deliver_all().await;
     };
     changed(8).await;
-    let slow = Arc::new(Slow {
-        stripe: Arc::clone(&shop.stripe),
-        first: AtomicBool::new(true),
-        asked: Notify::new(),
-        answer: Notify::new(),
-    });
+    let slow = Slow::of(&shop);
     let (billing, source) = (shop.billing.clone(), Arc::clone(&slow));
     let reading = tokio::spawn(async move { billing.fetch_pending(source.as_ref(), 1).await.unwrap() });
     slow.asked.notified().await;
