@@ -19,6 +19,9 @@ impl Billing {
     /// dunning and the ledger follow, the ledger by entries of its own. It happens with the next
     /// [`fetch_pending`](Self::fetch_pending), and is on record with the actor.
     ///
+    /// If something else is heard of the object while it is read, it is read again. If the read is given up (`dead_fetches` of the
+    /// inbox's health), nothing is forgotten, and it has to be asked for again.
+    ///
     /// # Errors
     /// [`NotFound`](CoreError::NotFound) when nothing is known about such an object; when the database does not answer.
     pub async fn reread(&self, actor: &Actor, id: &ObjectId) -> Result<(), BillingError> {
