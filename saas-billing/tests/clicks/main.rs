@@ -24,7 +24,11 @@ use saas_billing::{
     object::{Interval, ObjectKind},
     testing::{Chaos, Fault, SimulatorServer, StripeSimulator},
 };
-use saas_core::{Clock as _, SharedClock, SystemClock, TenantContext as _, outbox::Worker, testing::TestDatabase};
+use saas_core::{
+    Clock as _, SharedClock, SystemClock, TenantContext as _,
+    outbox::Worker,
+    testing::{TestDatabase, leaks},
+};
 use tokio::sync::mpsc;
 
 use crate::process::{Answer, Process};
@@ -37,6 +41,8 @@ const FAULT_EVERY: usize = 25;
 const FAULTS: [Fault; 4] = [Fault::CutAfter, Fault::CutBefore, Fault::BrokenAfterwards, Fault::RateLimited(0)];
 
 fn main() {
+    // Of the keys and signing secrets here, also a part.
+    leaks::listen(&["0123456789abcdef"]);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     match env::var("CLICKS_STRIPE") {
         Ok(stripe) => runtime.block_on(process::serve(&stripe)),

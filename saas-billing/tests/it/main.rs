@@ -25,7 +25,6 @@ mod intake;
 mod ledger;
 mod money;
 mod orders;
-mod overheard;
 mod proration;
 mod provider;
 mod purging;

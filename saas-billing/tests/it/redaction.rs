@@ -19,7 +19,10 @@ use saas_billing::{
     subscription::BillingDetails,
     testing::{Fault, SimulatorServer},
 };
-use saas_core::PageSize;
+use saas_core::{
+    PageSize,
+    testing::leaks::{self, Fields, error_chain as chain, leak},
+};
 use serde_json::json;
 use tracing::{
     Event, Metadata, Subscriber,
@@ -27,11 +30,12 @@ use tracing::{
 };
 
 use crate::{
-    overheard::{Line, chain, leak},
     provider::{KEY, adapter},
     shop::{OPERATOR, Shop, config, id},
 };
 
+/// What no log of this suite may have in it, also in part, beside what looks like a key or a mail address.
+pub(crate) const SECRETS: [&str; 2] = ["0123456789abcdef", "fedcba9876543210"];
 const EMAIL: &str = "ada.lovelace@example.com";
 const NAME: &str = "Ada Lovelace";
 const NEW_SECRET: &str = "whsec_rolled_fedcba9876543210";
@@ -47,9 +51,9 @@ struct Recorder {
 }
 
 impl Recorder {
-    fn add(&self, write: impl FnOnce(&mut Line<'_>)) {
+    fn add(&self, write: impl FnOnce(&mut Fields<'_>)) {
         let mut text = self.text.lock().unwrap();
-        write(&mut Line(&mut text));
+        write(&mut Fields(&mut text));
         text.push('\n');
     }
 }
@@ -217,4 +221,15 @@ async fn no_secret_and_no_address_is_seen_in_any_log_error_or_debug_output() {
         let seen = leak(line).or_else(|| PERSON.into_iter().find(|part| line.contains(part)));
         assert_eq!(seen, None, "in: {line}");
     }
+}
+
+// W38, f-B25
+#[tokio::test]
+async fn what_the_tests_log_is_heard() {
+    let before = leaks::heard();
+    let shop = Shop::open().await;
+    let _ = shop.billing.inbox_health(&OPERATOR).await.unwrap();
+    let (_, _) = shop.buyer("acme").await;
+    shop.deliver_all().await;
+    assert!(leaks::heard() > before);
 }

@@ -7,11 +7,14 @@ use saas_billing::{
     object::Interval,
     testing::{CheckoutRequest, Delivery, Purchase, StripeSimulator},
 };
-use saas_core::{Actor, PlanCatalog, RequestContext, TenantContext, testing::TestDatabase};
+use saas_core::{
+    Actor, PlanCatalog, RequestContext, TenantContext,
+    testing::{TestDatabase, leaks},
+};
 use sqlx::PgConnection;
 use tokio::sync::Mutex;
 
-use crate::overheard;
+use crate::redaction::SECRETS;
 
 pub(crate) const CATALOG: &str = r#"
 default_plan = "free"
@@ -86,7 +89,7 @@ impl Shop {
         stripe_with: impl FnOnce(StripeSimulator) -> StripeSimulator,
         config_with: impl FnOnce(BillingConfig) -> BillingConfig,
     ) -> Self {
-        overheard::listen();
+        leaks::listen(&SECRETS);
         let database = TestDatabase::builder()
             .max_system_connections(10)
             .start(&[&saas_core::SCHEMA, &saas_billing::SCHEMA])

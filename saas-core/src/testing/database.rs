@@ -7,6 +7,7 @@ use sqlx::{ConnectOptions as _, PgConnection, postgres::PgConnectOptions};
 use super::{
     DevServer, Purpose,
     admin::{Admin, PoolSizes, template_name, test_database_name},
+    leaks,
 };
 use crate::{
     Actor, CoreError, RequestContext, Schema, SystemPool, SystemTx, TenantPool, TestClock, UserId,
@@ -84,6 +85,7 @@ impl TestDatabaseBuilder {
     /// # Errors
     /// [`CoreError::Misconfigured`] when no server can be had, as [`DevServer::start`]; whatever a migration refuses.
     pub async fn try_start(self, schemas: &[&'static Schema]) -> Result<TestDatabase, CoreError> {
+        leaks::listen_if_asked();
         let admin = match &self.server {
             Some(url) => Admin::new(url)?,
             None => Admin::new(server()?.admin_url())?,

@@ -6,6 +6,7 @@
 //! - [`DevDatabase`]: one database per example, empty at the start of every run.
 //! - [`Pooler`]: a PgBouncer in transaction mode in front of the server.
 //! - [`RedisServer`], [`RedisCluster`]: Redis, alone and as a cluster of three nodes.
+//! - [`leaks`]: listens to all that is logged, for keys and mail addresses.
 //! - [`Proxy`]: a network that can be slow, silent or cut, and that counts round trips.
 //!
 //! Nothing here belongs in production: it has superuser access, and creates and drops roles and databases.
@@ -21,6 +22,8 @@ mod dev_database;
 #[cfg(feature = "docker")]
 mod docker;
 mod home;
+#[cfg(feature = "postgres")]
+pub mod leaks;
 #[cfg(feature = "postgres")]
 mod pooler;
 mod proxy;

@@ -133,7 +133,7 @@ impl Maker {
                     guesses.push(text.chars().cycle().take(n).collect());
                 }
                 let word = self.text(side, length(typmod));
-                guesses.push(format!("{word}@example.com"));
+                guesses.push(format!("{word}@example.invalid"));
                 guesses.push(format!("{word}.example.com"));
                 guesses.push(format!("https://example.com/{word}"));
                 guesses.extend(

@@ -82,10 +82,11 @@ async fn assert_erased(stage: &Stage) {
     assert_eq!(left.keys().map(String::as_str).collect::<Vec<_>>(), expected);
     let mut owner = stage.db.owner().await;
     let names: (String, String, bool) = sqlx::query_as(
-        "select name, slug, exists (select from saas.user_account where email = 'owner@acme.example')
+        "select name, slug, exists (select from saas.user_account where email = $2)
          from saas.tenant where id = $1",
     )
     .bind(stage.acme.tenant.as_uuid())
+    .bind("owner@acme.example")
     .fetch_one(&mut owner)
     .await
     .unwrap();
