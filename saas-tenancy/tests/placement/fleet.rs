@@ -151,6 +151,10 @@ async fn a_run_that_is_killed_is_resumed() {
             }
         }));
         assert!(tokio::spawn(async move { mortal.run().await }).await.is_err());
+        // The server lets go of the dead one's lock when it sees that the connection is gone.
+        let is_free = "select pg_advisory_lock(hashtextextended('saas.fleet', 0));
+                       select pg_advisory_unlock(hashtextextended('saas.fleet', 0))";
+        stage.db.owner().await.execute(is_free).await.unwrap();
     }
     let status = fleet.status().await.unwrap();
     assert!(status.count("current") >= 6, "1 + 2 + 3 were finished: {status}");
