@@ -29,6 +29,8 @@ const POLL: Duration = Duration::from_millis(3);
 const PORT_TRIES: usize = 20;
 /// A node of a cluster listens on a second port, so far above the first.
 const BUS: u16 = 10_000;
+/// Where a node writes down what it knows of its cluster.
+const NODES: &str = "nodes.conf";
 /// Every key belongs to one of so many slots.
 const SLOTS: u16 = 16_384;
 
@@ -36,7 +38,8 @@ const SLOTS: u16 = 16_384;
 #[derive(Debug)]
 pub struct RedisServer {
     port: u16,
-    clustered: bool,
+    /// What it knows of its cluster, as it writes that down; `None` where it is alone.
+    cluster: Option<String>,
     program: PathBuf,
     running: Option<Running>,
 }
@@ -54,7 +57,7 @@ impl RedisServer {
     /// # Errors
     /// [`Misconfigured`](CoreError::Misconfigured) when `redis-server` is not installed or does not start, with its log.
     pub fn start() -> Result<Self, CoreError> {
-        Self::start_on_a_free_port(false)
+        Self::start_on_a_free_port(None)
     }
 
     /// The TCP port on 127.0.0.1. A server that is started again has the same.
@@ -71,7 +74,10 @@ impl RedisServer {
 
     /// Kills it: what it held is gone.
     pub fn kill(&mut self) {
-        self.running = None;
+        if let (Some(running), Some(known)) = (self.running.take(), &mut self.cluster) {
+            // Who is a member, and of which slots, outlives it as on a disk.
+            *known = fs::read_to_string(running.home.path.join(NODES)).unwrap_or_default();
+        }
     }
 
     /// Starts it again, empty, on the same port; kills it first if it runs.
@@ -80,17 +86,19 @@ impl RedisServer {
     /// As [`start`](Self::start).
     pub fn restart(&mut self) -> Result<(), CoreError> {
         self.kill();
-        self.running = Some(run(&self.program, self.port, self.clustered).map_err(failed)?);
+        self.running = Some(run(&self.program, self.port, self.cluster.as_deref()).map_err(failed)?);
         Ok(())
     }
 
-    fn start_on_a_free_port(clustered: bool) -> Result<Self, CoreError> {
+    fn start_on_a_free_port(cluster: Option<&str>) -> Result<Self, CoreError> {
         let program = find().ok_or_else(|| failed("there is no program of that name".to_owned()))?;
         let mut why = String::new();
         for _ in 0..PORT_TRIES {
             let port = free_port().map_err(|error| failed(format!("no free loopback port: {error}")))?;
-            match run(&program, port, clustered) {
-                Ok(running) => return Ok(Self { port, clustered, program, running: Some(running) }),
+            match run(&program, port, cluster) {
+                Ok(running) => {
+                    return Ok(Self { port, cluster: cluster.map(str::to_owned), program, running: Some(running) });
+                }
                 Err(refused) => why = refused,
             }
         }
@@ -121,7 +129,7 @@ impl RedisCluster {
     pub fn start() -> Result<Self, CoreError> {
         const NODES: u16 = 3;
         let nodes =
-            (0..NODES).map(|_| RedisServer::start_on_a_free_port(true)).collect::<Result<Vec<RedisServer>, _>>()?;
+            (0..NODES).map(|_| RedisServer::start_on_a_free_port(Some(""))).collect::<Result<Vec<RedisServer>, _>>()?;
         for (number, node) in (0..).zip(&nodes) {
             let (first, beyond) = (SLOTS / NODES * number, SLOTS / NODES * (number + 1));
             let last = if number + 1 == NODES { SLOTS - 1 } else { beyond - 1 };
@@ -145,6 +153,19 @@ impl RedisCluster {
     #[must_use]
     pub fn urls(&self) -> Vec<String> {
         self.nodes.iter().map(RedisServer::url).collect()
+    }
+
+    /// Kills the node of this number, as [`RedisServer::kill`].
+    pub fn kill(&mut self, node: usize) {
+        self.nodes[node].kill();
+    }
+
+    /// Starts it again, empty: the same member, of the same slots.
+    ///
+    /// # Errors
+    /// As [`RedisServer::start`].
+    pub fn restart(&mut self, node: usize) -> Result<(), CoreError> {
+        self.nodes[node].restart()
     }
 }
 
@@ -187,9 +208,9 @@ fn free_port() -> io::Result<u16> {
     }
 }
 
-fn run(program: &Path, port: u16, clustered: bool) -> Result<Running, String> {
+fn run(program: &Path, port: u16, cluster: Option<&str>) -> Result<Running, String> {
     let home = Home::create()?;
-    write_settings(&home, port, clustered).map_err(|error| format!("cannot write: {error}"))?;
+    write_settings(&home, port, cluster).map_err(|error| format!("cannot write: {error}"))?;
     let mut watchdog = spawn(&home, program).map_err(|error| format!("cannot run sh: {error}"))?;
     let lifeline = watchdog.stdin.take();
     let running = Running { watchdog, lifeline, home };
@@ -208,18 +229,18 @@ fn run(program: &Path, port: u16, clustered: bool) -> Result<Running, String> {
     Err(format!("not ready after {} s", START_DEADLINE.as_secs()))
 }
 
-fn write_settings(home: &Home, port: u16, clustered: bool) -> io::Result<()> {
-    let path = home.path.join("redis.conf");
-    let clustered = if clustered { "cluster-enabled yes\n" } else { "" };
-    fs::write(
-        &path,
-        format!(
-            "bind 127.0.0.1\nport {port}\nsave \"\"\nappendonly no\ndaemonize no\ndir {home}\nlogfile {home}/log\n{clustered}",
-            home = home.path.display()
-        ),
-    )?;
-    if let Some(account) = home.account {
-        std::os::unix::fs::chown(path, Some(account.uid), Some(account.gid))?;
+fn write_settings(home: &Home, port: u16, cluster: Option<&str>) -> io::Result<()> {
+    let clustered = if cluster.is_some() { "cluster-enabled yes\n" } else { "" };
+    let settings = format!(
+        "bind 127.0.0.1\nport {port}\nsave \"\"\nappendonly no\ndaemonize no\ndir {home}\nlogfile {home}/log\n{clustered}",
+        home = home.path.display()
+    );
+    for (name, text) in [("redis.conf", Some(settings.as_str())), (NODES, cluster)] {
+        let (path, Some(text)) = (home.path.join(name), text) else { continue };
+        fs::write(&path, text)?;
+        if let Some(account) = home.account {
+            std::os::unix::fs::chown(path, Some(account.uid), Some(account.gid))?;
+        }
     }
     Ok(())
 }
@@ -283,10 +304,15 @@ mod tests {
     }
 
     #[test]
-    fn three_nodes_share_the_slots() {
-        let cluster = RedisCluster::start().unwrap();
+    fn three_nodes_share_the_slots_and_one_that_was_killed_comes_back_as_what_it_was() {
+        let mut cluster = RedisCluster::start().unwrap();
         for node in &cluster.nodes {
             assert!(node.ask("CLUSTER INFO").unwrap().contains("cluster_slots_ok:16384"));
         }
+        let name = |cluster: &RedisCluster| cluster.nodes[1].ask("CLUSTER MYID").unwrap();
+        let before = name(&cluster);
+        cluster.restart(1).unwrap();
+        assert_eq!(name(&cluster), before);
+        assert!(cluster.nodes[1].ask("CLUSTER INFO").unwrap().contains("cluster_slots_assigned:16384"));
     }
 }

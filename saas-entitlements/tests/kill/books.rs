@@ -3,7 +3,7 @@
 use saas_core::{MeterKey, TenantId, testing::TestDatabase};
 use saas_entitlements::{THRESHOLD_TOPIC, ThresholdCrossed};
 
-use crate::{CALLS_LIMIT, JOBS_LIMIT, TAPS_LIMIT, TOKENS_LIMIT, journal::Noted};
+use crate::{CALLS_LIMIT, HITS_LIMIT, JOBS_LIMIT, TAPS_LIMIT, TOKENS_LIMIT, journal::Noted};
 
 pub(crate) struct Books<'a> {
     database: &'a TestDatabase,
@@ -46,7 +46,8 @@ impl<'a> Books<'a> {
             let (limit, may_be_out, granted) = match meter.as_str() {
                 "jobs" => (JOBS_LIMIT, 0, noted.jobs),
                 // What is out at once is all that can be stranded at once.
-                "calls" => (CALLS_LIMIT, CALLS_LIMIT / 100, noted.calls_least),
+                "calls" => (CALLS_LIMIT, CALLS_LIMIT / 100, noted.calls.least),
+                "hits" => (HITS_LIMIT, HITS_LIMIT / 100, noted.hits.least),
                 "taps" => (TAPS_LIMIT, TAPS_LIMIT / 100, noted.taps),
                 "tokens" => (TOKENS_LIMIT, TOKENS_LIMIT, noted.tokens),
                 "pings" => (u64::MAX, 0, noted.pings),

@@ -1,6 +1,11 @@
 //! What workers write down: it survives their death, since what a process has written is the kernel's.
 
-use std::{fs::File, os::unix::fs::FileExt as _, path::Path};
+use std::{
+    fs::File,
+    ops::{Add, AddAssign},
+    os::unix::fs::FileExt as _,
+    path::Path,
+};
 
 use crate::{PROCESSES, file_of};
 
@@ -15,17 +20,19 @@ pub(crate) enum Pair {
     Pings,
     /// Units that may have been granted to a task; units that were.
     Calls(usize),
+    /// The same, of leases out of Redis.
+    Hits,
     /// The next key; units granted under the keys before it.
     Taps,
     /// The next key that nobody has tried; units that were refused after a try without an answer.
     Tried,
-    /// Uses that Redis admitted; nothing.
-    Admitted,
+    /// Uses that Redis admitted; borrows that it answered.
+    FromRedis,
     /// The next key; units granted under the keys before it.
     Tokens,
 }
 
-const PAIRS: u64 = 10;
+const PAIRS: u64 = 11;
 
 impl Pair {
     const fn place(self) -> u64 {
@@ -36,8 +43,9 @@ impl Pair {
             Self::Calls(task) => 4 + task as u64,
             Self::Taps => 6,
             Self::Tried => 7,
-            Self::Admitted => 8,
+            Self::FromRedis => 8,
             Self::Tokens => 9,
+            Self::Hits => 10,
         }
     }
 }
@@ -92,18 +100,42 @@ impl Answer {
     }
 }
 
+/// Units that were granted, as far as is known.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Units {
+    pub(crate) least: u64,
+    /// With those that were not answered.
+    pub(crate) most: u64,
+}
+
+impl Add for Units {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self { least: self.least + other.least, most: self.most + other.most }
+    }
+}
+
+impl AddAssign for Units {
+    fn add_assign(&mut self, other: Self) {
+        *self = *self + other;
+    }
+}
+
 /// What all workers have written down.
 #[derive(Debug, Default)]
 pub(crate) struct Noted {
     pub(crate) jobs: u64,
     pub(crate) pings: u64,
-    pub(crate) calls_most: u64,
-    pub(crate) calls_least: u64,
+    pub(crate) calls: Units,
+    pub(crate) hits: Units,
     pub(crate) taps: u64,
     /// Taps that were refused and may have been counted.
     pub(crate) taps_in_doubt: u64,
     /// Taps that were admitted by Redis, in uses.
     pub(crate) admitted: u64,
+    /// Borrows that Redis answered.
+    pub(crate) borrowed: u64,
     pub(crate) tokens: u64,
     pub(crate) answers: Vec<Answer>,
 }
@@ -113,15 +145,20 @@ impl Noted {
         let mut noted = Self::default();
         for worker in 0..PROCESSES {
             let journal = Journal::open(folder, worker);
+            let units = |pair| {
+                let (most, least) = journal.read(pair);
+                Units { least, most }
+            };
             noted.pings += journal.read(Pair::Pings).1;
             noted.taps += journal.read(Pair::Taps).1;
             noted.taps_in_doubt += journal.read(Pair::Tried).1;
-            noted.admitted += journal.read(Pair::Admitted).0;
+            noted.hits += units(Pair::Hits);
+            let (admitted, borrowed) = journal.read(Pair::FromRedis);
+            (noted.admitted, noted.borrowed) = (noted.admitted + admitted, noted.borrowed + borrowed);
             noted.tokens += journal.read(Pair::Tokens).1;
             for task in 0..2 {
                 noted.jobs += journal.read(Pair::Jobs(task)).1;
-                let (most, least) = journal.read(Pair::Calls(task));
-                (noted.calls_most, noted.calls_least) = (noted.calls_most + most, noted.calls_least + least);
+                noted.calls += units(Pair::Calls(task));
             }
             let bytes = std::fs::read(file_of(folder, worker, "answers")).unwrap_or_default();
             noted.answers.extend(bytes.chunks_exact(24).map(Answer::read));

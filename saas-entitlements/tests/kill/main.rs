@@ -1,15 +1,16 @@
 //! Ten minutes of traffic, compressed, while everything is killed that can be: the database, Redis, connections, processes.
 //!
 //! The program runs itself again as each worker. A worker does what an application would do in each second: uses counted one
-//! by one under keys, by PostgreSQL and by Redis, uses from memory by lease, work that reserves first, uses recorded in
-//! batches, and questions to the gate. It writes down what it has begun and what it was answered in files, which survive its
-//! death; whoever takes its place repeats what was begun under the same key. The supervisor kills at random moments, changes
-//! plans meanwhile, and asks the living database after each kill whether its books balance. `KILL_SEED` repeats a run: the
-//! same is killed in the same seconds.
+//! by one under keys, by PostgreSQL and by Redis, uses from memory by leases of PostgreSQL and out of Redis, work that
+//! reserves first, uses recorded in batches, and questions to the gate. It writes down what it has begun and what it was
+//! answered in files, which survive its death; whoever takes its place repeats what was begun under the same key. The
+//! supervisor kills at random moments, changes plans meanwhile, and asks the living database after each kill whether its books
+//! balance. `KILL_SEED` repeats a run: the same is killed in the same seconds.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod books;
 mod journal;
+mod leased;
 mod plans;
 mod readers;
 mod taps;
@@ -29,12 +30,13 @@ use saas_core::{
     Actor, Clock, FeatureKey, MeterKey, PlanCatalog, RequestContext, SystemClock, TenantContext, TenantId,
     testing::{DevServer, Durability, TestDatabase},
 };
-use saas_entitlements::{AssignedPlans, Assignments, Entitlements, LeasedUse, PostgresSource, SCHEMA};
+use saas_entitlements::{AssignedPlans, Assignments, Entitlements, PostgresSource, SCHEMA};
 use sqlx::Executor as _;
 
 use crate::{
     books::Books,
-    journal::Noted,
+    journal::{Noted, Units},
+    leased::Leased,
     plans::Changer,
     taps::Tap,
     tokens::Work,
@@ -53,6 +55,8 @@ const PATIENCE: Duration = Duration::from_secs(300);
 const JOBS: MeterKey = MeterKey::from_static("jobs");
 /// Used by lease.
 const CALLS: MeterKey = MeterKey::from_static("calls");
+/// Used by lease out of Redis.
+const HITS: MeterKey = MeterKey::from_static("hits");
 /// Recorded in batches, without a limit.
 const PINGS: MeterKey = MeterKey::from_static("pings");
 /// Used under keys, admitted by Redis.
@@ -64,6 +68,7 @@ const EXPORT: FeatureKey = FeatureKey::from_static("export");
 /// Below what the traffic asks for: each limit is reached.
 const JOBS_LIMIT: u64 = 8_000;
 const CALLS_LIMIT: u64 = 460_000;
+const HITS_LIMIT: u64 = 220_000;
 const TAPS_LIMIT: u64 = 30_000;
 const TOKENS_LIMIT: u64 = 4_000;
 
@@ -75,6 +80,7 @@ fail = 'closed'
 [meters]
 jobs = { aggregation = 'sum' }
 calls = { aggregation = 'sum' }
+hits = { aggregation = 'sum' }
 taps = { aggregation = 'sum' }
 tokens = { aggregation = 'sum' }
 pings = { aggregation = 'sum' }
@@ -84,6 +90,7 @@ rank = 0
 version = 1
 limits.jobs = { max = 8_000, window = 'lifetime', overage = 'block' }
 limits.calls = { max = 460_000, window = 'lifetime', overage = 'block', warn = [50, 100] }
+limits.hits = { max = 220_000, window = 'lifetime', overage = 'block' }
 limits.taps = { max = 30_000, window = 'lifetime', overage = 'block' }
 limits.tokens = { max = 4_000, window = 'lifetime', overage = 'block' }
 [plans.pro]
@@ -93,6 +100,7 @@ version = 1
 grants = { export = true }
 limits.jobs = { max = 8_000, window = 'lifetime', overage = 'block' }
 limits.calls = { max = 460_000, window = 'lifetime', overage = 'block', warn = [50, 100] }
+limits.hits = { max = 220_000, window = 'lifetime', overage = 'block' }
 limits.taps = { max = 30_000, window = 'lifetime', overage = 'block' }
 limits.tokens = { max = 4_000, window = 'lifetime', overage = 'block' }
 ";
@@ -179,7 +187,6 @@ async fn whatever_is_killed_no_unit_is_lost_doubled_or_granted_beyond_the_limit(
     assert_eq!(killed.len(), KILLS, "the traffic ended first: {killed:?}");
 
     let rests = settle(&database, &tenants, &books, &scene.recover(), started + PATIENCE).await;
-    let (stranded, recorded) = books.stranded_and_recorded(&CALLS).await;
     readers::have_read_everything(&database, &folder.0, tenants.busy.tenant()).await;
     let noted = Noted::read(&folder.0);
     // One by one, under keys: exactly what was granted.
@@ -189,26 +196,23 @@ async fn whatever_is_killed_no_unit_is_lost_doubled_or_granted_beyond_the_limit(
     assert_eq!(books.stranded_and_recorded(&PINGS).await, (0, noted.pings), "batched uses");
     tokens::are_accounted_for(&books, &noted, rests.tokens).await;
     let (lost_taps, taps) = taps::are_accounted_for(&books, &noted, rests.taps).await;
-    // By lease, without keys: what was granted is counted, and nothing is counted that was not begun or lost with a lease.
-    assert_eq!(recorded + stranded, CALLS_LIMIT);
+    // By lease, without keys: what was granted, and what was lost with a lease.
+    let calls = leased::calls_are_accounted_for(&books, &noted, rests.calls).await;
+    let hits = leased::hits_are_accounted_for(&books, &noted, rests.hits).await;
     // Each warning once, whoever died between what reached it and the saying so.
     assert_eq!(books.warnings(&CALLS).await, [50, 100]);
-    let (least, most) = (noted.calls_least + rests.calls, noted.calls_most + rests.calls + rests.calls_in_doubt);
-    assert!(least <= CALLS_LIMIT, "{least} were granted");
-    assert!(recorded <= most, "{recorded} recorded of {most} begun");
-    for (stranded, limit) in [(stranded, CALLS_LIMIT), (lost_taps, TAPS_LIMIT)] {
-        let bound = limit / 100;
-        assert!(stranded <= bound * KILLS as u64, "{stranded} stranded by {KILLS} kills, each {bound} at most");
-    }
+    let most_taps = TAPS_LIMIT / 100 * KILLS as u64;
+    assert!(lost_taps <= most_taps, "{lost_taps} taps stranded by {KILLS} kills, {most_taps} at most");
     let (refused, late) = changer.after_the_bound(&noted.answers);
     assert!(late.is_empty(), "the gate granted what was taken away, so many microseconds after the bound: {late:?}");
     assert!(changer.changes() > 3 && refused > 100, "{} changes, {refused} answers: too few", changer.changes());
     println!(
-        "{served} seconds of traffic of {PROCESSES} processes in {:.1} s; calls: {recorded} recorded, {stranded} stranded, \
-         granted {least} to {most}; taps: {taps} recorded, {lost_taps} stranded, {} uses admitted by Redis, {} units refused \
+        "{served} seconds of traffic of {PROCESSES} processes in {:.1} s; calls: {calls}; hits: {hits}, {} borrows \
+         answered by Redis; taps: {taps} recorded, {lost_taps} stranded, {} uses admitted by Redis, {} units refused \
          in doubt; tokens: {} and {} in the end; jobs: {}; pings: {}; gate: {} answers, {} changes of the plan, {refused} \
          refused after the bound, none granted",
         started.elapsed().as_secs_f64(),
+        noted.borrowed,
         noted.admitted,
         noted.taps_in_doubt,
         noted.tokens,
@@ -222,9 +226,8 @@ async fn whatever_is_killed_no_unit_is_lost_doubled_or_granted_beyond_the_limit(
 
 /// What was used in the end, to the last unit.
 struct Rests {
-    calls: u64,
-    /// May have been used beside it.
-    calls_in_doubt: u64,
+    calls: Units,
+    hits: Units,
     taps: u64,
     tokens: u64,
 }
@@ -232,26 +235,15 @@ struct Rests {
 /// Uses what is left of each meter to the last unit, once what the dead held is over.
 async fn settle(database: &TestDatabase, tenants: &Tenants, books: &Books<'_>, redis: &str, until: Instant) -> Rests {
     let (gate, _) = services(database);
-    let leases = worker::leases(&gate, database.tenants());
-    let (mut calls, mut calls_in_doubt) = (0, 0);
-    loop {
-        assert!(Instant::now() < until, "the leases of the dead are not reclaimed");
-        match leases.consume(&tenants.busy, &CALLS, 1).await {
-            Ok(LeasedUse::Granted) => calls += 1,
-            Ok(LeasedUse::Exhausted { held: 0, .. }) => break,
-            Ok(LeasedUse::Exhausted { .. }) => {}
-            Ok(denied @ LeasedUse::Denied(_)) => panic!("{denied:?}"),
-            // On a connection from before the last end of the server.
-            Err(error) if worker::is_passing(&error) => calls_in_doubt += 1,
-            Err(error) => panic!("{error:?}"),
-        }
-    }
-    leases.shutdown().await.unwrap();
+    let calls = Leased::of_postgres(&gate, database.tenants()).use_the_rest(tenants, until).await;
+    let (leased, pools) = Leased::out_of_redis(&gate, database.tenants(), redis);
+    let hits = leased.use_the_rest(tenants, until).await;
+    assert_eq!(pools.stats().unreadable, 0, "{:?}", pools.stats());
     let taps = Tap::open(&gate, database.tenants(), redis).use_the_rest(tenants, books, until).await;
     let tokens = Work::open(&gate, database.tenants()).use_the_rest(tenants, until).await;
     books.balance(&Noted::default()).await;
     books.leases_are_over().await;
-    Rests { calls, calls_in_doubt, taps, tokens }
+    Rests { calls, hits, taps, tokens }
 }
 
 /// The supervisor's own gate, straight on the database.

@@ -72,9 +72,9 @@ impl Tap {
         assert_eq!(never, ever, "units beyond what was lent, keys of other uses, values of nobody's: {stats:?}");
     }
 
-    /// Notes what Redis has admitted, `before` that by the processes before it.
-    pub(crate) fn note(&self, before: u64, journal: &Journal) {
-        journal.note(Pair::Admitted, (before + self.tier.stats().admitted, 0));
+    /// Uses that Redis has admitted.
+    pub(crate) fn admitted(&self) -> u64 {
+        self.tier.stats().admitted
     }
 
     pub(crate) async fn shutdown(&self) {

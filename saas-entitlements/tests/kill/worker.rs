@@ -15,16 +15,16 @@ use saas_core::{
     Actor, Clock, ErrorKind, RequestContext, SystemClock, SystemPool, TenantContext, TenantPool, db, plan::Window,
 };
 use saas_entitlements::{
-    AssignedPlans, Consumption, Entitlements, EntitlementsError, GateOptions, LeaseOptions, LeasedUse, Leases, Meter,
-    Period, PostgresCounters, PostgresLeases, PostgresSource, RedisRevisions, RevisionListener, RevisionRelay, SCHEMA,
-    Use,
+    AssignedPlans, Consumption, Entitlements, EntitlementsError, GateOptions, Meter, Period, PostgresCounters,
+    PostgresSource, RedisLeases, RedisRevisions, RevisionListener, RevisionRelay, SCHEMA, Use,
     usage::{Recorded, UsageRecord, UsageWriter, WriterOptions},
 };
 use sqlx::postgres::PgConnectOptions;
 
 use crate::{
-    CALLS, EXPORT, JOBS, PINGS, SECONDS, acting_in, catalog, file_of,
+    EXPORT, JOBS, PINGS, SECONDS, acting_in, catalog, file_of,
     journal::{Answer, Journal, Pair},
+    leased::Leased,
     micros,
     readers::Readers,
     taps::{self, Tap},
@@ -36,19 +36,11 @@ use crate::{
 pub(crate) const TTL: Duration = Duration::from_millis(250);
 pub(crate) const TICK: Duration = Duration::from_millis(10);
 /// Between tries, so that a server that is down is not asked without pause.
-const PAUSE: Duration = Duration::from_millis(5);
-/// What a task does in each second.
-const CALLS_A_SECOND: usize = 25;
-const UNITS_A_CALL: u64 = 4;
+pub(crate) const PAUSE: Duration = Duration::from_millis(5);
 const PINGS_A_SECOND: u64 = 3;
 /// How often the readers of usage events run.
 const SECONDS_A_RUN: u64 = 10;
 const QUESTIONS_A_SECOND: usize = 10;
-
-pub(crate) fn leases(gate: &Entitlements, tenants: &TenantPool) -> Leases {
-    let options = LeaseOptions::default().with_life(Duration::from_secs(2)).with_tick(Duration::from_millis(100));
-    Leases::new(gate.clone(), Arc::new(PostgresLeases::new(Arc::new(tenants.clone()))), options)
-}
 
 /// Whether the same call can be repeated, and is; anything else fails the test.
 pub(crate) fn is_passing(error: &EntitlementsError) -> bool {
@@ -77,7 +69,9 @@ struct Process {
     asked: RequestContext,
     gate: Entitlements,
     meter: Meter,
-    leases: Leases,
+    calls: Leased,
+    hits: Leased,
+    pools: RedisLeases,
     tap: Tap,
     work: Work,
     writer: UsageWriter,
@@ -113,6 +107,7 @@ pub(crate) async fn work(worker: usize) {
     let redis_url: String = told("KILL_REDIS");
     let _hears = Hears::start(worker, &gate, login("KILL_LISTEN"), &redis_url);
     let folder: PathBuf = told("KILL_FOLDER");
+    let (hits, pools) = Leased::out_of_redis(&gate, &tenants, &redis_url);
     let process = Process {
         worker,
         journal: Journal::open(&folder, worker),
@@ -120,14 +115,17 @@ pub(crate) async fn work(worker: usize) {
         busy: acting_in(told("KILL_BUSY")),
         asked: acting_in(told("KILL_ASKED")),
         meter: Meter::new(gate.clone(), Arc::new(PostgresCounters::new(binding))),
-        leases: leases(&gate, &tenants),
+        calls: Leased::of_postgres(&gate, &tenants),
+        hits,
+        pools,
         tap: Tap::open(&gate, &tenants, &redis_url),
         work: Work::open(&gate, &tenants),
         readers: Readers::new(system.clone(), &folder, worker),
         writer: UsageWriter::start(system, Arc::new(SystemClock), WriterOptions::default().with_pause(PAUSE)),
         gate,
     };
-    let (served, admitted) = (process.journal.read(Pair::Served).0, process.journal.read(Pair::Admitted).0);
+    let served = process.journal.read(Pair::Served).0;
+    let (admitted, borrowed) = process.journal.read(Pair::FromRedis);
     for second in served..SECONDS {
         process.serve_a_second().await;
         if second.is_multiple_of(SECONDS_A_RUN) {
@@ -136,13 +134,14 @@ pub(crate) async fn work(worker: usize) {
                 Ok(()) | Err(_) => {}
             }
         }
-        process.tap.note(admitted, &process.journal);
+        process.note_what_redis_did((admitted, borrowed));
         process.journal.note(Pair::Served, (second + 1, 0));
         say("second");
     }
     process.work.end(&process.journal).await;
     process.tap.shutdown().await;
-    answer(is_passing, async || process.leases.shutdown().await).await;
+    process.calls.shutdown().await;
+    process.hits.shutdown().await;
     process.writer.shut_down().await;
     say("done");
 }
@@ -180,8 +179,9 @@ impl Process {
             self.use_by_key(0),
             self.use_by_key(1),
             self.record(),
-            self.use_by_lease(0),
-            self.use_by_lease(1),
+            self.calls.serve(&self.busy, Pair::Calls(0), &self.journal),
+            self.calls.serve(&self.busy, Pair::Calls(1), &self.journal),
+            self.hits.serve(&self.busy, Pair::Hits, &self.journal),
             self.tap.serve(&self.busy, self.worker, &self.journal),
             self.work.serve(&self.busy, self.worker, &self.journal),
             self.ask()
@@ -230,24 +230,11 @@ impl Process {
         UsageRecord::in_window(catalog, self.busy.tenant(), &of, &actor, always, now).unwrap()
     }
 
-    /// Uses from memory: without a key, so whatever is not answered may have been granted.
-    async fn use_by_lease(&self, task: usize) {
-        for _ in 0..CALLS_A_SECOND {
-            let (most, least) = self.journal.read(Pair::Calls(task));
-            self.journal.note(Pair::Calls(task), (most + UNITS_A_CALL, least));
-            match self.leases.consume(&self.busy, &CALLS, UNITS_A_CALL).await {
-                Ok(LeasedUse::Granted) => {
-                    self.journal.note(Pair::Calls(task), (most + UNITS_A_CALL, least + UNITS_A_CALL));
-                }
-                Ok(LeasedUse::Exhausted { .. }) => {
-                    self.journal.note(Pair::Calls(task), (most, least));
-                    break;
-                }
-                Ok(denied @ LeasedUse::Denied(_)) => panic!("{denied:?}"),
-                Err(error) if is_passing(&error) => tokio::time::sleep(PAUSE).await,
-                Err(error) => panic!("{error:?}"),
-            }
-        }
+    /// Notes what Redis has answered, `before` that to the processes before this one.
+    fn note_what_redis_did(&self, before: (u64, u64)) {
+        let pools = self.pools.stats();
+        assert_eq!(pools.unreadable, 0, "values of nobody's: {pools:?}");
+        self.journal.note(Pair::FromRedis, (before.0 + self.tap.admitted(), before.1 + pools.from_redis));
     }
 
     async fn ask(&self) {

@@ -84,13 +84,13 @@ async fn under_load(shop: &Shop, tills: &[Till], mut disturb: impl AsyncFnMut(u6
 }
 
 /// Everything that was granted is written with its key; what is not known is counted as used, up to the share of the limit.
-async fn is_accounted_for(shop: &Shop, tills: &[Till], granted: u64) {
+pub(super) async fn is_accounted_for(shop: &Shop, tills: &[Till], granted: u64) {
     for till in tills {
         till.tier.shutdown().await.unwrap();
     }
     assert_eq!(shop.recorded().await, granted, "recorded is what was granted");
     let Balance { used, held } = shop.balance().await;
-    assert!(used + held <= LIMIT);
+    assert!(used + held <= shop.limit);
     shop.reclaim().await;
     shop.is_in_order().await;
     assert_eq!(shop.balance().await.used, granted + shop.stranded().await);

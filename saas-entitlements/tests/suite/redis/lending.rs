@@ -28,10 +28,10 @@ use super::{
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What one process has.
-struct Desk {
+pub(super) struct Desk {
     gate: Entitlements,
-    leases: Leases,
-    store: RedisLeases,
+    pub(super) leases: Leases,
+    pub(super) store: RedisLeases,
 }
 
 /// A machine that is busy with other tests is not a Redis that is down; and nothing is reported but when the test says so.
@@ -44,12 +44,12 @@ fn by_hand() -> RedisLeaseOptions {
 }
 
 /// As in production, with everything happening more often.
-fn hasty() -> RedisLeaseOptions {
+pub(super) fn hasty() -> RedisLeaseOptions {
     by_hand().with_tick(Duration::from_millis(5)).with_pause(Duration::from_millis(1))
 }
 
 impl Desk {
-    fn open(shop: &Shop, redis: Redis, options: RedisLeaseOptions, lease: LeaseOptions) -> Self {
+    pub(super) fn open(shop: &Shop, redis: Redis, options: RedisLeaseOptions, lease: LeaseOptions) -> Self {
         Self::on(shop.database.tenants(), shop, redis, options, lease)
     }
 
@@ -57,7 +57,8 @@ impl Desk {
         let catalog = PlanCatalog::from_toml(&format!(
             "default_plan = 'free'\n[meters.calls]\naggregation = 'sum'\n[plans.free]\nrank = 0\n\
              [[plans.free.versions]]\nversion = 1\n\
-             limits.calls = {{ max = {LIMIT}, window = 'lifetime', overage = 'block', warn = [50] }}",
+             limits.calls = {{ max = {}, window = 'lifetime', overage = 'block', warn = [50] }}",
+            shop.limit
         ))
         .unwrap();
         let (binding, plans) = (Arc::new(pool.clone()), Arc::new(FixedPlan(PlanKey::from_static("free"))));
@@ -68,7 +69,7 @@ impl Desk {
         Self { gate, leases, store }
     }
 
-    async fn r#use(&self, shop: &Shop, amount: u64) -> LeasedUse {
+    pub(super) async fn r#use(&self, shop: &Shop, amount: u64) -> LeasedUse {
         self.leases.consume(&shop.ctx, &CALLS, amount).await.unwrap()
     }
 
@@ -83,7 +84,7 @@ impl Desk {
 }
 
 /// Leases of 20, of which a tenth of the limit may be out, and which are reported by hand.
-fn small() -> LeaseOptions {
+pub(super) fn small() -> LeaseOptions {
     LeaseOptions::default()
         .without_borrowing_ahead()
         .with_size(20, 20)
@@ -137,12 +138,12 @@ async fn under_load(shop: &Shop, desks: &[Desk], mut disturb: impl AsyncFnMut())
 }
 
 /// What counts as used without having been granted, once the lives of all leases are over and the rest was used up.
-async fn lost(shop: &Shop, desks: &[Desk], granted: u64) -> u64 {
+pub(super) async fn lost(shop: &Shop, desks: &[Desk], granted: u64) -> u64 {
     for desk in desks {
         desk.leases.shutdown().await.unwrap();
     }
     let Balance { used, held } = shop.balance().await;
-    assert!(granted <= used + held && used + held <= LIMIT, "{granted} {used} {held}");
+    assert!(granted <= used + held && used + held <= shop.limit, "{granted} {used} {held}");
     shop.reclaim().await;
     let direct = Leases::new(
         desks[0].gate.clone(),
@@ -154,10 +155,10 @@ async fn lost(shop: &Shop, desks: &[Desk], granted: u64) -> u64 {
         rest += 1;
     }
     direct.shutdown().await.unwrap();
-    assert_eq!(shop.balance().await, Balance { used: LIMIT, held: 0 });
+    assert_eq!(shop.balance().await, Balance { used: shop.limit, held: 0 });
     shop.is_in_order().await;
-    assert!(granted + rest <= LIMIT, "{granted} and {rest} were granted");
-    LIMIT - granted - rest
+    assert!(granted + rest <= shop.limit, "{granted} and {rest} were granted");
+    shop.limit - granted - rest
 }
 
 #[tokio::test]

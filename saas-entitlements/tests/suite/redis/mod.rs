@@ -1,6 +1,7 @@
 //! A real Redis, alone and as a cluster, beside a real PostgreSQL.
 
 mod attacks;
+mod cluster;
 mod coherence;
 mod counters;
 mod leases;
@@ -30,7 +31,11 @@ pub(crate) fn single(url: &str) -> Redis {
 }
 
 fn clustered() -> Redis {
-    let urls = cluster().urls();
+    on(cluster())
+}
+
+fn on(cluster: &RedisCluster) -> Redis {
+    let urls = cluster.urls();
     let nodes = urls.iter().map(|url| Client::open(url.as_str()).unwrap()).collect();
     Redis::cluster(ClusterClient::new(urls).unwrap(), nodes)
 }

@@ -79,7 +79,7 @@ impl Till {
 pub(super) struct Shop {
     pub(super) database: TestDatabase,
     pub(super) ctx: RequestContext,
-    limit: u64,
+    pub(super) limit: u64,
 }
 
 impl Shop {
