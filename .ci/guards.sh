@@ -132,6 +132,42 @@ edit  s/loaded.life.epoch == self.epoch && reaches/reaches/
 test  --package saas-entitlements --lib gate::
 fails gate::model::a_flush_ends_what_was_read_before_it_whenever_that_lands
 
+guard the end of a flight with its landing, in one lock
+file  saas-entitlements/src/gate/flight.rs
+edit  s/^        end_flight(&mut shelf, snapshot.tenant, id);//
+test  --package saas-entitlements --lib gate::
+fails gate::model::a_load_beside_a_change_never_brings_the_old_answer_back
+
+guard whose place the end of a flight frees
+file  saas-entitlements/src/gate/flight.rs
+edit  s/is_some_and(|flight| flight.id == id)/is_some()/
+test  --package saas-entitlements --lib gate::
+fails gate::model::the_end_of_a_flight_leaves_the_next_one_its_place
+
+guard looking and joining in one lock
+file  saas-entitlements/src/gate/core.rs
+edit  s/^        let mut joined = None;/        drop(shelf); let mut shelf = self.lock(); let mut joined = None;/
+test  --package saas-entitlements --lib gate::
+fails gate::model::misses_that_meet_are_one_read
+
+guard the deadline of a held snapshot
+file  saas-entitlements/src/gate/table.rs
+edit  s/if self.now.load(Ordering::Relaxed) >= stamp .*/if stamp == u64::MAX {/
+test  --package saas-entitlements --lib gate::
+fails gate::model::a_reader_that_knows_of_a_change_never_gets_the_snapshot_before_it
+
+guard whose snapshot a slot holds
+file  saas-entitlements/src/gate/table.rs
+edit  s/self.held(slot).filter(|held| held.tenant == tenant)/self.held(slot)/
+test  --package saas-entitlements --lib gate::
+fails gate::model::a_tenant_that_gives_way_to_another_never_answers_with_its_snapshot
+
+guard whose last known state it is
+file  saas-entitlements/src/gate/core.rs
+edit  s/let own = held.filter(.*/let own = held;/
+test  --package saas-entitlements --lib gate::
+fails gate::model::the_last_known_state_is_the_tenants_own
+
 guard one load for all who wait
 file  saas-entitlements/src/gate/core.rs
 edit  s/joined = shelf.flights.get(&tenant).*/joined = None;/

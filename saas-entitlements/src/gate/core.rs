@@ -1,10 +1,10 @@
 //! The gate at work: the slow path, announcements, time.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use saas_core::{FeatureKey, Revision, SharedClock, TenantId, plan::PlanCatalog};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::Semaphore;
 
 use super::{
     GateOptions,
@@ -12,6 +12,7 @@ use super::{
     shelf::{Coarse, Landed, LoadFailed, Shelf},
     staleness::{Staleness, Watch},
     stats::{Counters, count},
+    sync::{Mutex, MutexGuard, watch},
     table::Table,
 };
 use crate::{
@@ -203,7 +204,9 @@ impl Core {
     fn degraded(&self, tenant: TenantId) -> Arc<Snapshot> {
         let now = self.clock.now();
         let held = self.table.find(tenant).and_then(|slot| self.table.held(slot));
-        let snapshot = match held.filter(|held| self.serves_as_last_known(held, now)) {
+        // Without the lock, so another tenant may have taken the slot since.
+        let own = held.filter(|held| held.tenant == tenant);
+        let snapshot = match own.filter(|held| self.serves_as_last_known(held, now)) {
             Some(held) => held.as_last_known(now),
             None => Snapshot::by_fail_policy(&self.catalog, tenant, now),
         };

@@ -6,12 +6,12 @@
 use std::sync::Arc;
 
 use saas_core::TenantId;
-use tokio::{runtime::Handle, sync::watch};
 
 use super::{
     core::Core,
     shelf::{Flight, Landed, LoadFailed, Shelf},
     stats::count,
+    sync::{Handle, sleep, timeout, watch},
 };
 use crate::{
     Dated, EntitlementsError,
@@ -86,7 +86,7 @@ impl Core {
             }
             count(&self.counters.outdated_loads);
             overtaken += 1;
-            tokio::time::sleep(std::time::Duration::from_millis(pause)).await;
+            sleep(std::time::Duration::from_millis(pause)).await;
             pause = (pause * 2).min(LAST_PAUSE_MS);
         }
     }
@@ -149,7 +149,7 @@ impl Core {
 #[tracing::instrument(name = "saas.entitlements.gate.load", level = "debug", skip_all, fields(tenant = %flight.tenant))]
 async fn fly(flight: Landing, sender: watch::Sender<Landed>) {
     let core = Arc::clone(&flight.core);
-    let loaded = tokio::time::timeout(core.options.load_timeout, core.load(flight.tenant, flight.id)).await;
+    let loaded = timeout(core.options.load_timeout, core.load(flight.tenant, flight.id)).await;
     let result = match loaded {
         Ok(Ok(snapshot)) => Ok(snapshot),
         Ok(Err(error)) => {

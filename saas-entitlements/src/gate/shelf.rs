@@ -6,10 +6,9 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use saas_core::{Revision, TenantId};
-use tokio::sync::watch;
 
 use super::{
-    sync::Ordering,
+    sync::{Ordering, watch},
     table::{NO_TIME, Pen, Table},
 };
 use crate::snapshot::{Origin, Snapshot};
