@@ -25,8 +25,8 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// A Redis server, or a Redis Cluster. Nothing is connected before it is needed.
 ///
 /// TLS, logins and timeouts of connections are the clients': choose a TLS feature on your own `redis` dependency. The login
-/// needs the commands `eval`, `evalsha`, `script|load`, `info`, `time`, `publish` and `subscribe`, and those for strings, hashes
-/// and expiry on the keys of the tier's and the leases' prefix.
+/// needs the commands `eval`, `evalsha`, `script|load`, `info`, `time`, `del`, `publish` and `subscribe`, and those for strings,
+/// hashes and expiry on the keys of the tier's and the leases' prefix.
 #[derive(Clone)]
 pub struct Redis {
     target: Target,

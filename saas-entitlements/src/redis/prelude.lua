@@ -12,7 +12,9 @@ end
 -- The name that Redis itself gives to a history of writes: another one after each restart and each promotion. What an
 -- older history said of a balance may be told twice.
 local function history()
-    return string.match(redis.call('info', 'replication'), 'master_replid:(%x+)')
+    local said = redis.call('info', 'replication')
+    local _, before = string.find(said, 'master_replid:', 1, true)
+    return string.sub(said, before + 1, before + 40)
 end
 -- Numbers are doubles here: below 2^53 they are exact, but not when they are turned into text by themselves.
 local function text(number)

@@ -1,5 +1,5 @@
 -- Gives up a refill that did not happen. ARGV: life of the place, pool, number of the refill.
-local place, why = load()
+local place, why = load_all()
 if not place then return { why, '0', '0', '0' } end
 local pool, at = pool_of(place, ARGV[2])
 if pool then

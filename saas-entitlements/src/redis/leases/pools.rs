@@ -12,7 +12,7 @@ use super::{
     super::totals::add,
     Inner,
     place::{Owed, Place},
-    scripts::Order,
+    scripts::{Order, bytes},
 };
 use crate::{EntitlementsError, Report, Reported};
 
@@ -93,8 +93,8 @@ impl Inner {
         place: &Arc<Place>,
         wants: Option<(LeaseToken, u64)>,
     ) -> Result<bool, EntitlementsError> {
-        let wants = wants.map(|(lease, lacks)| (lease.to_string(), lacks));
-        let wants = wants.as_ref().map(|(lease, lacks)| (lease.as_str(), *lacks));
+        let wants = wants.map(|(lease, lacks)| (bytes(lease), lacks));
+        let wants = wants.as_ref().map(|(lease, lacks)| (lease.as_slice(), *lacks));
         let Ok(answer) = self.shelf.trim(place, wants).await else { return Ok(false) };
         self.try_to_carry_out(place, &answer.orders).await?;
         Ok(!answer.orders.is_empty())
@@ -115,7 +115,7 @@ impl Inner {
     /// PostgreSQL said so.
     async fn try_to_carry_out(&self, place: &Arc<Place>, orders: &[Order]) -> Result<Option<u64>, EntitlementsError> {
         let (used, is_wanted) = self.make_reports(place, orders).await?;
-        if is_wanted && let Ok(answer) = self.shelf.trim(place, Some(("somebody", 0))).await {
+        if is_wanted && let Ok(answer) = self.shelf.trim(place, Some((b"somebody", 0))).await {
             self.make_reports(place, &answer.orders).await?;
         }
         Ok(used)

@@ -1,7 +1,7 @@
 -- Puts what PostgreSQL has lent into the pool, once, and lends of it to whoever asked for it. What was needed is counted.
 -- ARGV: life of the place, rule, lease, number, spent, want, cost, life, question, pool, number of the refill, units, used, and
 -- spent of the pool as PostgreSQL knows them.
-local place, why = load()
+local place, why = load_all()
 if not place then return { why, '0', '0', '0' } end
 local number, spent, want, cost = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
 local refill, units = tonumber(ARGV[11]), tonumber(ARGV[12])
@@ -34,14 +34,8 @@ local lent = place.w > now and 0 or math.min(want, pool.l)
 lent = lent - lent % cost
 if lease and number <= lease.n then return answer(place, 'lent', '0', text(used(place))) end
 if not lease then
-    if lent == 0 or #pool.L >= MOST_LEASES then return answer(place, 'lent', '0', text(used(place))) end
-    lease = { k = ARGV[3], l = 0, s = 0, u = 0 }
-    pool.L[#pool.L + 1] = lease
+    lease = lent > 0 and new_lease(pool)
+    if not lease then return answer(place, 'lent', '0', text(used(place))) end
 end
-confirm(pool, lease)
-pool.s = pool.s + spent - lease.s
-pool.l = pool.l - lent
-lease.l = lease.l + lent
-lease.s, lease.n, lease.x = spent, number, now + tonumber(ARGV[8])
-lease.q, lease.a = ARGV[9], lent
+lend(pool, ARGV[3], lease, lent, 0, spent, number, tonumber(ARGV[8]), ARGV[9])
 return answer(place, 'lent', text(lent), text(used(place)))

@@ -31,8 +31,8 @@ struct Scripts {
 }
 
 macro_rules! script {
-    ($file:literal) => {
-        Script::new(concat!(include_str!("../prelude.lua"), include_str!("place.lua"), include_str!($file)))
+    ($($file:literal),+) => {
+        Script::new(concat!(include_str!("../prelude.lua"), include_str!("place.lua"), $(include_str!($file)),+))
     };
 }
 
@@ -86,14 +86,14 @@ pub(super) struct Shelf {
 impl Shelf {
     pub(super) fn new(link: Link, options: RedisLeaseOptions) -> Self {
         let scripts = Scripts {
-            borrow: script!("borrow.lua"),
-            put: script!("put.lua"),
-            cancel: script!("cancel.lua"),
-            report: script!("report.lua"),
-            undo: script!("undo.lua"),
-            trim: script!("trim.lua"),
-            tick: script!("tick.lua"),
-            told: script!("told.lua"),
+            borrow: script!("top_up.lua", "pools.lua", "borrow.lua"),
+            put: script!("pools.lua", "put.lua"),
+            cancel: script!("pools.lua", "cancel.lua"),
+            report: script!("pools.lua", "report.lua"),
+            undo: script!("pools.lua", "undo.lua"),
+            trim: script!("pools.lua", "trim.lua"),
+            tick: script!("pools.lua", "tick.lua"),
+            told: script!("pools.lua", "told.lua"),
             peek: script!("peek.lua"),
         };
         Self { link, scripts, options, totals: Totals::default() }
@@ -112,9 +112,11 @@ impl Shelf {
         fills: bool,
     ) -> Result<Answer, Missed> {
         let mut call = self.begin(&self.scripts.borrow, place);
-        call.arg(rule(&ask.draw)).arg(ask.lease.to_string()).arg(ask.number).arg(ask.spent).arg(ask.draw.units);
-        call.arg(ask.want.min(MOST)).arg(ask.cost).arg(ask.life.as_millis().to_string()).arg(question.to_string());
-        call.arg(LeaseToken::mint_at(ask.draw.at).to_string()).arg(if fills { "refill" } else { "take" });
+        call.arg(rule(&ask.draw)).arg(&bytes(ask.lease)).arg(ask.number).arg(ask.spent).arg(ask.draw.units);
+        call.arg(ask.want.min(MOST)).arg(ask.cost).arg(ask.life.as_millis().to_string()).arg(&bytes(question));
+        if fills {
+            call.arg(LeaseToken::mint_at(ask.draw.at).to_string());
+        }
         self.ask(&call).await
     }
 
@@ -128,8 +130,8 @@ impl Shelf {
         (units, used): (u64, u64),
     ) -> Result<Answer, Missed> {
         let mut call = self.begin(&self.scripts.put, place);
-        call.arg(rule(&ask.draw)).arg(ask.lease.to_string()).arg(ask.number).arg(ask.spent);
-        call.arg(ask.want.min(MOST)).arg(ask.cost).arg(ask.life.as_millis().to_string()).arg(question.to_string());
+        call.arg(rule(&ask.draw)).arg(&bytes(ask.lease)).arg(ask.number).arg(ask.spent);
+        call.arg(ask.want.min(MOST)).arg(ask.cost).arg(ask.life.as_millis().to_string()).arg(&bytes(question));
         call.arg(refill.pool.to_string()).arg(refill.number).arg(units).arg(used).arg(refill.spent);
         self.ask(&call).await
     }
@@ -143,7 +145,7 @@ impl Shelf {
 
     pub(super) async fn report(&self, place: &Place, report: &Report) -> Result<Answer, Missed> {
         let mut call = self.begin(&self.scripts.report, place);
-        call.arg(report.lease.to_string()).arg(report.number).arg(report.spent).arg(u8::from(report.ending));
+        call.arg(&bytes(report.lease)).arg(report.number).arg(report.spent).arg(u8::from(report.ending));
         call.arg(report.life.as_millis().to_string());
         self.ask(&call).await
     }
@@ -157,13 +159,13 @@ impl Shelf {
         question: LeaseToken,
     ) -> Result<Answer, Missed> {
         let mut call = self.begin(&self.scripts.undo, place);
-        call.arg(lease.to_string()).arg(number).arg(spent).arg(question.to_string());
+        call.arg(&bytes(lease)).arg(number).arg(spent).arg(&bytes(question));
         self.ask(&call).await
     }
 
     /// Takes back what nobody holds; for one who wants so many units more, those who hold are asked to give back where that
     /// could be enough.
-    pub(super) async fn trim(&self, place: &Place, wants: Option<(&str, u64)>) -> Result<Answer, Missed> {
+    pub(super) async fn trim(&self, place: &Place, wants: Option<(&[u8], u64)>) -> Result<Answer, Missed> {
         let mut call = self.begin(&self.scripts.trim, place);
         let (lease, lacks) = wants.unwrap_or_default();
         call.arg(lease).arg(lacks);
@@ -251,9 +253,14 @@ impl Shelf {
     }
 }
 
+/// How leases and questions are named in Redis: Lua spends time on each byte of a name.
+pub(super) fn bytes(token: LeaseToken) -> [u8; 16] {
+    token.as_uuid().into_bytes()
+}
+
 /// Passes which borrows were answered: what they have counted is certain.
 fn confirm(call: &mut ScriptInvocation<'_>, place: &Place) {
     for (lease, number) in place.answers() {
-        call.arg(lease.to_string()).arg(number);
+        call.arg(&bytes(lease)).arg(number);
     }
 }

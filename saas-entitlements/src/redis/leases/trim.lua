@@ -1,20 +1,21 @@
 -- Takes back what nobody holds, and has it given back. ARGV: life of the place, a lease whose holder wants more, or '', how
 -- many units it lacks, and borrows that were answered.
-local place, why = load()
+local place, why = load_all()
 if not place then return { why, '0', '0', '0' } end
 confirm_answered(place, 4)
 strand(place, ARGV[2])
 local given, held, orders = 0, 0, {}
 for _, pool in ipairs(place.p) do
-    for _, lease in ipairs(pool.L) do
-        if lease.k ~= ARGV[2] then held = held + lease.l - lease.s end
+    for token, packed in pairs(pool.L) do
+        local lease = opened(packed)
+        if token ~= ARGV[2] then held = held + lease.l - lease.s end
     end
     -- One that is being made is not PostgreSQL's yet.
     if pool.x == 0 and pool.n > 0 then
         given = given + pool.l
         pool.l = 0
         pool.c = {}
-        if #pool.L > 0 then
+        if next(pool.L) then
             pool.n = pool.n + 1
             pool.f = now
             order(orders, pool, text(out(pool)))

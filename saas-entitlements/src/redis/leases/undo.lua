@@ -1,18 +1,16 @@
 -- Ends a lease whose holder does not know whether a borrow happened: undoes the borrow, or sees to it that it will not happen.
 -- ARGV: life of the place, lease, number of the borrow, spent, question.
-local place = load() or fresh()
+local place = load_all() or fresh()
 local number, spent = tonumber(ARGV[3]), tonumber(ARGV[4])
-local lease, pool, at = find(place, ARGV[2])
+local lease, pool = find(place, ARGV[2])
 if not lease then
-    if not ended(place, ARGV[2]) then
-        place.e[#place.e + 1] = { k = ARGV[2], n = number, how = 'undone' }
-        if #place.e > MOST_ENDED then table.remove(place.e, 1) end
-    end
+    if not ended(ARGV[2]) then remember(ARGV[2], number, 'undone') end
     return answer(place, 'done')
 end
 if lease.n == number and lease.q == ARGV[5] then
     lease.l = lease.l - lease.a
     pool.l = pool.l + lease.a + lease.u
+    pool.u = pool.u - lease.u
     lease.u = 0
 end
 confirm(pool, lease)
@@ -22,5 +20,5 @@ if spent >= lease.s and spent <= lease.l then
 else
     pool.s = pool.s + lease.l - lease.s
 end
-leave(place, pool, at, 'undone')
+leave(pool, ARGV[2], lease, 'undone')
 return answer(place, 'done')
