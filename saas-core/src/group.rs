@@ -261,7 +261,7 @@ impl<S: Shared> Slot<S> {
     async fn serve(mut self) {
         self.begun = true;
         loop {
-            if self.is_burst() {
+            if self.awaits_more() {
                 // Those who were just answered, and those who are being read, get to the queue first.
                 yield_now().await;
                 yield_now().await;
@@ -276,8 +276,9 @@ impl<S: Shared> Slot<S> {
         }
     }
 
-    fn is_burst(&self) -> bool {
-        self.group.queues().get(&self.key).is_some_and(|queue| queue.last > 1)
+    /// In a burst, unless those who wait fill a flight already.
+    fn awaits_more(&self) -> bool {
+        self.group.queues().get(&self.key).is_some_and(|queue| queue.last > 1 && queue.waiting.len() < S::ITEMS)
     }
 
     async fn fly(&self, batch: Vec<Waiting<S>>) {

@@ -33,6 +33,7 @@ static HEARD: AtomicU64 = AtomicU64::new(0);
 ///
 /// # Panics
 /// When the process has a global subscriber already.
+#[expect(clippy::panic, reason = "a test program that cannot listen fails")]
 pub fn listen(secrets: &'static [&'static str]) {
     ALSO.get_or_init(|| {
         if let Err(why) = tracing::subscriber::set_global_default(Ear::default()) {
