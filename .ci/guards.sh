@@ -168,6 +168,18 @@ edit  s/let own = held.filter(.*/let own = held;/
 test  --package saas-entitlements --lib gate::
 fails gate::model::the_last_known_state_is_the_tenants_own
 
+guard what a load that failed cannot have seen
+file  saas-entitlements/src/gate/flight.rs
+edit  s/retry_at, failed, \.\.held\.life/retry_at, failed: (failed.0, shelf.news), ..held.life/
+test  --package saas-entitlements --lib gate::
+fails gate::model::a_load_that_fails_says_nothing_of_what_was_heard_since_it_began
+
+guard a try of its own for who joined a load late
+file  saas-entitlements/src/gate/core.rs
+edit  s/if is_late \&\& looks_again/if false \&\& is_late \&\& looks_again/
+test  --package saas-entitlements --lib gate::
+fails gate::model::a_load_that_fails_says_nothing_of_what_was_heard_since_it_began
+
 guard one load for all who wait
 file  saas-entitlements/src/gate/core.rs
 edit  s/joined = shelf.flights.get(&tenant).*/joined = None;/

@@ -89,7 +89,7 @@ pub(crate) struct ShelfLife {
     pub(crate) fresh_until: DateTime<Utc>,
     /// No load is tried before this, while the last known state serves.
     pub(crate) retry_at: DateTime<Utc>,
-    /// The gate's flush count and count of announcements at the last load that failed.
+    /// The gate's flush count and count of announcements as the last read that failed began.
     pub(crate) failed: (u64, u64),
 }
 

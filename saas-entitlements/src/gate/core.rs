@@ -21,6 +21,9 @@ use crate::{
     snapshot::{FeatureHandle, Origin, Snapshot},
 };
 
+/// A load to wait for, and whether something was heard since its last read began.
+type Joined = (watch::Receiver<Landed>, bool);
+
 #[derive(Debug)]
 pub(crate) struct Core {
     pub(crate) table: Table,
@@ -81,19 +84,24 @@ impl Core {
         snapshot.inspect(|snapshot| self.note(snapshot, now))
     }
 
-    /// The tenant's snapshot, loaded if need be. Always answers.
+    /// The tenant's snapshot, loaded if need be. Always answers, after two loads at most.
     pub(crate) async fn snapshot(self: Arc<Self>, tenant: TenantId) -> Arc<Snapshot> {
-        let landed = match self.look_or_join(tenant) {
-            Ok(snapshot) => return snapshot,
-            Err(landed) => landed,
-        };
-        let Some(landed) = landed else {
-            tracing::error!(target: "saas.entitlements.gate.load", "a load needs a tokio runtime; answering without one");
-            return self.degraded(tenant);
-        };
-        match wait(landed).await {
-            Ok(snapshot) => snapshot,
-            Err(LoadFailed) => self.degraded(tenant),
+        let mut looks_again = true;
+        loop {
+            let (landed, is_late) = match self.look_or_join(tenant) {
+                Ok(snapshot) => return snapshot,
+                Err(Some(load)) => load,
+                Err(None) => {
+                    tracing::error!(target: "saas.entitlements.gate.load", "a load needs a tokio runtime; answering without one");
+                    return self.degraded(tenant);
+                }
+            };
+            match wait(landed).await {
+                Ok(snapshot) => return snapshot,
+                // Its failure says nothing of what was heard since it began. What is found now began after its end.
+                Err(LoadFailed) if is_late && looks_again => looks_again = false,
+                Err(LoadFailed) => return self.degraded(tenant),
+            }
         }
     }
 
@@ -138,20 +146,20 @@ impl Core {
     }
 
     /// What is in memory, or the load to wait for; `Err(None)` without a runtime.
-    fn look_or_join(self: &Arc<Self>, tenant: TenantId) -> Result<Arc<Snapshot>, Option<watch::Receiver<Landed>>> {
+    fn look_or_join(self: &Arc<Self>, tenant: TenantId) -> Result<Arc<Snapshot>, Option<Joined>> {
         // One lock for looking and joining: between the two, a load could land unseen and be run twice.
         let now = self.clock.now();
         let mut shelf = self.lock();
         let (snapshot, mut launch) = self.look(&mut shelf, tenant, now);
         let mut joined = None;
         if snapshot.is_none() {
-            joined = shelf.flights.get(&tenant).map(|flight| flight.landed.clone());
+            joined = shelf.flights.get(&tenant).map(|it| (it.landed.clone(), shelf.has_news_since(tenant, it.began)));
             if joined.is_none() {
                 launch = self.prepare(&mut shelf, tenant);
             }
         }
         drop(shelf);
-        let launched = launch.map(Launch::spawn);
+        let launched = launch.map(|launch| (launch.spawn(), false));
         snapshot.inspect(|snapshot| self.note(snapshot, now)).ok_or(joined.or(launched))
     }
 

@@ -46,7 +46,8 @@ impl Core {
         let (sender, landed) = watch::channel(None);
         let id = shelf.next_flight;
         shelf.next_flight += 1;
-        shelf.flights.insert(tenant, Flight { id, landed: landed.clone() });
+        let began = shelf.mark();
+        shelf.flights.insert(tenant, Flight { id, began, landed: landed.clone() });
         Some(Launch { flight: Landing { core: Arc::clone(self), tenant, id }, sender, landed, runtime })
     }
 
@@ -59,7 +60,7 @@ impl Core {
         loop {
             // For each read anew: whoever waits for a change to show must not keep other tenants from being read.
             let permit = self.permits.acquire().await.map_err(closed)?;
-            let began = self.begin(tenant);
+            let began = self.begin(tenant, id);
             count(&self.counters.loads);
             let asked = self.clock.own_time();
             let Dated { state, read_at } = self.source.load_dated(tenant, began.read_at).await?;
@@ -102,8 +103,8 @@ impl Core {
     }
 
     /// What is known as a load begins, and how long its result may live: counted from here, since the state is as of now.
-    fn begin(&self, tenant: TenantId) -> ShelfLife {
-        let shelf = self.lock();
+    fn begin(&self, tenant: TenantId, id: u64) -> ShelfLife {
+        let mut shelf = self.lock();
         let now = self.clock.now();
         let ttl = self.options.ttl;
         // Spread over the last tenth, by tenant, so that what was loaded together does not expire together.
@@ -111,6 +112,9 @@ impl Core {
         let fresh_until = now + ttl - ttl / 10_000 * spread;
         let refresh_from = fresh_until - ttl / 5;
         let (epoch, news) = shelf.mark();
+        if let Some(flight) = shelf.flights.get_mut(&tenant).filter(|flight| flight.id == id) {
+            flight.began = (epoch, news);
+        }
         ShelfLife { epoch, news, read_at: now, refresh_from, fresh_until, retry_at: now, failed: (0, 0) }
     }
 
@@ -134,13 +138,16 @@ impl Core {
         Some(snapshot)
     }
 
-    /// After a failure: lets the last known state serve for a while before the source is tried again.
-    fn hold_off(&self, tenant: TenantId) {
+    /// After a failure: lets the last known state serve for a while before the source is tried again, unless something was
+    /// heard since the read began.
+    fn hold_off(&self, tenant: TenantId, id: u64) {
         let mut shelf = self.lock();
+        let flight = shelf.flights.get(&tenant).filter(|flight| flight.id == id);
+        let Some(failed) = flight.map(|flight| flight.began) else { return };
         let Some(slot) = self.table.find(tenant) else { return };
         let Some(held) = self.table.held(slot) else { return };
         let retry_at = self.clock.now() + self.options.retry_after;
-        let life = ShelfLife { retry_at, failed: shelf.mark(), ..held.life };
+        let life = ShelfLife { retry_at, failed, ..held.life };
         self.table.amend(&mut shelf.pen, slot, Arc::new(Snapshot { life, ..(*held).clone() }));
     }
 }
@@ -163,7 +170,7 @@ async fn fly(flight: Landing, sender: watch::Sender<Landed>) {
     };
     if result.is_err() {
         count(&core.counters.load_failures);
-        core.hold_off(flight.tenant);
+        core.hold_off(flight.tenant, flight.id);
     }
     drop(flight);
     // Nobody may be waiting any more.

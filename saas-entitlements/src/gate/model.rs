@@ -86,8 +86,8 @@ fn state(revision: u64) -> TenantState {
 #[derive(Debug)]
 struct Source {
     committed: AtomicU64,
-    /// Set before anything is explored.
-    is_down: atomic::AtomicBool,
+    /// Reads of a revision below this fail. Set before anything is explored.
+    fails_below: atomic::AtomicU64,
     /// Looked at when all is over.
     reads: atomic::AtomicU64,
 }
@@ -97,7 +97,7 @@ impl SnapshotSource for Source {
     async fn load(&self, _: TenantId, _: DateTime<Utc>) -> Result<Option<TenantState>, EntitlementsError> {
         self.reads.fetch_add(1, Ordering::Relaxed);
         let revision = self.committed.load(Ordering::Acquire);
-        match self.is_down.load(Ordering::Relaxed) {
+        match revision < self.fails_below.load(Ordering::Relaxed) {
             true => Err(EntitlementsError::Unavailable { cause: None }),
             false => Ok(Some(state(revision))),
         }
@@ -114,7 +114,7 @@ impl Gate {
     fn new(catalog: &PlanCatalog) -> Arc<Self> {
         let source = Arc::new(Source {
             committed: AtomicU64::new(1),
-            is_down: atomic::AtomicBool::default(),
+            fails_below: atomic::AtomicU64::default(),
             reads: atomic::AtomicU64::default(),
         });
         let options = GateOptions::default().with_capacity(1);
@@ -171,7 +171,7 @@ impl Gate {
         }
         let answer = run(Arc::clone(&self.core).snapshot(of));
         assert_eq!(answer.tenant, of, "the snapshot of another tenant");
-        let is_excused = self.source.is_down.load(Ordering::Relaxed);
+        let is_excused = self.source.fails_below.load(Ordering::Relaxed) == u64::MAX;
         assert!(is_excused || answer.facts.revision >= Revision::new(heard), "revision {heard} was heard");
         answer
     }
@@ -312,9 +312,25 @@ fn the_last_known_state_is_the_tenants_own() {
         let (gate, [first, other, new]) = (Gate::new(catalog), [1, 2, 3].map(tenant));
         assert!(!gate.put(first, 1) && !gate.put(other, 1), "there is room for two");
         gate.core.flush();
-        gate.source.is_down.store(true, Ordering::Relaxed);
+        gate.source.fails_below.store(u64::MAX, Ordering::Relaxed);
         let asker = beside(&gate, move |gate| _ = gate.ask(first));
         assert!(gate.put(new, 1));
         asker.join().unwrap();
+    });
+}
+
+// G11: `ask` requires what was heard.
+#[test]
+fn a_load_that_fails_says_nothing_of_what_was_heard_since_it_began() {
+    explore(3, |catalog| {
+        let (gate, of) = (Gate::new(catalog), tenant(1));
+        gate.put(of, 1);
+        gate.core.flush();
+        // Back with the change.
+        gate.source.fails_below.store(2, Ordering::Relaxed);
+        let early = beside(&gate, move |gate| _ = gate.ask(of));
+        gate.change(of);
+        gate.ask(of);
+        early.join().unwrap();
     });
 }

@@ -28,6 +28,8 @@ pub(super) struct LoadFailed;
 #[derive(Debug)]
 pub(super) struct Flight {
     pub(super) id: u64,
+    /// What had been heard as its last read began, or as it was announced: see [`Shelf::mark`].
+    pub(super) began: (u64, u64),
     pub(super) landed: watch::Receiver<Landed>,
 }
 
