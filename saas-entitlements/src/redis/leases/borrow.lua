@@ -17,7 +17,7 @@ elseif place and ended(ARGV[3]) then
 elseif number > 0 then
     return { 'unknown', '0', '0', why or '0' }
 end
-place = place or fresh()
+place = place or fresh(why)
 if gone then strand(place, ARGV[3]) end
 pool = pool or current(place)
 local fits = pool and pool.r == ARGV[2]

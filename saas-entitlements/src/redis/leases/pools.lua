@@ -19,8 +19,9 @@ end
 local function load_all()
     return recall(load())
 end
-local function fresh()
-    redis.call('del', KEYS[1])
+-- `why`: why there is none. One of an older history is written over: nothing of it is read again.
+local function fresh(why)
+    if why == 'foreign' then redis.call('del', KEYS[1]) end
     gone = {}
     return { v = 'lease', h = history(), b = 0, w = 0, t = 0, p = {}, g = 0 }
 end

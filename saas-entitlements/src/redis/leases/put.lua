@@ -5,10 +5,8 @@ local place, why = load_all()
 if not place then return { why, '0', '0', '0' } end
 local number, spent, want, cost = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
 local refill, units = tonumber(ARGV[11]), tonumber(ARGV[12])
-local lease = find(place, ARGV[3])
-if lease and lease.q == ARGV[9] and lease.n == number then
-    return answer(place, 'lent', text(lease.a), text(used(place)))
-end
+local lease, lender = find(place, ARGV[3])
+local is_lent = lease and lease.q == ARGV[9] and lease.n == number
 local pool, at = pool_of(place, ARGV[10])
 local claim
 if pool then
@@ -16,14 +14,25 @@ if pool then
         if under_way[1] == refill then claim = one end
     end
 end
-if not claim then return { 'late', '0', '0', '0' } end
+if not claim then
+    if is_lent then return answer(place, 'lent', text(lease.a), text(used(place))) end
+    return { 'late', '0', '0', '0' }
+end
 table.remove(pool.c, claim)
+if is_lent then
+    -- By a copy of the borrow that came late. What was needed has been counted with the refill.
+    lender.l = lender.l + lease.u
+    lender.u = lender.u - lease.u
+    lease.u = 0
+    close(lender, ARGV[3], lease)
+end
+local had = text(is_lent and lease.a or 0)
 if pool.n == 0 then
     -- It was not made where nothing was lent.
     if units == 0 then
         table.remove(place.p, at)
         place.b = tonumber(ARGV[13])
-        return answer(place, 'lent', '0', ARGV[13])
+        return answer(place, 'lent', had, ARGV[13])
     end
     pool.n = 1
 end
@@ -32,9 +41,10 @@ pool.r = ARGV[2]
 learn(place, pool, tonumber(ARGV[13]), tonumber(ARGV[14]))
 local lent = place.w > now and 0 or math.min(want, pool.l)
 lent = lent - lent % cost
-if lease and number <= lease.n then return answer(place, 'lent', '0', text(used(place))) end
+if lease and number <= lease.n then return answer(place, 'lent', had, text(used(place))) end
 if not lease then
-    lease = lent > 0 and new_lease(pool)
+    -- One that had borrowed before, or that is undone, is over: it does not begin anew.
+    lease = number == 0 and lent > 0 and not ended(ARGV[3]) and new_lease(pool)
     if not lease then return answer(place, 'lent', '0', text(used(place))) end
 end
 lend(pool, ARGV[3], lease, lent, 0, spent, number, tonumber(ARGV[8]), ARGV[9])

@@ -1,6 +1,7 @@
 -- Ends a lease whose holder does not know whether a borrow happened: undoes the borrow, or sees to it that it will not happen.
 -- ARGV: life of the place, lease, number of the borrow, spent, question.
-local place = load_all() or fresh()
+local place, why = load_all()
+place = place or fresh(why)
 local number, spent = tonumber(ARGV[3]), tonumber(ARGV[4])
 local lease, pool = find(place, ARGV[2])
 if not lease then

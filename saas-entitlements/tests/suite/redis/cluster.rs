@@ -23,7 +23,7 @@ use super::{
 /// Far beyond what is used while something is broken.
 const LIMIT: u64 = 100_000_000;
 /// What may be out of it at once.
-const OUT: u64 = 10_000;
+const OUT: u64 = 1_000;
 /// What all tasks use up together in the end.
 const REST: u64 = 5_000;
 const TASKS: usize = 4;
@@ -34,6 +34,8 @@ const ENOUGH: u64 = 100;
 const ANSWER_WITHIN: Duration = Duration::from_millis(500);
 /// Reached only by a failure.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How often is looked: each look at a node is a connection.
+const LOOK: Duration = Duration::from_millis(5);
 
 /// How often something has happened.
 type Count<'a> = &'a (dyn Fn() -> u64 + Sync);
@@ -80,7 +82,7 @@ impl Ring {
         until("the cluster does not notice", is_down).await;
     }
 
-    /// Moves the tenant's slot as an operator does; `check` is called with the keys half there, and with all at their new place.
+    /// Moves the tenant's slot as an operator does; `check` is called with all keys at their old place, and with all at their new one.
     async fn move_slot(&self, from: usize, to: usize, mut check: impl AsyncFnMut()) {
         let name = async |node| self.say::<String>(node, &["CLUSTER", "MYID"]).await;
         let (source, target) = (name(from).await, name(to).await);
@@ -119,9 +121,10 @@ impl Ring {
 
 async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
     let started = Instant::now();
+    let mut looks = tokio::time::interval(LOOK);
     while !is_so().await {
         assert!(started.elapsed() < PATIENCE, "{what}");
-        tokio::task::yield_now().await;
+        looks.tick().await;
     }
 }
 
@@ -135,7 +138,8 @@ async fn lose_a_node(ring: &mut Ring, fast: Count<'_>, direct: Count<'_>) {
         ring.is_down_without(node).await;
         let (at, before) = (fast(), direct());
         until("PostgreSQL does not go on alone", async || direct() > before + ENOUGH).await;
-        assert_eq!(fast(), at, "from a node that is dead");
+        // Each task may have had an answer in its hands.
+        assert!(fast() <= at + 2 * TASKS as u64, "from a node that is dead");
         ring.cluster.restart(node).unwrap();
         until("Redis is not used again", async || fast() > at + ENOUGH).await;
     }
@@ -274,7 +278,7 @@ async fn keyed_uses_while(happens: impl AsyncFnOnce(&mut Ring, Count<'_>, Count<
     granted += most + use_by_key(&shop, &tills, "rest").granted().await;
     is_accounted_for(&shop, &tills, granted).await;
     let stranded = shop.stranded().await;
-    assert!(stranded <= 3 * OUT, "{stranded} were lost with three slices");
+    assert!(stranded <= OUT, "{stranded} were lost with the slices");
 }
 
 /// Uses by lease while `happens`: what is lost is what was out, and no limit is passed.

@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -17,6 +17,8 @@ use saas_entitlements::{
     Balance, Entitlements, LeaseOptions, LeasedUse, Leases, PostgresLeases, PostgresSource, Redis, RedisLeaseOptions,
     RedisLeases, SCHEMA,
 };
+
+use sqlx::Executor as _;
 
 use super::{
     ask, server,
@@ -525,6 +527,57 @@ async fn a_pool_that_postgres_has_ended_lends_no_more_than_counts_as_used() {
     assert!(granted <= 502, "{granted}");
     let lost = lost(&shop, &[desk], granted).await;
     assert!(lost <= 500, "{lost}");
+}
+
+// C1, C19: PostgreSQL takes longer to fill the pool than the lease lives for which it is filled.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refill_that_comes_after_its_lease_is_over_counts_nothing_twice() {
+    let shop = Shop::open().await;
+    let url = server().url();
+    let brief = small().with_life(Duration::from_secs(1));
+    let [late, other] = [brief, small()].map(|lease| Desk::open(&shop, single(&url), by_hand(), lease));
+    assert!(late.r#use(&shop, 1).await.is_granted());
+    let mut owner = shop.database.owner().await;
+    owner.execute("begin").await.unwrap();
+    let lock = "select from saas.usage_counter where tenant_id = $1 for update";
+    sqlx::query(lock).bind(shop.tenant()).execute(&mut owner).await.unwrap();
+    let waiting = async |count| {
+        let started = Instant::now();
+        let waits = "select count(*) from pg_stat_activity
+                     where datname = current_database() and wait_event_type = 'Lock' and $1 is not null";
+        while shop.number(waits).await < count {
+            assert!(started.elapsed() < PATIENCE, "nobody waits for PostgreSQL");
+            tokio::task::yield_now().await;
+        }
+    };
+    // Of the lease, until the pool is empty.
+    let (leases, ctx, is_enough) = (late.leases.clone(), shop.ctx.clone(), Arc::new(AtomicBool::new(false)));
+    let enough = Arc::clone(&is_enough);
+    let uses = tokio::spawn(async move {
+        let mut granted = 0;
+        while !enough.load(Ordering::Relaxed) {
+            assert!(leases.consume(&ctx, &CALLS, 20).await.unwrap().is_granted());
+            granted += 20;
+        }
+        granted
+    });
+    waiting(1).await;
+    let seconds = async || ask::<Vec<u64>>(&url, &["TIME"]).await[0];
+    let over = seconds().await + 2;
+    while seconds().await < over {
+        tokio::task::yield_now().await;
+    }
+    // Whoever comes next finds the lease overdue, and asks for more, too.
+    let (leases, ctx) = (other.leases.clone(), shop.ctx.clone());
+    let next = tokio::spawn(async move { leases.consume(&ctx, &CALLS, 1).await.unwrap() });
+    waiting(2).await;
+    is_enough.store(true, Ordering::Relaxed);
+    owner.execute("commit").await.unwrap();
+    let granted = 1 + uses.await.unwrap() + 1;
+    assert!(next.await.unwrap().is_granted());
+    assert!(granted > 300, "the pool was not used up: {granted}");
+    let lost = lost(&shop, &[late, other], granted).await;
+    assert!(lost <= 20, "more than what the lease had left: {lost}");
 }
 
 // A window that is over is nobody's way to another one.
