@@ -51,15 +51,15 @@ impl Call {
         Self { verb, path: path.into(), form: Form::default(), json: None, session: None }
     }
 
-    fn post(path: impl Into<String>) -> Self {
+    pub(super) fn post(path: impl Into<String>) -> Self {
         Self::new(Verb::Post, path)
     }
 
-    fn get(path: impl Into<String>) -> Self {
+    pub(super) fn get(path: impl Into<String>) -> Self {
         Self::new(Verb::Get, path)
     }
 
-    fn with(mut self, fill: impl FnOnce(&mut Form)) -> Self {
+    pub(super) fn with(mut self, fill: impl FnOnce(&mut Form)) -> Self {
         fill(&mut self.form);
         self
     }

@@ -18,8 +18,12 @@ pub(crate) mod interpret;
 mod key;
 pub(crate) mod read;
 mod retry;
+#[cfg(feature = "testing")]
+pub(crate) mod test_account;
 
 pub use client::StripeApi;
 pub use config::{API_VERSION, StripeConfig};
 pub use key::ApiKey;
 pub use retry::Retries;
+#[cfg(feature = "testing")]
+pub use test_account::TestCard;

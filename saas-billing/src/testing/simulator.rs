@@ -403,8 +403,10 @@ impl StripeSimulator {
     /// Answers one call of the API.
     pub(super) fn answer(&self, request: &ApiRequest) -> (ApiResponse, Manner) {
         if request.method == "POST" && request.path.starts_with("/v1/test_helpers/test_clocks/") {
-            if let Some(to) = api::advance_to(request) {
-                self.advance(to - self.clock.now());
+            match api::advance_to(request) {
+                Some(to) if to < self.clock.now() => return api::refuse("frozen_time"),
+                Some(to) => self.advance(to - self.clock.now()),
+                None => {}
             }
             let path = request.path.trim_end_matches("/advance").to_owned();
             let shown = ApiRequest { method: "GET".to_owned(), path, ..request.clone() };

@@ -11,6 +11,7 @@ use super::{
     fault::Fault,
     money::{SimCharge, SimCreditNote, SimDispute, SimRefund},
 };
+use crate::stripe::TestCard;
 
 /// What Stripe does when the last retry has failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -320,6 +321,8 @@ pub(super) struct World {
     pub(super) promotion_codes: BTreeMap<String, SimPromotionCode>,
     /// What automatic tax takes, in hundredths of a percent.
     pub(super) tax_rate: u32,
+    /// Cards that were given to customers: whose, and which.
+    pub(super) cards: BTreeMap<String, (String, TestCard)>,
     pub(super) test_clocks: BTreeMap<String, DateTime<Utc>>,
     pub(super) endpoints: BTreeMap<String, SimEndpoint>,
     /// Everything that ever happened, for `events.list`.

@@ -38,6 +38,7 @@ mod shop;
 mod simulator;
 mod stops;
 mod story;
+mod test_account;
 mod tiers;
 mod till;
 mod together;

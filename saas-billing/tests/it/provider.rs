@@ -49,13 +49,19 @@ async fn in_the_old_shape() -> Fixture {
 /// `stripe-rustls-ring`. Without the flag these tests are not there, so none passes without having asked.
 #[cfg(stripe_itself)]
 async fn at_stripe() -> Fixture {
+    let (stripe, run, now) = test_account();
+    Fixture::new(Arc::new(stripe), run, now, ())
+}
+
+/// A test account of Stripe, a word that no other run has, and the time.
+#[cfg(stripe_itself)]
+pub(crate) fn test_account() -> (StripeApi, String, chrono::DateTime<chrono::Utc>) {
     let key = std::env::var("STRIPE_SECRET_KEY").unwrap();
     let key = ApiKey::new(key.into()).unwrap();
     assert_eq!(key.mode(), saas_billing::Mode::Test, "the suite makes objects: never in live mode");
     let now = saas_core::SystemClock.now();
     let stripe = StripeApi::new(StripeConfig::new(key)).unwrap();
-    let run = format!("t{}", saas_core::JobId::mint_at(now).as_uuid().simple());
-    Fixture::new(Arc::new(stripe), run, now, ())
+    (stripe, format!("t{}", saas_core::JobId::mint_at(now).as_uuid().simple()), now)
 }
 
 payment_provider_conformance!(the_simulator, in_the_process);

@@ -5,6 +5,7 @@ use serde_json::json;
 use super::{ApiError, Outcome, REFUSED, Request};
 use crate::{
     object::ObjectKind,
+    stripe::TestCard,
     testing::{
         PayloadShape,
         checkout::new_customer,
@@ -114,16 +115,43 @@ impl Request<'_, '_> {
             return Err(ApiError::invalid("email_invalid", "email"));
         }
         let (name, address) = (self.params.take("name"), self.params.map("address"));
+        let card = match self.params.take("invoice_settings[default_payment_method]") {
+            Some(method) => Some(self.card_of(id, &method)?),
+            None => None,
+        };
         std::mem::take(&mut self.params).finish()?;
         let customer = self.engine.world.customers.get_mut(id).filter(|customer| !customer.deleted);
         let customer = customer.ok_or_else(|| ApiError::not_found("customer", id))?;
         customer.email = email.or(customer.email.take());
         customer.name = name.or(customer.name.take());
+        if let Some(card) = card {
+            (customer.has_payment_method, customer.declines) = (true, card == TestCard::Declines);
+            customer.wants_confirmation = false;
+        }
         if !address.is_empty() {
             customer.address = Some(address.into_iter().filter(|(_, text)| !text.is_empty()).collect());
         }
         self.engine.emit("customer.updated", ObjectKind::Customer, id);
         self.done(ObjectKind::Customer, id)
+    }
+
+    /// Only the cards that Stripe has for tests.
+    pub(super) fn attach_card(mut self, id: &str) -> Outcome {
+        let customer = self.params.take("customer").ok_or_else(|| ApiError::missing("customer"))?;
+        std::mem::take(&mut self.params).finish()?;
+        let card = TestCard::ALL.into_iter().find(|card| card.id() == id);
+        let card = card.ok_or_else(|| ApiError::not_found("payment_method", id))?;
+        if self.engine.world.customers.get(&customer).is_none_or(|customer| customer.deleted) {
+            return Err(ApiError::no_such("customer", &customer, "customer"));
+        }
+        let method = self.engine.world.mint("pm");
+        self.engine.world.cards.insert(method.clone(), (customer.clone(), card));
+        Ok(json!({"id": method, "object": "payment_method", "type": "card", "customer": customer, "livemode": false}))
+    }
+
+    fn card_of(&self, customer: &str, method: &str) -> Result<TestCard, ApiError> {
+        let card = self.engine.world.cards.get(method).filter(|(of, _)| of == customer);
+        card.map(|(_, card)| *card).ok_or_else(|| ApiError::no_such("payment_method", method, "invoice_settings"))
     }
 
     pub(super) fn list_customers(self) -> Outcome {

@@ -219,6 +219,12 @@ fn first_generation(engine: &mut Engine<'_>, request: &ApiRequest) -> Outcome {
     })
 }
 
+/// The answer to a parameter that cannot be.
+pub(super) fn refuse(param: &str) -> (ApiResponse, Manner) {
+    let error = ApiError::invalid("parameter_invalid", param);
+    (answer(error.status, &error.body()), Manner::Whole)
+}
+
 /// The instant that a test clock is to be moved to.
 pub(super) fn advance_to(request: &ApiRequest) -> Option<chrono::DateTime<chrono::Utc>> {
     params_of(request).ok()?.instant("frozen_time").ok()?
@@ -261,6 +267,7 @@ fn route(request: Request<'_, '_>, method: &str, path: &str) -> Outcome {
         ("GET", ["customers"]) => request.list_customers(),
         ("GET", ["customers", id]) => request.customer(id),
         ("POST", ["customers", id]) => request.update_customer(id),
+        ("POST", ["payment_methods", id, "attach"]) => request.attach_card(id),
         ("DELETE", ["customers", id]) => request.delete_customer(id),
         ("POST", ["checkout", "sessions"]) => request.open_checkout(),
         ("GET", ["checkout", "sessions"]) => request.list_checkouts(),
