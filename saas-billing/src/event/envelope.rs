@@ -118,7 +118,7 @@ struct WireRelated<'a> {
 
 impl Envelope<'_> {
     /// Whether two bodies tell of one event in other words: Stripe's list of events prints what a delivery holds, with
-    /// other spaces, other counts of deliveries that are outstanding, and in the API version of whoever asks.
+    /// other spaces, other counts of deliveries that are outstanding, and in the API version of the account then.
     #[must_use]
     pub fn say_the_same(one: &[u8], other: &[u8]) -> bool {
         let (Ok(one), Ok(other)) = (Envelope::read(one), Envelope::read(other)) else { return false };

@@ -16,6 +16,9 @@ use crate::{
 /// Versions begin with their date. Since this one, an invoice says what was paid by other means, to calls that ask.
 const PAID_ELSEWHERE_SINCE: &str = "2026-05-27";
 
+/// Since this one, where periods count from is said by an object.
+const ANCHOR_HAS_TYPE_SINCE: &str = "2026-09-30";
+
 /// How Stripe is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verb {
@@ -57,6 +60,11 @@ impl Call {
 
     pub(super) fn get(path: impl Into<String>) -> Self {
         Self::new(Verb::Get, path)
+    }
+
+    #[cfg(feature = "testing")]
+    pub(super) fn delete(path: impl Into<String>) -> Self {
+        Self::new(Verb::Delete, path)
     }
 
     pub(super) fn with(mut self, fill: impl FnOnce(&mut Form)) -> Self {
@@ -146,7 +154,14 @@ impl Call {
                 })
             }
             Command::ResumeSubscription(id) => Self::post(at("/v1/subscriptions", id, "/resume")).with(|form| {
-                form.put("billing_cycle_anchor", "now");
+                form.put(
+                    if version >= ANCHOR_HAS_TYPE_SINCE {
+                        "billing_cycle_anchor[type]"
+                    } else {
+                        "billing_cycle_anchor"
+                    },
+                    "now",
+                );
             }),
             Command::AttachSchedule(subscription) => Self::post("/v1/subscription_schedules").with(|form| {
                 form.put("from_subscription", subscription);
@@ -587,6 +602,13 @@ mod tests {
         };
         let versions = [crate::stripe::API_VERSION, "2025-06-30.basil", "2025-05-28.basil", "2020-08-27"];
         assert_eq!(versions.map(asks), [true, true, false, false]);
+    }
+
+    #[test]
+    fn where_periods_count_from_is_said_as_the_version_has_it() {
+        let asks = |version| names(&Call::of(&Command::ResumeSubscription(id("sub_1")), version));
+        assert_eq!(asks(crate::stripe::API_VERSION), ["billing_cycle_anchor[type]=now"]);
+        assert_eq!(asks("2026-08-26.dahlia"), ["billing_cycle_anchor=now"]);
     }
 
     #[test]

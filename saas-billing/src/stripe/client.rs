@@ -112,7 +112,7 @@ impl StripeApi {
         self.0.key.replace(key)
     }
 
-    /// A call without a key: a repeat of it does no harm.
+    /// A call without a key, of a test account.
     #[cfg(feature = "testing")]
     pub(super) async fn ask(&self, call: &Call) -> Result<Box<RawValue>, ProviderError> {
         Ok(self.0.call(call, None, None, true).await?.object)

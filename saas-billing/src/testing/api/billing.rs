@@ -206,7 +206,10 @@ impl Request<'_, '_> {
     }
 
     pub(super) fn resume_subscription(mut self, id: &str) -> Outcome {
-        let _ = self.params.take("billing_cycle_anchor");
+        // Since version 2026-09-30 an object.
+        let is_typed = self.version.is_empty() || self.version.as_str() >= "2026-09-30";
+        let name = if is_typed { "billing_cycle_anchor[type]" } else { "billing_cycle_anchor" };
+        let _ = self.params.word(name, &[("now", ())])?;
         std::mem::take(&mut self.params).finish()?;
         if self.live(id)?.status != "paused" {
             return Err(ApiError::new(400, REFUSED, "", "Only paused subscriptions can be resumed."));

@@ -332,6 +332,7 @@ fn route(request: Request<'_, '_>, method: &str, path: &str) -> Outcome {
         ("GET", ["events", id]) => request.event(id),
         ("POST", ["test_helpers", "test_clocks"]) => request.create_clock(),
         ("GET", ["test_helpers", "test_clocks", id]) => request.clock(id),
+        ("DELETE", ["test_helpers", "test_clocks", id]) => request.delete_clock(id),
         _ => Err(ApiError::new(404, REFUSED, "", format!("Unrecognized request URL ({method}: /v1/{path})."))),
     }
 }

@@ -156,6 +156,12 @@ impl Request<'_, '_> {
         self.clock(&id)
     }
 
+    /// Its customers stay, for whoever looks at them in the process.
+    pub(super) fn delete_clock(self, id: &str) -> Outcome {
+        self.engine.world.test_clocks.remove(id).ok_or_else(|| ApiError::not_found("test_clock", id))?;
+        Ok(json!({"id": id, "object": "test_helpers.test_clock", "deleted": true}))
+    }
+
     /// All of the simulator lives by one clock, which every test clock shows.
     pub(super) fn clock(self, id: &str) -> Outcome {
         if !self.engine.world.test_clocks.contains_key(id) {
