@@ -146,6 +146,17 @@ fn a_pause_of_collection_is_a_fact_beside_the_status() {
     assert!(derived.alerts.contains(&Alert::CollectionPaused { subscription: "sub_1".parse().unwrap() }));
 }
 
+// D4: since 2026-09-30 Stripe pauses for other reasons than a trial without a payment method, too.
+#[test]
+fn a_pause_counts_from_its_beginning_and_not_from_a_trial_of_long_ago() {
+    let since = |subscription| derived(&[(UPDATED, 1, subscription)]).suspended_since;
+    let mut paused = subscription("sub_1", "paused", "price_pro");
+    paused["trial_end"] = json!(seconds(-300 * DAY));
+    assert_eq!(since(paused.clone()), Some(at(-300 * DAY)));
+    paused["status_details"] = json!({"paused": {"type": "subscription", "transitioned_at": seconds(5 * DAY)}});
+    assert_eq!(since(paused), Some(at(5 * DAY)));
+}
+
 // D1
 #[test]
 fn a_late_failure_does_not_reopen_what_was_paid() {

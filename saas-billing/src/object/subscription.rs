@@ -27,7 +27,8 @@ open_enum! {
         Unpaid = "unpaid",
         /// Ended. Final.
         Canceled = "canceled",
-        /// The trial ended without a payment method.
+        /// Nothing is served and nothing charged: its trial ended without a payment method or, since API version 2026-09-30, for
+        /// another reason.
         Paused = "paused",
     }
 }
@@ -143,6 +144,10 @@ pub struct Subscription {
     pub trial_end: Option<DateTime<Utc>>,
     /// Collection is paused.
     pub pause: Option<Pause>,
+    /// Since when its status is `paused`, where Stripe says: since API version 2026-09-30, when there came to be other reasons than
+    /// a trial that ended without a payment method.
+    #[serde(default)]
+    pub paused_since: Option<DateTime<Utc>>,
     /// `in_…`
     pub latest_invoice: Option<ObjectId>,
     /// When it was made at Stripe.
@@ -194,6 +199,7 @@ struct Wire<'a> {
     trial_end: Option<i64>,
     #[serde(borrow)]
     pause_collection: Option<WirePause<'a>>,
+    status_details: Option<WireStatusDetails>,
     #[serde(borrow)]
     latest_invoice: Option<Reference<'a>>,
     created: Option<i64>,
@@ -209,6 +215,16 @@ struct Wire<'a> {
     schedule: Option<Reference<'a>>,
     #[serde(borrow)]
     billing_mode: Option<WireBillingMode<'a>>,
+}
+
+#[derive(Deserialize)]
+struct WireStatusDetails {
+    paused: Option<WirePaused>,
+}
+
+#[derive(Deserialize)]
+struct WirePaused {
+    transitioned_at: Option<i64>,
 }
 
 #[derive(Deserialize)]
@@ -327,6 +343,9 @@ impl Subscription {
             ended_at: instant(wire.ended_at),
             trial_end: instant(wire.trial_end),
             pause: wire.pause_collection.map(WirePause::read).transpose()?,
+            paused_since: instant(
+                wire.status_details.and_then(|of| of.paused).and_then(|paused| paused.transitioned_at),
+            ),
             latest_invoice: reference("subscription.latest_invoice", wire.latest_invoice)?,
             created: instant(wire.created),
             anchor: instant(wire.billing_cycle_anchor),

@@ -42,7 +42,7 @@ pub enum Command {
         /// When it ends by itself.
         resumes_at: Option<DateTime<Utc>>,
     },
-    /// Resumes a subscription whose trial ended without a payment method.
+    /// Resumes a subscription whose status is `paused`; a new period begins.
     ResumeSubscription(ObjectId),
     /// Puts a subscription under a schedule, which begins with what it is.
     AttachSchedule(ObjectId),

@@ -295,6 +295,8 @@ impl Call {
                 if *kind == ObjectKind::Subscription {
                     form.put("status", "all");
                 }
+                let says_more = *kind == ObjectKind::Invoice && version >= PAID_ELSEWHERE_SINCE;
+                form.put_some("expand[0]", says_more.then_some("data.amount_paid_off_stripe"));
             }),
             Query::LiveSubscriptions => Self::get("/v1/subscriptions"),
             Query::Charges => Self::get("/v1/charges"),

@@ -350,7 +350,8 @@ fn may_change(seen: &Seen) -> Result<(), BillingError> {
             Err(forbids(what, "it was never paid for", "have the first payment completed"))
         }
         SubscriptionStatus::Paused => {
-            Err(forbids(what, "its trial ended without a payment method", "have one added, then resume it"))
+            let why = "it is paused, as after a trial that ended without a payment method";
+            Err(forbids(what, why, "have one added if there is none, then resume it"))
         }
         SubscriptionStatus::Canceled | SubscriptionStatus::IncompleteExpired => {
             Err(forbids(what, "it has ended for good", "let the tenant subscribe anew, by a checkout"))

@@ -344,6 +344,8 @@ async fn what_was_paid_by_other_means_is_booked_so_by_the_next_reconcile_and_sta
     let told = open_balances(shop, &ctx).await;
     assert_eq!(told, [(Account::Cash, 2_000), (Account::Payments, 2_000), (Account::Revenue, -4_000)]);
 
+    let (run, report) = line.reconcile_since(72, 0).await;
+    assert_eq!(run.drifted, 1, "of what is new: {report:?}");
     let (run, report) = line.reconcile(10).await;
     assert_eq!(run.drifted, 1, "{report:?}");
     assert_eq!(report[0].fields.keys().collect::<Vec<_>>(), ["paid_elsewhere"]);

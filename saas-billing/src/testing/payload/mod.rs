@@ -236,6 +236,11 @@ pub(super) fn subscription(shape: PayloadShape, sub: &SimSubscription, world: &W
         .pause
         .as_ref()
         .map(|(behavior, resumes_at)| json!({"behavior": behavior, "resumes_at": resumes_at.map(|at| at.timestamp())}));
+    // Here only a trial that ended without a payment method pauses.
+    let paused = (sub.status == "paused").then(|| {
+        json!({"type": "subscription", "subscription": {"type": "trial_end_without_payment_method"},
+               "transitioned_at": seconds(sub.trial_end)})
+    });
     let mut object = json!({
         "id": sub.id, "object": "subscription", "application": null, "application_fee_percent": null,
         "automatic_tax": {"disabled_reason": null, "enabled": sub.automatic_tax, "liability": null},
@@ -253,7 +258,7 @@ pub(super) fn subscription(shape: PayloadShape, sub: &SimSubscription, world: &W
         "pause_collection": pause,
         "payment_settings": {"payment_method_options": null, "payment_method_types": null, "save_default_payment_method": "off"},
         "pending_invoice_item_interval": null, "pending_setup_intent": null, "pending_update": pending, "schedule": sub.schedule,
-        "start_date": sub.created.timestamp(), "status": sub.status, "test_clock": null, "transfer_data": null,
+        "start_date": sub.created.timestamp(), "status": sub.status, "status_details": {"paused": paused}, "test_clock": null, "transfer_data": null,
         "trial_end": seconds(sub.trial_end), "trial_settings": {"end_behavior": {"missing_payment_method": "create_invoice"}},
         "trial_start": sub.trial_end.map(|_| sub.created.timestamp())
     });
@@ -265,6 +270,7 @@ pub(super) fn subscription(shape: PayloadShape, sub: &SimSubscription, world: &W
         PayloadShape::Current => items.iter_mut().for_each(put_period),
         PayloadShape::Legacy => {
             put_period(&mut object);
+            object["status_details"] = Value::Null;
             let first = sub.discounts.first();
             object["discount"] = first.map_or(Value::Null, |first| discount(shape, first, (&sub.id, false), world));
         }
