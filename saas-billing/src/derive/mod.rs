@@ -238,8 +238,14 @@ pub fn derive(objects: &TenantObjects, catalog: &PlanCatalog) -> Derived {
     derived.ends_at = subscription
         .cancel_at
         .or_else(|| derived.period.filter(|_| subscription.cancel_at_period_end).map(|period| period.end));
-    derived.suspended_since = (subscription.status == SubscriptionStatus::Paused)
-        .then(|| subscription.paused_since.or(subscription.trial_end).unwrap_or_else(|| best.as_of()));
+    derived.suspended_since = (subscription.status == SubscriptionStatus::Paused).then(|| {
+        subscription
+            .paused
+            .as_ref()
+            .and_then(|paused| paused.since)
+            .or(subscription.trial_end)
+            .unwrap_or_else(|| best.as_of())
+    });
     // Who pays for what they have is not locked out by the debt of something else; a trial pays for nothing.
     let paid = subscription.status == SubscriptionStatus::Active;
     let payers: Vec<_> =

@@ -24,7 +24,7 @@ fn subscription(status: &str, field: i64) -> Subscription {
         ended_at: None,
         trial_end: Some(at(field)),
         pause: None,
-        paused_since: None,
+        paused: None,
         latest_invoice: None,
         created: Some(at(0)),
         anchor: None,

@@ -28,8 +28,8 @@ pub use id::{ObjectId, ObjectKind};
 pub use invoice::{Collection, Invoice, InvoiceStatus};
 pub use refund::{Refund, RefundStatus};
 pub use subscription::{
-    BillingMode, Interval, Pause, PauseBehavior, PendingUpdate, Period, Price, Subscription, SubscriptionItem,
-    SubscriptionStatus,
+    BillingMode, Interval, Pause, PauseBehavior, PauseReason, PausedStatus, PendingUpdate, Period, Price, Subscription,
+    SubscriptionItem, SubscriptionStatus,
 };
 #[cfg(feature = "postgres")]
 pub(crate) use wire::Reference;

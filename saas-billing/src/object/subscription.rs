@@ -34,6 +34,20 @@ open_enum! {
 }
 
 open_enum! {
+    /// Why a subscription is paused: since API version 2026-09-30; before, there was the one reason.
+    PauseReason {
+        /// The trial ended without a payment method.
+        TrialEnd = "trial_end_without_payment_method",
+        /// Somebody asked for it.
+        Requested = "pause_requested",
+        /// The first payment failed.
+        FirstPayment = "first_payment_failure",
+        /// The last try of a payment failed.
+        LastPayment = "final_payment_failure",
+    }
+}
+
+open_enum! {
     /// How changes are charged (<https://docs.stripe.com/billing/subscriptions/billing-mode/compare>).
     BillingMode {
         /// As ever: a usage price that goes is not charged for what was used of it.
@@ -67,6 +81,15 @@ open_enum! {
         /// Yearly.
         Year = "year",
     }
+}
+
+/// What Stripe says of the status `paused`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PausedStatus {
+    /// Since when.
+    pub since: Option<DateTime<Utc>>,
+    /// Why.
+    pub reason: Option<PauseReason>,
 }
 
 /// Collection is paused: a fact beside the status, which stays what it was.
@@ -144,10 +167,9 @@ pub struct Subscription {
     pub trial_end: Option<DateTime<Utc>>,
     /// Collection is paused.
     pub pause: Option<Pause>,
-    /// Since when its status is `paused`, where Stripe says: since API version 2026-09-30, when there came to be other reasons than
-    /// a trial that ended without a payment method.
+    /// Since when its status is `paused`, and why, where Stripe says.
     #[serde(default)]
-    pub paused_since: Option<DateTime<Utc>>,
+    pub paused: Option<PausedStatus>,
     /// `in_…`
     pub latest_invoice: Option<ObjectId>,
     /// When it was made at Stripe.
@@ -199,7 +221,8 @@ struct Wire<'a> {
     trial_end: Option<i64>,
     #[serde(borrow)]
     pause_collection: Option<WirePause<'a>>,
-    status_details: Option<WireStatusDetails>,
+    #[serde(borrow)]
+    status_details: Option<WireStatusDetails<'a>>,
     #[serde(borrow)]
     latest_invoice: Option<Reference<'a>>,
     created: Option<i64>,
@@ -218,13 +241,30 @@ struct Wire<'a> {
 }
 
 #[derive(Deserialize)]
-struct WireStatusDetails {
-    paused: Option<WirePaused>,
+struct WireStatusDetails<'a> {
+    #[serde(borrow)]
+    paused: Option<WirePaused<'a>>,
 }
 
 #[derive(Deserialize)]
-struct WirePaused {
+struct WirePaused<'a> {
     transitioned_at: Option<i64>,
+    #[serde(borrow)]
+    subscription: Option<WirePausedFor<'a>>,
+}
+
+#[derive(Deserialize)]
+struct WirePausedFor<'a> {
+    #[serde(borrow, rename = "type")]
+    reason: Option<Text<'a>>,
+}
+
+impl WirePaused<'_> {
+    fn read(self) -> Result<PausedStatus, Unreadable> {
+        let reason = self.subscription.and_then(|paused| paused.reason);
+        let reason = reason.map(|word| word.word("subscription.status_details")).transpose()?;
+        Ok(PausedStatus { since: instant(self.transitioned_at), reason: reason.map(PauseReason::from) })
+    }
 }
 
 #[derive(Deserialize)]
@@ -343,9 +383,7 @@ impl Subscription {
             ended_at: instant(wire.ended_at),
             trial_end: instant(wire.trial_end),
             pause: wire.pause_collection.map(WirePause::read).transpose()?,
-            paused_since: instant(
-                wire.status_details.and_then(|of| of.paused).and_then(|paused| paused.transitioned_at),
-            ),
+            paused: wire.status_details.and_then(|of| of.paused).map(WirePaused::read).transpose()?,
             latest_invoice: reference("subscription.latest_invoice", wire.latest_invoice)?,
             created: instant(wire.created),
             anchor: instant(wire.billing_cycle_anchor),

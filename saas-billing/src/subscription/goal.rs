@@ -11,7 +11,7 @@ use super::{Change, edit::Edit, schedule::Schedule};
 use crate::{
     error::BillingError,
     merge::ContentHash,
-    object::{BillingMode, ObjectId, Pause, PauseBehavior, Subscription, SubscriptionStatus},
+    object::{BillingMode, ObjectId, Pause, PauseBehavior, PauseReason, Subscription, SubscriptionStatus},
     provider::{
         Cancellation, Command, CustomerUpdate, ItemChange, OnFailedPayment, Phase, Proration, SubscriptionChange,
     },
@@ -207,6 +207,12 @@ pub(crate) fn next(goal: &Goal, seen: &Seen, catalog: &PlanCatalog, done: &[Stri
                 // Stripe resumes it when the invoice that it has made is paid.
                 let invoice = subscription.latest_invoice.clone();
                 return Ok(Next::Stop(Change::AwaitingPayment { invoice, until: None }));
+            }
+            let reason = subscription.paused.as_ref().and_then(|paused| paused.reason.as_ref());
+            if reason.is_some_and(|reason| *reason != PauseReason::TrialEnd) {
+                // A new period would begin, and what was paid of the present one would be lost.
+                let why = "it is paused for another reason than the end of its trial";
+                return Err(forbids("resuming", why, "resume it at Stripe, where the rest of its period is seen"));
             }
             Ok(Next::Do("resume_subscription", Command::ResumeSubscription(id)))
         }

@@ -12,7 +12,7 @@ use crate::{
     error::BillingError,
     event::{AnySnapshot, read_fetched},
     merge::Origin,
-    object::{ObjectId, ObjectKind, PauseBehavior, Subscription},
+    object::{ObjectId, ObjectKind, PauseBehavior, PauseReason, PausedStatus, Subscription},
     provider::{Cancellation, Command, OnFailedPayment, Proration},
 };
 
@@ -138,6 +138,22 @@ fn every_goal_has_an_answer_in_every_status() {
     for (status, row) in STATUSES.iter().zip(expected) {
         let steps: Vec<String> = goals.iter().map(|goal| step(goal, &seen(status), &[])).collect();
         assert_eq!(steps, row, "{status}");
+    }
+}
+
+// D4: Stripe pauses for other reasons, too, since 2026-09-30.
+#[test]
+fn what_is_paused_in_the_middle_of_a_paid_period_is_resumed_at_stripe() {
+    let resumed = |reason: Option<&str>| {
+        let mut state = seen("paused");
+        let reason = reason.map(|word| PauseReason::from(word.to_owned()));
+        state.subscription.paused = Some(PausedStatus { since: None, reason });
+        step(&Goal::Running, &state, &[])
+    };
+    assert_eq!(resumed(None), "resume_subscription");
+    assert_eq!(resumed(Some("trial_end_without_payment_method")), "resume_subscription");
+    for reason in ["pause_requested", "first_payment_failure", "final_payment_failure", "a word of tomorrow"] {
+        assert_eq!(resumed(Some(reason)), "-", "{reason}");
     }
 }
 
