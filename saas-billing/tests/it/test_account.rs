@@ -205,16 +205,19 @@ impl<'a> Life<'a> {
         self.ear.billing.link_customer(&self.ear.ctx, &self.customer).await.unwrap();
     }
 
-    async fn subscribe(&mut self, price: &ObjectId, seats: u64, trial_days: Option<u32>) -> ObjectId {
-        let new = NewSubscription {
+    fn subscription(&self, price: &ObjectId, seats: u64, trial_days: Option<u32>) -> Command {
+        Command::CreateSubscription(NewSubscription {
             customer: self.customer.clone(),
             items: vec![(price.clone(), Some(seats))],
             trial_days,
             discount: None,
             on_failed_payment: OnFailedPayment::Owe,
             metadata: BTreeMap::new(),
-        };
-        let command = Command::CreateSubscription(new);
+        })
+    }
+
+    async fn subscribe(&mut self, price: &ObjectId, seats: u64, trial_days: Option<u32>) -> ObjectId {
+        let command = self.subscription(price, seats, trial_days);
         let id = self.account.stripe.execute(&command, &self.key()).await.unwrap().id().unwrap();
         self.until("the subscription is not heard of", |derived| derived.subscription.is_some()).await;
         id
@@ -415,16 +418,8 @@ impl<'a> Life<'a> {
                 (Some("large"), 0, true)
             }
             Story::LinkedLate => {
-                let new = NewSubscription {
-                    customer: self.customer.clone(),
-                    items: vec![(small, Some(1))],
-                    trial_days: None,
-                    discount: None,
-                    on_failed_payment: OnFailedPayment::Owe,
-                    metadata: BTreeMap::new(),
-                };
-                let key = self.key();
-                let _ = self.account.stripe.execute(&Command::CreateSubscription(new), &key).await.unwrap();
+                let (command, key) = (self.subscription(&small, 1, None), self.key());
+                let _ = self.account.stripe.execute(&command, &key).await.unwrap();
                 self.advance(1).await;
                 assert_eq!(self.ear.derived().await.plan, None, "nobody knows whose it is");
                 self.link().await;
