@@ -28,6 +28,10 @@ async fn a_database_that_is_full_for_a_moment_is_waited_for_and_one_that_stays_f
     let name = database.name.as_ref().unwrap().to_string();
     let limit = format!("alter database {name} connection limit 1");
     stage.db.owner().await.execute(AssertSqlSafe(limit)).await.unwrap();
+    // The session that made it may not have ended yet for the server.
+    let sessions = "select count(*) from pg_stat_activity where datname = $1";
+    let mut owner = stage.db.owner().await;
+    while sqlx::query_scalar::<_, i64>(sessions).bind(&name).fetch_one(&mut owner).await.unwrap() > 0 {}
     // Its only session is one that the server has not ended yet.
     let ending = stage.db.options("saas_app").database(&name).connect().await.unwrap();
     let proxy = Proxy::start(stage.db.address()).unwrap();
