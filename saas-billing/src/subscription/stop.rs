@@ -57,7 +57,8 @@ impl Billing {
     /// period.
     ///
     /// # Errors
-    /// As [`change_plan`](Self::change_plan).
+    /// As [`change_plan`](Self::change_plan); [`StateForbids`](BillingError::StateForbids) for one that Stripe has paused for another
+    /// reason than the end of its trial: resume it there.
     pub async fn resume(
         &self,
         provider: &dyn PaymentProvider,
