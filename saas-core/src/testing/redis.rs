@@ -27,6 +27,9 @@ const START_DEADLINE: Duration = Duration::from_secs(30);
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(3);
 const PORT_TRIES: usize = 20;
+/// With their bus ports they are below those that a system hands out by itself: nobody gets one while its server is down.
+const PORTS: std::ops::RangeInclusive<u16> = 10_000..=22_767;
+const PORT_LOOKS: usize = 1_000;
 /// A node of a cluster listens on a second port, so far above the first.
 const BUS: u16 = 10_000;
 /// Where a node writes down what it knows of its cluster.
@@ -196,16 +199,13 @@ fn find() -> Option<PathBuf> {
         .find(|program| program.is_file())
 }
 
-/// A port that is free, with the bus port that belongs to it. The upper one must be a port, too: a node without one ends
-/// without a word.
+/// A port that is free, with the bus port that belongs to it.
 fn free_port() -> io::Result<u16> {
-    loop {
-        let held = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-        let port = held.local_addr()?.port();
-        if port.checked_add(BUS).is_some_and(|bus| TcpListener::bind((Ipv4Addr::LOCALHOST, bus)).is_ok()) {
-            return Ok(port);
-        }
-    }
+    let is_free = |port: u16| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok();
+    (0..PORT_LOOKS)
+        .map(|_| fastrand::u16(PORTS))
+        .find(|port| is_free(*port) && is_free(port + BUS))
+        .ok_or_else(|| io::ErrorKind::AddrInUse.into())
 }
 
 fn run(program: &Path, port: u16, cluster: Option<&str>) -> Result<Running, String> {

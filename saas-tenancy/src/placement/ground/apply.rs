@@ -15,7 +15,7 @@ use sqlx::{
     migrate::{Migrate as _, MigrateError, Migration},
 };
 
-use super::{Ground, close, connect};
+use super::{Ground, connect, unlock};
 use crate::placement::{Blueprint, Login, PlacementError, Site};
 
 /// A migration that stands applied in a place.
@@ -67,8 +67,8 @@ impl Applying<'_> {
         let ground = self.ground;
         let mut connection = connect(&ground.clusters, &site.database, Login::Admin, ground.timeouts).await?;
         let done = self.apply_on(&mut connection, site, before).await;
-        // Closed either way: it holds the lock and is set up for this place.
-        close(connection).await;
+        // Ended either way: it holds the lock and is set up for this place.
+        unlock(connection).await;
         done
     }
 
