@@ -201,7 +201,7 @@ impl WebhookProcessor for Hurried {
     }
 
     fn body_deadline(&self) -> Duration {
-        Duration::from_millis(200)
+        Duration::from_secs(1)
     }
 }
 

@@ -270,7 +270,8 @@ async fn a_body_can_be_read_as_it_was_sent() {
 // W22
 #[tokio::test(flavor = "multi_thread")]
 async fn a_burst_into_a_database_that_does_not_answer_holds_up_nobody_afterwards() {
-    let deadline = std::time::Duration::from_millis(300);
+    // Long enough for what comes afterwards, whatever else the machine does.
+    let deadline = std::time::Duration::from_secs(4);
     let shop = Shop::open_with(|stripe| stripe, |config| config.with_intake_deadline(deadline)).await;
     let mut owner = shop.database.owner().await;
     sqlx::query("begin").execute(&mut owner).await.unwrap();
@@ -293,7 +294,7 @@ async fn a_burst_into_a_database_that_does_not_answer_holds_up_nobody_afterwards
 // W22
 #[tokio::test]
 async fn a_database_that_does_not_answer_is_a_503_and_not_a_hang() {
-    let deadline = std::time::Duration::from_millis(200);
+    let deadline = std::time::Duration::from_secs(2);
     let shop = Shop::open_with(|stripe| stripe, |config| config.with_intake_deadline(deadline)).await;
     let mut owner = shop.database.owner().await;
     sqlx::query("begin").execute(&mut owner).await.unwrap();
@@ -303,7 +304,8 @@ async fn a_database_that_does_not_answer_is_a_503_and_not_a_hang() {
     assert_eq!((error.kind(), error.code()), (ErrorKind::Unavailable, "too_slow"));
     sqlx::query("rollback").execute(&mut owner).await.unwrap();
     // It may or may not have been stored after all; delivered again it is there once.
-    let _ = shop.receive_body(body.as_bytes()).await;
+    let accepted = shop.receive_body(body.as_bytes()).await;
+    assert!(matches!(accepted, Accepted::Stored | Accepted::Duplicate), "{accepted:?}");
     assert_eq!(shop.scalar(RECEIPTS).await, 1);
 }
 

@@ -1,6 +1,6 @@
 //! A shop with one endpoint: a database of its own, a simulated Stripe, the service between them.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use saas_billing::{
     Accepted, Applied, Billing, BillingConfig, Mode, ObjectId, SigningSecrets, WebhookProcessor,
@@ -66,7 +66,9 @@ pub(crate) struct Shop {
 
 pub(crate) fn config(stripe: &StripeSimulator) -> BillingConfig {
     let secrets = SigningSecrets::new(vec![stripe.secret()]).unwrap();
-    BillingConfig::new(PlanCatalog::from_toml(CATALOG).unwrap(), secrets, Mode::Test)
+    // A machine that stands still for seconds is not a database that does not answer.
+    let patience = Duration::from_secs(60);
+    BillingConfig::new(PlanCatalog::from_toml(CATALOG).unwrap(), secrets, Mode::Test).with_intake_deadline(patience)
 }
 
 pub(crate) fn stripe(database: &TestDatabase) -> StripeSimulator {

@@ -1,7 +1,12 @@
 //! An adopter's own tables, and one tenant's row in each.
 
-use saas_core::{RequestContext, SCHEMA, TenantContext, TenantTx, testing::TestDatabase};
-use sqlx::Executor;
+use saas_core::{
+    RequestContext, SCHEMA, TenantContext, TenantTx,
+    doctor::{self, Finding},
+    testing::TestDatabase,
+};
+use sqlx::{Executor, PgPool};
+use tokio::sync::RwLock;
 use uuid::Uuid;
 
 /// What an adopter writes in a migration of their own.
@@ -31,6 +36,15 @@ pub(crate) const TABLES: &str = "
     create view public.project_names with (security_invoker = true) as select tenant_id, name from public.project;
     grant select on public.project_names to saas_app;
     select saas.fence('public.project'), saas.fence('public.task'), saas.fence('public.event');";
+
+/// Roles belong to the whole server, and the audit looks at all of them: who makes one holds this alone.
+pub(crate) static ROLES: RwLock<()> = RwLock::const_new(());
+
+/// What the audit finds, while no other test has a role of its own.
+pub(crate) async fn examine(pool: &PgPool) -> Vec<Finding> {
+    let _alone = ROLES.read().await;
+    doctor::examine(pool).await.unwrap()
+}
 
 pub(crate) struct Fixture {
     pub(crate) db: TestDatabase,

@@ -3,10 +3,10 @@
 use saas_core::doctor::{self, Finding};
 use sqlx::{AssertSqlSafe, Executor};
 
-use crate::adopter::Fixture;
+use crate::adopter::{self, Fixture, ROLES};
 
 async fn examine(fixture: &Fixture) -> Vec<Finding> {
-    doctor::examine(fixture.db.tenants().pool()).await.unwrap()
+    adopter::examine(fixture.db.tenants().pool()).await
 }
 
 #[tokio::test]
@@ -189,7 +189,7 @@ async fn mending_the_policies_of_a_table_leaves_its_grants_alone() {
     for sql in ["delete from saas.audit", "update saas.audit set action = 'x'", "update saas.outbox set state = 'done'"]
     {
         let mut tx = fixture.begin(&fixture.a).await;
-        assert_eq!(crate::adopter::code(tx.execute(sql).await), "42501", "{sql}");
+        assert_eq!(adopter::code(tx.execute(sql).await), "42501", "{sql}");
     }
     assert_eq!(examine(&fixture).await, []);
 }
@@ -199,12 +199,14 @@ async fn a_login_of_the_adopters_own_is_examined_as_well() {
     let fixture = Fixture::start().await;
     let mut owner = fixture.db.owner().await;
     owner.execute("create table public.secret (tenant_id uuid primary key, what text)").await.unwrap();
+    let alone = ROLES.write().await;
     let login = format!("login_{}", fixture.db.name());
     let create =
         format!("create role {login} login; grant saas_app to {login}; grant select on public.secret to {login}");
     owner.execute(AssertSqlSafe(create)).await.unwrap();
-    let findings = examine(&fixture).await;
+    let findings = doctor::examine(fixture.db.tenants().pool()).await.unwrap();
     owner.execute(AssertSqlSafe(format!("drop owned by {login}; drop role {login}"))).await.unwrap();
+    drop(alone);
     assert!(findings.iter().any(|f| f.code == "rls-off" && f.object == "public.secret"), "{findings:#?}");
 }
 
@@ -273,6 +275,7 @@ async fn one_schema_is_examined_alone_and_as_strictly_as_the_whole_database() {
     }
     let mut all = examine(&fixture).await;
     let pool = fixture.db.tenants().pool();
+    let no_roles = ROLES.read().await;
     let alone = doctor::examine_schema(pool, &"saas_t_one".parse().unwrap()).await.unwrap();
     all.retain(|finding| !finding.object.contains("saas_t_other."));
     assert_eq!(alone, all);
@@ -295,6 +298,7 @@ async fn one_schema_is_examined_alone_and_as_strictly_as_the_whole_database() {
     ];
     assert_eq!(codes, expected);
     let empty = doctor::examine_schema(pool, &"saas_t_nowhere".parse().unwrap()).await.unwrap();
+    drop(no_roles);
     assert_eq!(empty, [], "whose leaks are no other schema's");
     // The next one on the same connection looks at everything again.
     assert_eq!(examine(&fixture).await.len(), 2 * alone.len());

@@ -1,9 +1,9 @@
 //! The fence on tables that are made to break it: names, late changes, twice at once.
 
-use saas_core::{TenantContext, doctor};
+use saas_core::TenantContext;
 use sqlx::{AssertSqlSafe, Executor};
 
-use crate::adopter::{Fixture, code};
+use crate::adopter::{Fixture, code, examine};
 
 #[tokio::test]
 async fn hostile_names_are_only_names() {
@@ -36,7 +36,7 @@ async fn hostile_names_are_only_names() {
         assert_eq!(code(tx.execute(AssertSqlSafe(insert)).await), "42501", "{name}");
     }
     owner.execute("select saas.fence_refresh()").await.unwrap();
-    assert_eq!(doctor::examine(fixture.db.tenants().pool()).await.unwrap(), []);
+    assert_eq!(examine(fixture.db.tenants().pool()).await, []);
 }
 
 /// Whether a session waits for another one's lock.
@@ -90,7 +90,7 @@ async fn two_fences_at_once_are_one() {
     for fenced in fences.join_all().await {
         fenced.unwrap();
     }
-    assert_eq!(doctor::examine(fixture.db.tenants().pool()).await.unwrap(), []);
+    assert_eq!(examine(fixture.db.tenants().pool()).await, []);
 }
 
 #[tokio::test]
@@ -125,7 +125,7 @@ async fn a_refresh_names_the_table_that_changed_too_much() {
         .execute("alter table public.task add more text, drop column title; select saas.fence_refresh()")
         .await
         .unwrap();
-    assert_eq!(doctor::examine(fixture.db.tenants().pool()).await.unwrap(), []);
+    assert_eq!(examine(fixture.db.tenants().pool()).await, []);
 }
 
 #[tokio::test]
@@ -140,7 +140,7 @@ async fn a_table_belongs_to_its_tenants_or_to_none() {
         ))
         .await
         .unwrap();
-    let findings = doctor::examine(fixture.db.tenants().pool()).await.unwrap();
+    let findings = examine(fixture.db.tenants().pool()).await;
     assert!(findings.iter().any(|f| f.code == "rls-off" && f.object == "public.late"), "{findings:#?}");
 }
 

@@ -3,6 +3,8 @@
 use saas_core::{CoreError, ErrorKind, SCHEMA, SystemPool, TenantPool, testing::TestDatabase};
 use sqlx::{AssertSqlSafe, Executor, PgPool};
 
+use crate::adopter::ROLES;
+
 async fn pool(db: &TestDatabase, role: &str) -> PgPool {
     PgPool::connect(&db.url(role)).await.unwrap()
 }
@@ -25,6 +27,7 @@ async fn drop_role(db: &TestDatabase, name: &str) {
 #[tokio::test]
 async fn a_login_that_the_policies_do_not_bind_is_refused() {
     let db = TestDatabase::start(&[&SCHEMA]).await;
+    let _alone = ROLES.write().await;
     for (options, then, reason) in [
         ("superuser", "select 1", "superuser"),
         ("bypassrls", "grant saas_app to $role", "BYPASSRLS"),
@@ -55,6 +58,7 @@ async fn a_login_that_the_policies_do_not_bind_is_refused() {
 #[tokio::test]
 async fn a_login_of_the_adopters_own_works_as_a_member_of_the_application_role() {
     let db = TestDatabase::start(&[&SCHEMA]).await;
+    let _alone = ROLES.write().await;
     let role = with_role(&db, "", "grant saas_app to $role").await;
     TenantPool::open(pool(&db, &role).await, &[&SCHEMA]).await.unwrap();
     let error = SystemPool::open(pool(&db, &role).await, &[&SCHEMA]).await.unwrap_err();
@@ -69,6 +73,7 @@ async fn a_login_of_the_adopters_own_works_as_a_member_of_the_application_role()
 #[tokio::test]
 async fn a_login_without_the_role_is_refused_with_the_remedy() {
     let db = TestDatabase::start(&[&SCHEMA]).await;
+    let _alone = ROLES.write().await;
     let role = with_role(&db, "", "select 1").await;
     let error = TenantPool::open(pool(&db, &role).await, &[&SCHEMA]).await.unwrap_err();
     assert_eq!(error.code(), "misconfigured");

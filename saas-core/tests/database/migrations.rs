@@ -3,6 +3,8 @@
 use saas_core::{CoreError, SCHEMA, Schema, db, migrate, testing::TestDatabase};
 use sqlx::{Executor, PgPool, postgres::PgConnectOptions};
 
+use crate::adopter::ROLES;
+
 fn admin(db: &TestDatabase) -> PgConnectOptions {
     db.url("saas_admin").parse().unwrap()
 }
@@ -74,6 +76,7 @@ async fn a_role_that_another_database_creates_meanwhile_is_no_failure() {
 async fn an_owner_of_the_database_who_may_create_roles_can_migrate() {
     let db = TestDatabase::start(&[&SCHEMA]).await;
     let mut owner = db.owner().await;
+    let _alone = ROLES.write().await;
     let name = format!("deployer_{}", db.name());
     let (login, database) = (name.clone(), format!("{name}_db"));
     owner.execute(sqlx::AssertSqlSafe(format!("create role {name} login createrole nosuperuser"))).await.unwrap();

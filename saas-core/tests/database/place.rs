@@ -315,9 +315,9 @@ async fn after_a_cut_a_single_write_says_that_its_outcome_is_unknown() {
     drop(tenants.pool().acquire().await.unwrap());
     let held = tenants.pool().acquire().await.unwrap();
     let before = count(&fixture.db.tenants().read_once(&fixture.a, COUNT, &id).await.unwrap());
-    drop(held);
     // The first answer is to the pool's own ping on the release of `held`.
     proxy.cut_instead_of_answer(1);
+    drop(held);
     let error = tenants.write_once(&fixture.a, ADD, &id).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::OutcomeUnknown, "{error}");
     // The server had got the question, and acts on it as soon as it can.

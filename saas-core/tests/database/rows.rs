@@ -1,11 +1,9 @@
 //! Rows of one person inside a tenant, and the fence again for what changed under it.
 
-use saas_core::{
-    Actor, ApiKeyId, ErrorKind, RequestContext, TenantContext, TenantTx, UserId, db::TenantWork as _, doctor,
-};
+use saas_core::{Actor, ApiKeyId, ErrorKind, RequestContext, TenantContext, TenantTx, UserId, db::TenantWork as _};
 use sqlx::{AssertSqlSafe, Executor};
 
-use crate::adopter::{Fixture, code};
+use crate::adopter::{Fixture, code, examine};
 
 const VISITS: &str = "
     create table public.visit (
@@ -174,14 +172,14 @@ async fn what_cannot_be_fenced_by_rows_is_refused_with_a_reason() {
     }
     // None sees all: that is a rule too.
     owner.execute("select saas.fence_rows('public.task', 'project_id', '{}')").await.unwrap();
-    assert_eq!(doctor::examine(fixture.db.tenants().pool()).await.unwrap(), []);
+    assert_eq!(examine(fixture.db.tenants().pool()).await, []);
 }
 
 #[tokio::test]
 async fn a_row_fence_that_went_missing_is_named_and_mended() {
     let clinic = Clinic::open().await;
     let pool = clinic.fixture.db.tenants().pool();
-    assert_eq!(doctor::examine(pool).await.unwrap(), []);
+    assert_eq!(examine(pool).await, []);
     let mut owner = clinic.fixture.db.owner().await;
     for fault in [
         "drop policy saas_rows on public.visit",
@@ -198,11 +196,11 @@ async fn a_row_fence_that_went_missing_is_named_and_mended() {
          update saas.row_fence set sees_all = array['owner', 'team-lead']",
     ] {
         owner.execute(fault).await.unwrap();
-        let findings = doctor::examine(pool).await.unwrap();
+        let findings = examine(pool).await;
         let finding = findings.iter().find(|f| f.code == "row-fence-open" && f.object == "public.visit");
         let finding = finding.unwrap_or_else(|| panic!("{fault}: {findings:#?}"));
         owner.execute(AssertSqlSafe(finding.mend.clone())).await.unwrap();
-        assert_eq!(doctor::examine(pool).await.unwrap(), [], "{fault}");
+        assert_eq!(examine(pool).await, [], "{fault}");
         assert_eq!(clinic.seen(&clinic.as_member(clinic.ada)).await, 1, "{fault}");
     }
 }
@@ -217,11 +215,11 @@ async fn a_partition_that_was_attached_later_is_named_and_closed() {
          grant select (what) on public.event_2027 to saas_system;
          alter table public.event attach partition public.event_2027 for values from ('2027-01-01') to ('2028-01-01')";
     owner.execute(attach).await.unwrap();
-    let findings = doctor::examine(fixture.db.tenants().pool()).await.unwrap();
+    let findings = examine(fixture.db.tenants().pool()).await;
     assert!(findings.iter().any(|f| f.code == "open-partition" && f.object == "public.event_2027"), "{findings:#?}");
     // Twice is the same as once; one table or all.
     owner.execute("select saas.fence_refresh('public.event'), saas.fence_refresh()").await.unwrap();
-    assert_eq!(doctor::examine(fixture.db.tenants().pool()).await.unwrap(), []);
+    assert_eq!(examine(fixture.db.tenants().pool()).await, []);
     let mut tx = fixture.begin(&fixture.a).await;
     assert_eq!(code(tx.execute("select what from public.event_2027").await), "42501");
     drop(tx);
@@ -244,7 +242,7 @@ async fn refreshing_mends_policies_and_passes_over_tables_that_are_gone() {
         )
         .await
         .unwrap();
-    assert_eq!(doctor::examine(fixture.db.tenants().pool()).await.unwrap(), []);
+    assert_eq!(examine(fixture.db.tenants().pool()).await, []);
     // The application cannot.
     let mut tx = fixture.begin(&fixture.a).await;
     let refused = tx.execute("select saas.fence_refresh()").await.map_err(saas_core::CoreError::from_database);

@@ -3,7 +3,7 @@
 use saas_core::{RequestContext, TenantContext, TenantTx};
 use sqlx::{Executor, Row};
 
-use crate::adopter::Fixture;
+use crate::adopter::{Fixture, examine};
 
 const TABLE: &str = "
     create table public.document (
@@ -95,7 +95,7 @@ async fn a_search_meets_only_the_tenants_own_words() {
         let refused = tx.execute(sqlx::AssertSqlSafe(attack)).await.unwrap_err();
         assert_eq!(refused.as_database_error().unwrap().code().unwrap(), "42501");
     }
-    let findings = saas_core::doctor::examine(fixture.db.system().pool()).await.unwrap();
+    let findings = examine(fixture.db.system().pool()).await;
     assert!(findings.is_empty(), "{findings:?}");
 }
 

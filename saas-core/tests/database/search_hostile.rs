@@ -1,9 +1,9 @@
 //! Search on tables that are made to break it: names, keys, triggers, partitions, and rows of one person.
 
-use saas_core::{Actor, RequestContext, TenantContext, TenantTx, UserId, doctor};
+use saas_core::{Actor, RequestContext, TenantContext, TenantTx, UserId};
 use sqlx::{AssertSqlSafe, Executor};
 
-use crate::adopter::{Fixture, code};
+use crate::adopter::{Fixture, code, examine};
 
 async fn run(fixture: &Fixture, script: &str) {
     let result = fixture.db.owner().await.execute(sqlx::raw_sql(AssertSqlSafe(script.to_owned()))).await;
@@ -58,7 +58,7 @@ async fn hostile_names_are_only_names() {
     let key = r#""id'; drop table saas.audit; --""#;
     let expected = ["before 1", "drop 2", "em 2", "fire 2", "gone 1", "news 2", "tea 2", "water 2"];
     assert_eq!(words(&fixture, &table, key).await, expected);
-    assert_eq!(doctor::examine(fixture.db.tenants().pool()).await.unwrap(), []);
+    assert_eq!(examine(fixture.db.tenants().pool()).await, []);
 }
 
 #[tokio::test]
@@ -122,7 +122,7 @@ async fn words_follow_a_row_from_partition_to_partition() {
     assert_eq!(seen().await, ["later 2027-05-05", "moved 2027-02-02"]);
     change(&fixture, "delete from public.log where line = 'later'").await;
     assert_eq!(seen().await, ["moved 2027-02-02"]);
-    assert_eq!(doctor::examine(fixture.db.tenants().pool()).await.unwrap(), []);
+    assert_eq!(examine(fixture.db.tenants().pool()).await, []);
 }
 
 const NOTES: &str = "
@@ -174,7 +174,7 @@ async fn words_of_one_persons_rows_are_that_persons() {
     // Another rule for the rows is one for the words as well; one about another column is refused.
     run(&fixture, "select saas.fence_rows('public.note', 'author', '{}')").await;
     assert_eq!(seen_by(&fixture, &boss).await, ["diary2", "diary3"]);
-    assert_eq!(doctor::examine(fixture.db.tenants().pool()).await.unwrap(), []);
+    assert_eq!(examine(fixture.db.tenants().pool()).await, []);
     run(&fixture, "alter table public.note add reader uuid not null default gen_random_uuid()").await;
     let mut owner = fixture.db.owner().await;
     assert_eq!(code(owner.execute("select saas.fence_rows('public.note', 'reader', '{}')").await), "55000");

@@ -197,8 +197,11 @@ pub async fn borrowing_reclaims(fixture: Fixture) {
 pub async fn a_refusal_leaves_nothing_but_the_wish(fixture: Fixture) {
     let holder = fixture.ask(1, 5, 20);
     assert_eq!(fixture.lent(&holder).await, 5);
-    assert_eq!(fixture.borrow(&fixture.ask(15, 0, 20)).await, Borrowed::Refused { used: 1, held: 5 });
+    let refused = fixture.ask(15, 0, 20);
+    assert_eq!(fixture.borrow(&refused).await, Borrowed::Refused { used: 1, held: 5 });
     assert_eq!(fixture.balance(0).await, (1, 5));
+    // A wish is one for a second.
+    assert_eq!(fixture.borrow(&refused).await, Borrowed::Refused { used: 1, held: 5 });
     assert_eq!(fixture.report(holder.lease, 1, 2, false).await, Reported::Kept { wanted: true, used: 3 });
     assert_eq!(fixture.report(holder.lease, 2, 2, true).await, Reported::Settled { used: 3 });
     assert_eq!(fixture.lent(&fixture.ask(15, 5, 20)).await, 0, "what is wanted elsewhere is not lent");

@@ -7,9 +7,10 @@
 use std::{
     env,
     fs::File,
+    io::{BufRead as _, BufReader, Write as _},
     os::unix::fs::FileExt,
     path::Path,
-    process::{Child, Command},
+    process::{Child, Command, Stdio},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -96,6 +97,9 @@ async fn work(file: &Path) {
     let (_, _, leases) = service(&pool, redis.as_deref());
     let tenant: TenantId = env::var("LEASE_TENANT").unwrap().parse().unwrap();
     let file = Arc::new(File::options().write(true).open(file).unwrap());
+    // All begin together: who came late would find nothing left.
+    println!("ready");
+    std::io::stdin().read_line(&mut String::new()).unwrap();
     let tasks: Vec<_> = (0..TASKS as u64)
         .map(|task| {
             let (file, leases) = (Arc::clone(&file), leases.clone());
@@ -160,12 +164,19 @@ async fn a_kill_loses_no_unit_and_admits_none_too_many(redis: Option<String>) {
             std::fs::write(file, [0; TASKS * 16]).unwrap();
             let mut command = Command::new(env::current_exe().unwrap());
             command.env("LEASE_WORKER", file).env("LEASE_DATABASE", database.url("saas_app"));
+            command.stdin(Stdio::piped()).stdout(Stdio::piped());
             if let Some(redis) = &redis {
                 command.env("LEASE_REDIS", redis);
             }
             Worker(command.env("LEASE_TENANT", ctx.tenant().to_string()).spawn().unwrap())
         })
         .collect();
+    for Worker(worker) in &mut workers {
+        BufReader::new(worker.stdout.take().unwrap()).read_line(&mut String::new()).unwrap();
+    }
+    for Worker(worker) in &mut workers {
+        worker.stdin.take().unwrap().write_all(b"\n").unwrap();
+    }
 
     let started = Instant::now();
     let killed = [0, 1];

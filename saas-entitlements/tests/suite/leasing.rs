@@ -121,7 +121,7 @@ impl App {
     async fn until_waiting(&self, sessions: i64) {
         const WAITING: &str =
             "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
-        let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
         while self.count(WAITING).await < sessions {
             assert!(tokio::time::Instant::now() < deadline, "nobody waits");
         }
@@ -215,6 +215,9 @@ async fn a_reservation_that_is_refused_asks_holders_to_give_back_only_where_that
     }
     leases.tick().await.unwrap();
     assert_eq!(app.balance(&CALLS, Window::Day).await, (1, 149), "nothing is new to report");
+    // A wish is one for a second.
+    let refused = reservations.reserve(&app.acme, &CALLS, 900, &key("large"), minute).await.unwrap();
+    assert!(matches!(refused, Reserved::Exhausted { held: 149, .. }), "{refused:?}");
     assert!(leases.try_consume(app.acme.tenant(), &CALLS, 1));
     leases.tick().await.unwrap();
     assert_eq!(app.balance(&CALLS, Window::Day).await, (2, 99));

@@ -193,7 +193,8 @@ async fn maintenance_begins_when_everyone_has_left() {
     let mut owner = stage.db.owner().await;
     loop {
         assert!(futures_util::poll!(starting.as_mut()).is_pending(), "someone is still inside");
-        let waits = "select exists (select from pg_locks where locktype = 'advisory' and not granted)";
+        let waits = "select exists (select from pg_locks where locktype = 'advisory' and not granted
+                                    and database = (select oid from pg_database where datname = current_database()))";
         if sqlx::query_scalar(waits).fetch_one(&mut owner).await.unwrap() {
             break;
         }

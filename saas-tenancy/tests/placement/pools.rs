@@ -155,8 +155,8 @@ async fn who_waits_too_long_is_told_so_and_a_database_in_constant_use_gives_way(
     let databases = stage.databases(2).await;
     let hour = Duration::from_secs(3_600);
     let one = limits().with_connections(2).with_per_database(2);
-    let second = Duration::from_secs(1);
-    let strict = one.with_acquire_timeout(second).with_connect_timeout(second).with_turn(hour);
+    let a_while = Duration::from_secs(5);
+    let strict = one.with_acquire_timeout(a_while).with_connect_timeout(a_while).with_turn(hour);
     let strict = pools(stage.clusters(), strict);
     let held = strict.lease(&databases[0]).await.unwrap();
     let late = strict.lease(&databases[1]).await.unwrap_err();

@@ -52,7 +52,7 @@ async fn a_database_that_is_full_for_a_moment_is_waited_for_and_one_that_stays_f
 
     let full = format!("alter database {name} connection limit 0");
     stage.db.owner().await.execute(AssertSqlSafe(full)).await.unwrap();
-    let brief = limits().with_connect_timeout(Duration::from_millis(300)).with_pause(Duration::ZERO, Duration::ZERO);
+    let brief = limits().with_connect_timeout(Duration::from_secs(3)).with_pause(Duration::ZERO, Duration::ZERO);
     let pools = pools(stage.clusters(), brief);
     let refused = pools.lease(&database).await.unwrap_err();
     assert_eq!((refused.kind(), refused.is_retryable()), (ErrorKind::Unavailable, true));
@@ -93,8 +93,7 @@ async fn callers_that_go_away_take_no_turn_of_the_tenant_with_them() {
     let stage = Stage::start().await;
     stage.shared_tables(&[PROJECT]).await;
     let fairness = Fairness::new(2, Duration::from_secs(5)).unwrap();
-    let placements =
-        stage.placements().with_fairness(fairness.with_statement_timeout(Duration::from_millis(200))).build();
+    let placements = stage.placements().with_fairness(fairness.with_statement_timeout(Duration::from_secs(1))).build();
     let (greedy, other) = (stage.db.create_tenant("greedy").await, stage.db.create_tenant("other").await);
     let callers = (0..1_000_usize).map(|n| {
         let (placements, greedy) = (placements.clone(), greedy.clone());

@@ -104,7 +104,7 @@ pub(super) async fn is_accounted_for(shop: &Shop, tills: &[Till], granted: u64) 
 async fn redis_emptied_under_load_loses_no_use_and_grants_none_too_many() {
     let server = RedisServer::start().unwrap();
     let shop = Shop::open().await;
-    let tills = [shop.till(single(&server.url()), hasty()), shop.till(single(&server.url()), hasty())];
+    let tills = [shop.till(single(&server.url()), patient()), shop.till(single(&server.url()), patient())];
     let mut flushes = 0;
     let granted = under_load(&shop, &tills, async |_| {
         let _: () = ask(&server.url(), &["FLUSHALL"]).await;
@@ -121,7 +121,7 @@ async fn redis_emptied_under_load_loses_no_use_and_grants_none_too_many() {
 async fn redis_killed_and_started_empty_under_load_loses_no_use_and_grants_none_too_many() {
     let mut server = RedisServer::start().unwrap();
     let shop = Shop::open().await;
-    let tills = [shop.till(single(&server.url()), hasty()), shop.till(single(&server.url()), hasty())];
+    let tills = [shop.till(single(&server.url()), patient()), shop.till(single(&server.url()), patient())];
     let mut kills = 0;
     let granted = under_load(&shop, &tills, async |done| {
         // Often enough there is time to be used between two of them.

@@ -52,12 +52,7 @@ impl Ring {
         let cluster = RedisCluster::start().unwrap();
         let urls = cluster.urls();
         let slot: u16 = ask(&urls[0], &["CLUSTER", "KEYSLOT", &format!("{{{}}}", shop.ctx.tenant())]).await;
-        let ring = Self { cluster, urls, slot: slot.to_string() };
-        for node in 0..ring.urls.len() {
-            // How soon the others notice that one is dead.
-            let _: String = ring.say(node, &["CONFIG", "SET", "cluster-node-timeout", "1000"]).await;
-        }
-        ring
+        Self { cluster, urls, slot: slot.to_string() }
     }
 
     async fn say<T: redis::FromRedisValue>(&self, node: usize, words: &[&str]) -> T {
@@ -131,6 +126,10 @@ async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
 /// A node with the tenant's keys is killed and comes back empty, twice, and in the end does not come back. `fast` says how much
 /// was had from Redis, `direct` from PostgreSQL alone.
 async fn lose_a_node(ring: &mut Ring, fast: Count<'_>, direct: Count<'_>) {
+    for node in 0..ring.urls.len() {
+        // How soon the others notice that one is dead.
+        let _: String = ring.say(node, &["CONFIG", "SET", "cluster-node-timeout", "1000"]).await;
+    }
     until("Redis is not used", async || fast() > ENOUGH).await;
     let node = ring.holder().await;
     for _ in 0..2 {

@@ -1,11 +1,13 @@
 //! Changes reach the gate over Redis, and what is missed is made up for.
+//!
+//! A channel is heard by all who listen at a server: each test has its own.
 
 use std::time::Duration;
 
 use saas_core::{TenantContext, testing::RedisServer};
 use saas_entitlements::{Redis, RedisRevisions, RevisionRelay};
 
-use super::{ask, clustered, server, single};
+use super::{ask, clustered, single};
 use crate::postgres::App;
 
 /// Both stand: the gate was told to distrust by its own subscription, and by the relay.
@@ -32,7 +34,8 @@ async fn a_change_arrives(redis: Redis) {
 // G2
 #[tokio::test]
 async fn a_change_of_plan_reaches_the_gate_over_redis() {
-    a_change_arrives(single(&server().url())).await;
+    let own = RedisServer::start().unwrap();
+    a_change_arrives(single(&own.url())).await;
 }
 
 // C22
@@ -43,7 +46,8 @@ async fn a_change_of_plan_reaches_the_gate_over_a_cluster() {
 
 #[tokio::test]
 async fn a_change_of_plan_reaches_the_gate_by_a_relay_that_polls() {
-    let (app, redis) = (App::start().await, single(&server().url()));
+    let (app, own) = (App::start().await, RedisServer::start().unwrap());
+    let redis = single(&own.url());
     let _revisions = RedisRevisions::start(app.gate.clone(), redis.clone());
     app.until(async || app.gate.stats().flushes > 0).await;
     let _relay = RevisionRelay::polling(app.database.system().clone(), Duration::from_millis(5), redis);
@@ -88,7 +92,8 @@ async fn a_change_while_redis_is_down_is_seen_when_it_is_back() {
 // G4: the relay's own ear.
 #[tokio::test]
 async fn a_relay_that_was_cut_off_from_postgresql_tells_everyone_to_read_again() {
-    let (app, redis) = (App::start().await, single(&server().url()));
+    let (app, own) = (App::start().await, RedisServer::start().unwrap());
+    let redis = single(&own.url());
     let _hears = hears(&app, &redis).await;
     let acme = app.database.create_tenant("acme").await;
     assert!(!app.export(&acme).await);
@@ -103,7 +108,8 @@ async fn a_relay_that_was_cut_off_from_postgresql_tells_everyone_to_read_again()
 // G4: every message lost, as when no relay runs.
 #[tokio::test]
 async fn without_a_relay_the_ttl_is_the_bound() {
-    let (app, redis) = (App::start().await, single(&server().url()));
+    let (app, own) = (App::start().await, RedisServer::start().unwrap());
+    let redis = single(&own.url());
     let _revisions = RedisRevisions::start(app.gate.clone(), redis);
     app.until(async || app.gate.stats().flushes > 0).await;
     let acme = app.database.create_tenant("acme").await;
@@ -118,13 +124,13 @@ async fn without_a_relay_the_ttl_is_the_bound() {
 // G16: as for notifications.
 #[tokio::test]
 async fn a_message_that_is_no_announcement_is_counted_and_ignored() {
-    let (app, url) = (App::start().await, server().url());
-    let _hears = hears(&app, &single(&url)).await;
+    let (app, own) = (App::start().await, RedisServer::start().unwrap());
+    let _hears = hears(&app, &single(&own.url())).await;
     let acme = app.database.create_tenant("acme").await;
     assert!(!app.export(&acme).await);
     let before = app.gate.stats();
     for garbage in ["", "hello", "a:1", &format!("{}:-1", acme.tenant()), &format!("{}:x", acme.tenant())] {
-        let heard: i64 = ask(&url, &["PUBLISH", "saas_revision", garbage]).await;
+        let heard: i64 = ask(&own.url(), &["PUBLISH", "saas_revision", garbage]).await;
         assert!(heard > 0);
     }
     app.until(async || app.gate.stats().unreadable_announcements >= before.unreadable_announcements + 5).await;

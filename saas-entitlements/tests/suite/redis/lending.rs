@@ -21,7 +21,7 @@ use saas_entitlements::{
 use sqlx::Executor as _;
 
 use super::{
-    ask, server,
+    ask, connect, server,
     shop::{CALLS, LIMIT, Shop},
     single,
 };
@@ -254,7 +254,7 @@ async fn redis_killed_while_units_are_out_costs_what_was_out_and_grants_none_too
         }
     })
     .await;
-    assert!(kills > 5, "{kills}");
+    assert!(kills >= 2, "killed, and started again: {kills}");
     let lost = lost(&shop, &desks, granted).await;
     assert!(lost <= LIMIT / 100, "{lost}");
 }
@@ -412,7 +412,7 @@ async fn a_place_of_a_history_that_is_over_lends_nothing() {
         granted += 20;
     }
     own.restart().unwrap();
-    let mut connection = redis::Client::open(url).unwrap().get_multiplexed_async_connection().await.unwrap();
+    let mut connection = connect(&url).await;
     let restore = redis::cmd("RESTORE").arg(&key[0]).arg(60_000).arg(dump).arg("REPLACE").to_owned();
     restore.query_async::<()>(&mut connection).await.unwrap();
     let started = Instant::now();
@@ -456,6 +456,8 @@ async fn who_is_refused_gets_what_nobody_holds_and_the_holders_hear_of_it() {
     assert!(matches!(refused, LeasedUse::Exhausted { used: 1, held: 20, .. }), "{refused:?}");
     assert_eq!(shop.balance().await, Balance { used: 1, held: 20 }, "the pool gave the rest back");
     assert!(desks[1].r#use(&shop, LIMIT - 21).await.is_granted());
+    // A wish is one for a second.
+    assert!(!desks[1].r#use(&shop, 20).await.is_granted());
     assert!(desks[0].leases.try_consume(shop.ctx.tenant(), &CALLS, 1));
     desks[0].leases.tick().await.unwrap();
     assert_eq!(shop.balance().await, Balance { used: LIMIT - 19, held: 0 }, "a holder gives back what is wanted");
@@ -589,7 +591,7 @@ async fn another_tenants_value_under_the_key_is_not_believed() {
     assert!(desk.r#use(&shop, 1).await.is_granted());
     let ours = place(&shop).await;
     let theirs = ours.replace(&shop.ctx.tenant().to_string(), &globex.tenant().to_string());
-    let mut connection = redis::Client::open(url).unwrap().get_multiplexed_async_connection().await.unwrap();
+    let mut connection = connect(&url).await;
     let value: Vec<u8> = redis::cmd("DUMP").arg(&ours).query_async(&mut connection).await.unwrap();
     let restore = redis::cmd("RESTORE").arg(&theirs).arg(60_000).arg(value).to_owned();
     restore.query_async::<()>(&mut connection).await.unwrap();

@@ -9,9 +9,9 @@ mod lending;
 mod shop;
 mod values;
 
-use std::sync::OnceLock;
+use std::{sync::OnceLock, time::Duration};
 
-use redis::{Client, cluster::ClusterClient};
+use redis::{AsyncConnectionConfig, Client, aio::MultiplexedConnection, cluster::ClusterClient};
 use saas_core::testing::{RedisCluster, RedisServer};
 use saas_entitlements::Redis;
 
@@ -40,9 +40,16 @@ fn on(cluster: &RedisCluster) -> Redis {
     Redis::cluster(ClusterClient::new(urls).unwrap(), nodes)
 }
 
+/// One that waits for a machine that is busy with other tests.
+pub(crate) async fn connect(url: &str) -> MultiplexedConnection {
+    let patience = Some(Duration::from_secs(60));
+    let config = AsyncConnectionConfig::new().set_connection_timeout(patience).set_response_timeout(patience);
+    Client::open(url).unwrap().get_multiplexed_async_connection_with_config(&config).await.unwrap()
+}
+
 /// Sends a command of plain words.
 pub(crate) async fn ask<T: redis::FromRedisValue>(url: &str, words: &[&str]) -> T {
-    let mut connection = Client::open(url).unwrap().get_multiplexed_async_connection().await.unwrap();
+    let mut connection = connect(url).await;
     let (command, rest) = words.split_first().unwrap();
     redis::cmd(command).arg(rest).query_async(&mut connection).await.unwrap()
 }
