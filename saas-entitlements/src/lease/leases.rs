@@ -10,20 +10,17 @@ use std::{
     task::{Context, Poll},
 };
 
-use arc_swap::ArcSwap;
 use chrono::{DateTime, Utc};
-use hashbrown::HashMap;
 use saas_core::{Actor, MeterKey, RequestContext, TenantContext, TenantId, plan::Aggregation};
 use tokio::task::JoinSet;
 
 use super::{
     LeaseOptions, LeaseStore, asking,
     cell::{Cell, Cells, Taken},
+    shards::{Map, Shards, number},
 };
 use crate::{Denial, Entitlements, EntitlementsError, Meter};
 
-/// Each new tenant copies one of so many maps.
-const SHARDS: usize = 64;
 /// Reports under way at the same time.
 const REPORTS: usize = 8;
 
@@ -107,16 +104,13 @@ impl Future for Consuming {
     }
 }
 
-/// By [`number`].
-type Map = HashMap<u128, Cells, foldhash::fast::RandomState>;
-
 pub(super) struct Inner {
     pub(super) entitlements: Entitlements,
     pub(super) store: Arc<dyn LeaseStore>,
     pub(super) options: LeaseOptions,
     /// Counts what cannot be lent.
     pub(super) direct: OnceLock<Meter>,
-    shards: [ArcSwap<Map>; SHARDS],
+    shards: Shards,
     /// Whoever changes a map.
     writer: Mutex<()>,
     /// Whether a task ticks, on the runtime of whoever started it.
@@ -124,16 +118,11 @@ pub(super) struct Inner {
     closed: AtomicBool,
 }
 
-/// A tenant's id as a number, hashed in one step; in whatever order this machine has bytes, since it stays here.
-fn number(tenant: TenantId) -> u128 {
-    u128::from_ne_bytes(tenant.as_uuid().into_bytes())
-}
-
 impl Leases {
     /// Leases of what `entitlements` allows, borrowed from `store`.
     #[must_use]
     pub fn new(entitlements: Entitlements, store: Arc<dyn LeaseStore>, options: LeaseOptions) -> Self {
-        let shards = std::array::from_fn(|_| ArcSwap::from_pointee(Map::default()));
+        let shards = Shards::new();
         let (ticking, closed) = (AtomicBool::new(false), AtomicBool::new(false));
         let (direct, writer) = (OnceLock::new(), Mutex::new(()));
         Self { inner: Arc::new(Inner { entitlements, store, options, direct, shards, writer, ticking, closed }) }
@@ -184,16 +173,16 @@ impl Leases {
     #[inline(never)]
     #[must_use = "a use that was not granted must not happen"]
     pub fn try_consume(&self, tenant: TenantId, meter: &MeterKey, amount: u64) -> bool {
-        let map = self.inner.shard(tenant).load();
-        let Some(cell) = map.get(&number(tenant)).and_then(|cells| cells.find(meter)) else { return false };
-        match cell.take(amount) {
-            Taken::Not => false,
-            Taken::Yes => true,
-            Taken::Low => {
-                self.inner.borrow_ahead(cell);
-                true
-            }
+        let take = |cells: &Cells| match cells.find(meter).map(|cell| (cell, cell.take(amount))) {
+            None | Some((_, Taken::Not)) => (false, None),
+            Some((_, Taken::Yes)) => (true, None),
+            Some((cell, Taken::Low)) => (true, Some(Arc::clone(cell))),
+        };
+        let (is_taken, low) = self.inner.shards.look(tenant, take).unwrap_or_default();
+        if let Some(cell) = low {
+            self.inner.borrow_ahead(cell);
         }
+        is_taken
     }
 
     /// Gives everything back and borrows nothing more: later uses are counted one by one.
@@ -250,15 +239,8 @@ async fn keep_reporting(ticking: Ticking) {
 }
 
 impl Inner {
-    fn shard(&self, tenant: TenantId) -> &ArcSwap<Map> {
-        // The last byte of an id is random.
-        let [.., last] = *tenant.as_uuid().as_bytes();
-        &self.shards[usize::from(last) % SHARDS]
-    }
-
     fn cells(&self) -> impl Iterator<Item = Arc<Cell>> {
-        let of_shard = |shard: &ArcSwap<Map>| shard.load().values().flat_map(Cells::iter).cloned().collect::<Vec<_>>();
-        self.shards.iter().flat_map(of_shard)
+        self.shards.iter().flat_map(|shard| shard.load().values().flat_map(Cells::iter).cloned().collect::<Vec<_>>())
     }
 
     /// Ticks on this runtime, unless something ticks already.
@@ -271,7 +253,7 @@ impl Inner {
     /// Borrows more while there is some left, once for all who find that it is little, or that nothing ticks any more.
     #[cold]
     #[inline(never)]
-    fn borrow_ahead(self: &Arc<Self>, cell: &Arc<Cell>) {
+    fn borrow_ahead(self: &Arc<Self>, cell: Arc<Cell>) {
         if !cell.unwatch() {
             return;
         }
@@ -280,7 +262,7 @@ impl Inner {
         if !self.options.borrows_ahead {
             return;
         }
-        let (inner, cell) = (Arc::clone(self), Arc::clone(cell));
+        let inner = Arc::clone(self);
         drop(runtime.spawn(async move { inner.top_up(&cell).await }));
     }
 
@@ -288,7 +270,7 @@ impl Inner {
     async fn report_all(self: &Arc<Self>) -> Result<(), EntitlementsError> {
         let mut running = JoinSet::new();
         let mut first = Ok(());
-        for shard in &self.shards {
+        for shard in self.shards.iter() {
             for cell in shard.load_full().values().flat_map(Cells::iter) {
                 if running.len() >= REPORTS {
                     first = first.and(joined(running.join_next().await));
@@ -309,7 +291,7 @@ impl Inner {
     }
 
     pub(super) fn cell(&self, tenant: TenantId, meter: &MeterKey, cost: u64, now: DateTime<Utc>) -> Arc<Cell> {
-        let shard = self.shard(tenant);
+        let shard = self.shards.of(tenant);
         let tenant_number = number(tenant);
         if let Some(cell) = shard.load().get(&tenant_number).and_then(|cells| cells.find(meter)) {
             return Arc::clone(cell);
@@ -338,7 +320,7 @@ impl Inner {
 
     pub(super) fn forget(&self, cell: &Cell) {
         let _writing = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        let shard = self.shard(cell.ctx().tenant());
+        let shard = self.shards.of(cell.ctx().tenant());
         let mut shrunk = Map::clone(&shard.load());
         let tenant_number = number(cell.ctx().tenant());
         match shrunk.get(&tenant_number).and_then(|cells| cells.without(cell.meter())) {

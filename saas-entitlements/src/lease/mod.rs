@@ -18,6 +18,7 @@ pub mod conformance;
 mod leases;
 mod options;
 mod rule;
+mod shards;
 mod store;
 
 pub use leases::{LeasedUse, Leases};
