@@ -27,8 +27,9 @@ const START_DEADLINE: Duration = Duration::from_secs(30);
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(3);
 const PORT_TRIES: usize = 20;
-/// With their bus ports they are below those that a system hands out by itself: nobody gets one while its server is down.
-const PORTS: std::ops::RangeInclusive<u16> = 10_000..=22_767;
+/// With their bus ports they are below those that a system hands out by itself, as long as nobody told it otherwise: hardly
+/// anybody gets one while its server is down.
+const PORTS: std::ops::RangeInclusive<u16> = 10_000..=19_999;
 const PORT_LOOKS: usize = 1_000;
 /// A node of a cluster listens on a second port, so far above the first.
 const BUS: u16 = 10_000;

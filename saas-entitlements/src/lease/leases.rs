@@ -55,7 +55,8 @@ impl LeasedUse {
 
 /// Uses of tenants, spent from memory under a limit that all processes share.
 ///
-/// A clone is another handle to the same leases. Make one per process, and call [`shutdown`](Self::shutdown) at its end.
+/// A clone is another handle to the same leases. Make one per process, and call [`shutdown`](Self::shutdown) at its end. A thread
+/// keeps what it saw of the leases that it used last, so using several by turns is slower.
 /// Reports are sent by a task on the runtime of whoever used them first. When that runtime ends, the next use on another one
 /// starts the task there.
 /// A changed limit is noticed within a tick of the gate's hearing of it; units that were lent before may still be used until
@@ -357,4 +358,40 @@ fn joined(
     done: Option<Result<Result<(), EntitlementsError>, tokio::task::JoinError>>,
 ) -> Result<(), EntitlementsError> {
     done.map_or(Ok(()), |done| done.unwrap_or(Err(EntitlementsError::Unavailable { cause: None })))
+}
+
+#[cfg(all(test, feature = "testing"))]
+mod tests {
+    use saas_core::{PlanCatalog, PlanKey, SystemClock, subscription::PlanAssignment};
+
+    use super::*;
+    use crate::memory::{MemoryLeases, MemorySource};
+
+    #[tokio::test]
+    async fn what_nobody_uses_is_forgotten_also_by_a_thread_that_saw_it_and_made_anew() {
+        const CALLS: MeterKey = MeterKey::from_static("calls");
+        let catalog = PlanCatalog::from_toml(
+            "default_plan = 'free'\n[meters.calls]\naggregation = 'sum'\n[plans.free]\nrank = 0\n\
+             [[plans.free.versions]]\nversion = 1\n\
+             limits.calls = { max = 10_000, window = 'lifetime', overage = 'block' }",
+        )
+        .unwrap();
+        let (source, tenant) = (MemorySource::new(), TenantId::mint(&SystemClock));
+        source.put_plan(tenant, PlanAssignment::active(PlanKey::from_static("free")));
+        let gate = Entitlements::new(catalog, Arc::new(source), Arc::new(SystemClock));
+        let leases = Leases::new(gate, Arc::new(MemoryLeases::new()), LeaseOptions::default());
+        let ctx = RequestContext::new(tenant, Actor::system("test"), &SystemClock);
+        let knows = || leases.inner.shards.look(tenant, |_| ()).is_some();
+        for _ in 0..2 {
+            assert!(!knows() && !leases.try_consume(tenant, &CALLS, 1));
+            assert!(leases.consume(&ctx, &CALLS, 1).await.unwrap().is_granted());
+            assert!(knows() && leases.try_consume(tenant, &CALLS, 1));
+            let mut ticks = 0;
+            while knows() {
+                leases.inner.report_all().await.unwrap();
+                ticks += 1;
+                assert!(ticks < 1_000, "it is never forgotten");
+            }
+        }
+    }
 }

@@ -1,8 +1,8 @@
 //! The cells of all tenants, and how a thread finds one without a word to other threads.
 //!
 //! A map that anybody has may not change: a new tenant copies one of [`SHARDS`] maps. Each thread keeps the maps that it saw
-//! last, so that it looks whether they are still the present ones and writes nothing that is shared. What it keeps lives until it
-//! looks again, uses other leases, or ends.
+//! last, so that it looks whether they are still the present ones and writes nothing that is shared. Each that it keeps lives until
+//! it looks there again, uses other leases, or ends.
 
 use std::{cell::RefCell, ops::Deref, sync::Arc};
 
@@ -88,7 +88,7 @@ impl Shards {
         self.0.iter()
     }
 
-    /// Looks up a tenant. `look` may not come back here.
+    /// Looks up a tenant.
     #[inline]
     pub(super) fn look<T>(&self, tenant: TenantId, look: impl Fn(&Cells) -> T) -> Option<T> {
         let (at, number) = (place(tenant), number(tenant));
@@ -98,7 +98,7 @@ impl Shards {
         });
         match seen {
             Ok(Some(found)) => found,
-            // The thread ends.
+            // `look` has come back here, or the thread ends.
             Ok(None) | Err(_) => self.0[at].load().get(&number).map(look),
         }
     }

@@ -99,7 +99,7 @@ async fn work(file: &Path) {
     let file = Arc::new(File::options().write(true).open(file).unwrap());
     // All begin together: who came late would find nothing left.
     println!("ready");
-    std::io::stdin().read_line(&mut String::new()).unwrap();
+    assert_ne!(std::io::stdin().read_line(&mut String::new()).unwrap(), 0, "whoever started this is gone");
     let tasks: Vec<_> = (0..TASKS as u64)
         .map(|task| {
             let (file, leases) = (Arc::clone(&file), leases.clone());
@@ -172,7 +172,8 @@ async fn a_kill_loses_no_unit_and_admits_none_too_many(redis: Option<String>) {
         })
         .collect();
     for Worker(worker) in &mut workers {
-        BufReader::new(worker.stdout.take().unwrap()).read_line(&mut String::new()).unwrap();
+        let said = BufReader::new(worker.stdout.take().unwrap()).read_line(&mut String::new());
+        assert_ne!(said.unwrap(), 0, "a worker ended before it began");
     }
     for Worker(worker) in &mut workers {
         worker.stdin.take().unwrap().write_all(b"\n").unwrap();

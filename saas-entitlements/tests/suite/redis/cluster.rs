@@ -124,7 +124,7 @@ async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
 }
 
 /// A node with the tenant's keys is killed and comes back empty, twice, and in the end does not come back. `fast` says how much
-/// was had from Redis, `direct` from PostgreSQL alone.
+/// was had by way of Redis, `direct` from PostgreSQL alone.
 async fn lose_a_node(ring: &mut Ring, fast: Count<'_>, direct: Count<'_>) {
     for node in 0..ring.urls.len() {
         // How soon the others notice that one is dead.
@@ -286,6 +286,8 @@ async fn leased_uses_while(happens: impl AsyncFnOnce(&mut Ring, Count<'_>, Count
     let mut ring = Ring::start(&shop).await;
     let desks = desks(&shop, &ring);
     let users = use_by_lease(&shop, &desks);
+    let from_redis = || desks.iter().map(|desk| desk.store.stats().from_redis).sum::<u64>();
+    until("nothing is lent out of Redis", async || from_redis() > ENOUGH).await;
     // A pool that Redis has lost may hold all that may be out until its life is over: then each use fills the next one with what
     // it needs, which is by way of Redis, too.
     let by_redis = || desks.iter().map(|desk| desk.store.stats()).map(|stats| stats.from_redis + stats.filled).sum();

@@ -255,6 +255,7 @@ async fn redis_killed_while_units_are_out_costs_what_was_out_and_grants_none_too
     })
     .await;
     assert!(kills >= 2, "killed, and started again: {kills}");
+    assert!(desks.iter().map(|desk| desk.store.stats()).any(|stats| stats.from_redis + stats.filled > 0));
     let lost = lost(&shop, &desks, granted).await;
     assert!(lost <= LIMIT / 100, "{lost}");
 }
