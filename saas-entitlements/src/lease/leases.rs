@@ -56,7 +56,7 @@ impl LeasedUse {
 /// Uses of tenants, spent from memory under a limit that all processes share.
 ///
 /// A clone is another handle to the same leases. Make one per process, and call [`shutdown`](Self::shutdown) at its end. A thread
-/// keeps what it saw of the leases that it used last, so using several by turns is slower.
+/// keeps what it saw of the leases that it uses; where it uses several by turns, only one of them is as fast as can be.
 /// Reports are sent by a task on the runtime of whoever used them first. When that runtime ends, the next use on another one
 /// starts the task there.
 /// A changed limit is noticed within a tick of the gate's hearing of it; units that were lent before may still be used until

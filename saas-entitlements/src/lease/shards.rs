@@ -2,7 +2,7 @@
 //!
 //! A map that anybody has may not change: a new tenant copies one of [`SHARDS`] maps. Each thread keeps the maps that it saw
 //! last, so that it looks whether they are still the present ones and writes nothing that is shared. Each that it keeps lives until
-//! it looks there again, uses other leases, or ends.
+//! it looks there again, uses nothing but other leases, or ends.
 
 use std::{cell::RefCell, ops::Deref, sync::Arc};
 
@@ -14,6 +14,9 @@ use super::cell::Cells;
 
 /// Each new tenant copies one of so many maps.
 pub(super) const SHARDS: usize = 64;
+
+/// A thread that uses several leases by turns keeps the maps of one. After so many uses of others alone it turns to those.
+const TURN_AFTER: u8 = 32;
 
 /// By [`number`].
 pub(super) type Map = HashMap<u128, Cells, foldhash::fast::RandomState>;
@@ -36,30 +39,39 @@ impl Deref for Shard {
     }
 }
 
-/// What a thread saw last, of the leases that it used last.
+/// What a thread saw last, of the leases that it uses.
 struct Seen {
     shards: Option<Shards>,
+    /// Uses of others since the last use of these.
+    others: u8,
     maps: [Option<Cache<Shard, Arc<Map>>>; SHARDS],
 }
 
 thread_local! {
-    static SEEN: RefCell<Seen> = const { RefCell::new(Seen { shards: None, maps: [const { None }; SHARDS] }) };
+    static SEEN: RefCell<Seen> = const { RefCell::new(Seen { shards: None, others: 0, maps: [const { None }; SHARDS] }) };
 }
 
 impl Seen {
     #[inline]
-    fn map(&mut self, shards: &Shards, at: usize) -> &Map {
-        if !self.shards.as_ref().is_some_and(|seen| Arc::ptr_eq(&seen.0, &shards.0)) {
-            self.turn_to(shards);
+    fn map(&mut self, shards: &Shards, at: usize) -> Option<&Map> {
+        if self.shards.as_ref().is_some_and(|seen| Arc::ptr_eq(&seen.0, &shards.0)) {
+            self.others = 0;
+        } else if !self.turns_to(shards) {
+            return None;
         }
-        self.maps[at].get_or_insert_with(|| Cache::new(Shard { shards: shards.clone(), at })).load()
+        Some(self.maps[at].get_or_insert_with(|| Cache::new(Shard { shards: shards.clone(), at })).load())
     }
 
     #[cold]
     #[inline(never)]
-    fn turn_to(&mut self, shards: &Shards) {
+    fn turns_to(&mut self, shards: &Shards) -> bool {
+        self.others += 1;
+        if self.shards.is_some() && self.others < TURN_AFTER {
+            return false;
+        }
         self.maps.fill_with(|| None);
-        self.shards = Some(shards.clone());
+        (self.shards, self.others) = (Some(shards.clone()), 0);
+        true
     }
 }
 
@@ -94,11 +106,11 @@ impl Shards {
         let (at, number) = (place(tenant), number(tenant));
         let seen = SEEN.try_with(|seen| {
             let mut seen = seen.try_borrow_mut().ok()?;
-            Some(seen.map(self, at).get(&number).map(&look))
+            Some(seen.map(self, at)?.get(&number).map(&look))
         });
         match seen {
             Ok(Some(found)) => found,
-            // `look` has come back here, or the thread ends.
+            // The thread keeps the maps of others, `look` has come back here, or the thread ends.
             Ok(None) | Err(_) => self.0[at].load().get(&number).map(look),
         }
     }
@@ -146,6 +158,10 @@ mod tests {
         for _ in 0..3 {
             assert!(knows(&one, tenant) && !knows(&other, tenant));
         }
+        for _ in 0..=TURN_AFTER {
+            assert!(!knows(&other, tenant));
+        }
+        assert!(knows(&one, tenant));
         assert_eq!(one.look(tenant, |_| knows(&other, tenant) || knows(&one, tenant)), Some(true), "while it looks");
     }
 
@@ -156,8 +172,12 @@ mod tests {
         assert!(knows(&shards, tenant));
         let kept = Arc::downgrade(&shards.0);
         drop(shards);
-        assert!(kept.upgrade().is_some());
-        assert!(!knows(&Shards::new(), tenant));
+        let next = Shards::new();
+        for _ in 1..TURN_AFTER {
+            assert!(kept.upgrade().is_some());
+            assert!(!knows(&next, tenant));
+        }
+        assert!(!knows(&next, tenant));
         assert!(kept.upgrade().is_none());
     }
 }
