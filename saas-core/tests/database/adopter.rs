@@ -42,7 +42,7 @@ pub(crate) static ROLES: RwLock<()> = RwLock::const_new(());
 
 /// What the audit finds, while no other test has a role of its own.
 pub(crate) async fn examine(pool: &PgPool) -> Vec<Finding> {
-    let _alone = ROLES.read().await;
+    let _no_roles = ROLES.read().await;
     doctor::examine(pool).await.unwrap()
 }
 
